@@ -1,0 +1,1 @@
+"""borealis-gguf: from a checkpoint to running GGUFs in one pass."""

@@ -1,0 +1,1 @@
+"""The command line: validate, call one function of the library, print."""

@@ -1,0 +1,19 @@
+"""One exception family. The command line catches it once; its text is one line: what, where, what to do."""
+
+
+class BorealisError(Exception):
+    """Something the user can act on. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InvalidInput(BorealisError):
+    """The input, or what was asked of it, cannot be used. Nothing has been written."""
+
+    exit_code = 2
+
+
+class Cancelled(BorealisError):
+    """The caller asked the work to stop; nothing stands under a final name."""
+
+    exit_code = 130

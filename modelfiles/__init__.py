@@ -1,0 +1,1 @@
+"""Ollama Modelfiles: written, and read back strictly."""

@@ -1,0 +1,69 @@
+"""What will be written, known completely before a weight is read. Pure data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from ..checkpoint.types import KV, Slice
+
+Encode = Callable[[np.ndarray, GGMLQuantizationType, np.ndarray | None, np.ndarray], None]
+"""`encode(rows, type, importance, out)`: rows [n, n_per_row] as float32, float16, or uint16 (which means BF16);
+importance [n_per_row] float32 or None; out [n, row_nbytes] uint8, filled. Thread-safe; releases the GIL."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """Where a tensor's rows come from. `shift` is added to every element, in float32 (in float16 for an F16 slice)."""
+
+    slice: Slice
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A GGUF tensor before a type is chosen for it. `shape` is row-major; it may hold fewer rows than the source."""
+
+    name: str
+    source: TensorSource
+    shape: tuple[int, ...]
+
+    @property
+    def n_per_row(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order."""
+
+    kv: tuple[KV, ...]
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding."""
+
+    tensor: Tensor
+    type: GGMLQuantizationType
+    offset: int
+    nbytes: int
+    importance: np.ndarray | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One output file: `header` is complete (magic, KV, tensor infos, padding), `size` is the whole file's."""
+
+    path: Path
+    header: bytes
+    tensors: tuple[TensorPlan, ...]
+    size: int
