@@ -107,18 +107,22 @@ def requires_importance(type: GGMLQuantizationType) -> bool:
     return bool(library().ggml_quantize_requires_imatrix(type))
 
 
-def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
+def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> bool:
     """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`, by ggml's own code.
 
     rows: float32, float16, or uint16 which means BF16. importance: float32 [n_per_row] or None. Rows that have the
-    type already are copied. Raises InvalidInput where ggml would abort. Thread-safe, and the GIL is released.
+    type already are copied. Returns whether every weight is finite. Raises InvalidInput where ggml would abort.
+    Thread-safe, and the GIL is released.
     """
     _check(rows, type, importance, out)
     if not rows.size:
-        return
-    if _SOURCE_TYPES[rows.dtype.name] == type:
+        return True
+    source = _SOURCE_TYPES[rows.dtype.name]
+    if source == type:
         out[...] = np.ascontiguousarray(rows).view(np.uint8)
-        return
+    finite = validate(np.ascontiguousarray(rows).view(np.uint8), source)
+    if source == type:
+        return finite
     _initialize(type)
     n_per_row = rows.shape[1]
     weights = None if importance is None else np.require(importance, requirements=["C", "A"])
@@ -127,10 +131,11 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     quantize = library().ggml_quantize_chunk
     for start in range(0, len(rows), step):
         tile = _float32(rows[start : start + step], scratch)
-        if type in GRID_TYPES and not np.isfinite(tile).all():
+        if type in GRID_TYPES and not finite:
             raise InvalidInput(f"weights hold NaN or infinity: {type.name} cannot hold them")
         target = out[start : start + step]
         quantize(type, tile.ctypes.data, target.ctypes.data, 0, len(tile), n_per_row, _address(weights))
+    return finite
 
 
 def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.ndarray:
