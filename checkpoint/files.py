@@ -49,3 +49,14 @@ def recognize(head: bytes) -> str | None:
 def quote(text: str, limit: int = 80) -> str:
     """Foreign text as part of a one-line message: escaped, and cut when it is long."""
     return ascii(text) if len(text) <= limit else ascii(text[:limit]) + "…"
+
+
+def extended(path: Path) -> Path:
+    """The same path; on Windows one near or beyond 260 characters gets the prefix that lifts that limit."""
+    return Path(extended_windows(str(path.absolute()))) if os.name == "nt" else path
+
+
+def extended_windows(absolute: str) -> str:
+    if len(absolute) < 180 or absolute.startswith("\\\\?\\"):  # files inside a folder need room too
+        return absolute
+    return f"\\\\?\\UNC\\{absolute[2:]}" if absolute.startswith("\\\\") else f"\\\\?\\{absolute}"
