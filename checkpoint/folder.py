@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from .files import extended, open_regular, quote, recognize
+from .files import extended, open_regular, quote, recognize, shown
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from .safetensors import read_header
 from .types import Slice
@@ -65,7 +65,7 @@ def own_file(folder: Path, path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise InvalidInput(f"{path}: a link that leads nowhere; copy the file itself there") from error
     allowed = [home]
-    if home.parent.name == "snapshots":
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
         allowed += [home.parents[1] / "blobs", home.parents[2] / "blobs"]  # the repository's, the cache's shared ones
     if not any(target.is_relative_to(root) for root in allowed):
         raise InvalidInput(f"{path}: a link out of the checkpoint, to {target}; copy the file itself there")
@@ -87,7 +87,7 @@ def _read_single(path: Path) -> dict[str, Slice]:
 def _read_sharded(path: Path) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
-        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}{_found_instead(path)}")
+        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
     document = read_json_object(own_file(path, index))
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
@@ -150,17 +150,16 @@ def _no_folder(path: Path) -> str:
 
 def _found_instead(path: Path) -> str:
     """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
-    names = sorted(entry.name for entry in path.iterdir())
-    for suffix, advice in (
+    for pattern, advice in (
         ("adapter_config.json", "It holds a LoRA adapter: merge it into its base model first."),
-        (".safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
-        (".bin", "It holds {}: convert it to safetensors first."),
-        (".pth", "It holds {}: convert it to safetensors first."),
-        (".gguf", "It holds {}: give that file itself."),
+        ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
+        ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),
+        ("*.pth", "It holds {}: convert it to safetensors first."),
+        ("*.gguf", "It holds {}: give that file itself."),
     ):
-        match = next((name for name in names if name.endswith(suffix)), None)
-        if match is not None:
-            return " " + advice.format(match if match.isprintable() else quote(match))
+        names = sorted(match.name for match in path.glob(pattern))
+        if names:
+            return " " + advice.format(shown(names[0]))
     return ""
 
 
