@@ -131,7 +131,9 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     for start in range(0, len(rows), step):
         tile = _float32(rows[start : start + step], scratch)
         if type in GRID_TYPES and not _fits_grid(tile, weights):
-            raise InvalidInput(f"weights or their importance are negative, huge or not finite: {type.name} cannot be made")
+            raise InvalidInput(
+                f"weights or their importance are negative, huge or not finite: {type.name} cannot be made"
+            )
         target = out[start : start + step]
         quantize(type, tile.ctypes.data, target.ctypes.data, 0, len(tile), n_per_row, _address(weights))
 
