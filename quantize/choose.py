@@ -42,7 +42,7 @@ TensorInfo = tuple[str, tuple[int, ...], GGMLQuantizationType]
 
 
 def file_order(names: Iterable[str]) -> list[str]:
-    """`names` in the order in which llama.cpp writes and counts: by block, those outside of one first; then by bytes."""
+    """`names` in the order in which llama.cpp writes and counts: outside of blocks first, then by block; then bytes."""
     return sorted(names, key=_order)
 
 
