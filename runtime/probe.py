@@ -92,7 +92,9 @@ def _cpu() -> list[str]:
     """What tells one kind of CPU from another."""
     names = [platform.machine(), platform.processor(), os.environ.get("PROCESSOR_IDENTIFIER", "")]
     if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
         return [*names, asked.stdout.strip()]
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

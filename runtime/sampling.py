@@ -64,4 +64,6 @@ def override(sampling: Sampling, given: Mapping[str, float]) -> Sampling:
             raise InvalidInput(f"{name}: {value!r} is not a whole number")
         if not low <= value <= high:
             raise InvalidInput(f"{name}: {value!r} is not within {low} and {high}")
-    return replace(sampling, **{name: int(v) if isinstance(RANGES[name][0], int) else float(v) for name, v in given.items()})
+    return replace(
+        sampling, **{name: int(v) if isinstance(RANGES[name][0], int) else float(v) for name, v in given.items()}
+    )
