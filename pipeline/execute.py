@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -67,15 +67,17 @@ def execute(
     began = time.monotonic()
     check_outputs(plans)
     stamps = source_stamps(plans)
-    with ExitStack() as stack:
+    with ExitStack() as stack, _clear_errors():
         files = []
         for plan in plans:
             files.append(PartialFile(plan))
             stack.callback(files[-1].discard)
+            files[-1].begin()
+        total = sum(task.nbytes for task in tasks(plans, chunk_weights))
         run = _Run(
             tasks(plans, chunk_weights), [f.path for f in files], codec, stop or threading.Event(), allow_nonfinite
         )
-        run.work(jobs or available_cores(), sum(t.nbytes for t in tasks(plans, chunk_weights)), on_progress)
+        run.work(jobs or available_cores(), total, on_progress)
         for path, stamp in stamps.items():
             if source_stamp(path) != stamp:
                 raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
@@ -85,6 +87,15 @@ def execute(
             file.publish()
     seconds = time.monotonic() - began
     return tuple(FileResult(p.path, p.label, p.size, bits_per_weight(p), seconds) for p in plans)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the operating system says, as one line about a file."""
+    try:
+        yield
+    except OSError as error:
+        raise BorealisError(f"{error.filename or 'writing'}: {error.strerror or error}; nothing was kept") from error
 
 
 def bits_per_weight(plan: FilePlan) -> float:
@@ -177,14 +188,8 @@ class _Run:
                         self.done += task.nbytes
             except BaseException as error:
                 with self.lock:
-                    self.error = self.error or _explain(error)
+                    self.error = self.error or error
                 self.stop.set()
-
-
-def _explain(error: BaseException) -> BaseException:
-    if isinstance(error, OSError):
-        return BorealisError(f"{error.filename or 'reading or writing'}: {error.strerror or error}; nothing was kept")
-    return error
 
 
 class _Worker:

@@ -22,9 +22,12 @@ class PartialFile:
         self.plan = plan
         self.path = plan.path.with_name(f".{plan.path.name}.partial")
         self.file = _open_locked(self.path, plan.path)
+
+    def begin(self) -> None:
+        """Write the header and give the file its full size."""
         self.file.truncate(0)
-        self.file.write(plan.header)
-        self.file.truncate(plan.size)
+        self.file.write(self.plan.header)
+        self.file.truncate(self.plan.size)
 
     def sync(self) -> None:
         """Put every byte on the disk, and check that what stands there begins and ends as planned."""

@@ -26,7 +26,10 @@ NOT_ENCODED = frozenset({T.Q8_1, T.Q8_K, T.I8, T.I16, T.I32, T.I64, T.F64})
 """Types of intermediate results and of integers: ggml does not quantize to them."""
 
 GRID_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
-"""Types that look weights up in a lattice; ggml aborts the process when a NaN leads outside of it."""
+"""Types that look weights up in a lattice; ggml aborts the process when NaN or an overflow leads outside of it."""
+
+GRID_LIMIT = 1e15
+"""Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
 _NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
 _SOURCE_TYPES = {"float32": T.F32, "float16": T.F16, "uint16": T.BF16}
@@ -107,18 +110,22 @@ def requires_importance(type: GGMLQuantizationType) -> bool:
     return bool(library().ggml_quantize_requires_imatrix(type))
 
 
-def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
+def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> bool:
     """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`, by ggml's own code.
 
     rows: float32, float16, or uint16 which means BF16. importance: float32 [n_per_row] or None. Rows that have the
-    type already are copied. Raises InvalidInput where ggml would abort. Thread-safe, and the GIL is released.
+    type already are copied. Returns whether every weight is finite. Raises InvalidInput where ggml would abort.
+    Thread-safe, and the GIL is released.
     """
     _check(rows, type, importance, out)
     if not rows.size:
-        return
-    if _SOURCE_TYPES[rows.dtype.name] == type:
+        return True
+    source = _SOURCE_TYPES[rows.dtype.name]
+    if source == type:
         out[...] = np.ascontiguousarray(rows).view(np.uint8)
-        return
+    finite = validate(np.ascontiguousarray(rows).view(np.uint8), source)
+    if source == type:
+        return finite
     _initialize(type)
     n_per_row = rows.shape[1]
     weights = None if importance is None else np.require(importance, requirements=["C", "A"])
@@ -127,10 +134,13 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     quantize = library().ggml_quantize_chunk
     for start in range(0, len(rows), step):
         tile = _float32(rows[start : start + step], scratch)
-        if type in GRID_TYPES and not np.isfinite(tile).all():
-            raise InvalidInput(f"weights hold NaN or infinity: {type.name} cannot hold them")
+        if type in GRID_TYPES and not _fits_grid(tile, weights):
+            raise InvalidInput(
+                f"weights or their importance are negative, huge or not finite: {type.name} cannot be made"
+            )
         target = out[start : start + step]
         quantize(type, tile.ctypes.data, target.ctypes.data, 0, len(tile), n_per_row, _address(weights))
+    return finite
 
 
 def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.ndarray:
@@ -180,6 +190,15 @@ def _float32(rows: np.ndarray, scratch: np.ndarray | None) -> np.ndarray:
     convert = library().ggml_fp16_to_fp32_row if rows.dtype == np.float16 else library().ggml_bf16_to_fp32_row
     convert(rows.ctypes.data, scratch.ctypes.data, rows.size)
     return scratch[: len(rows)]
+
+
+def _fits_grid(tile: np.ndarray, importance: np.ndarray | None) -> bool:
+    """Whether the search of the lattice types stays finite. Written so that NaN gives False."""
+    peak = float(max(tile.max(), -tile.min()))
+    if importance is None:
+        return peak**4 <= GRID_LIMIT
+    largest = float(importance.max())
+    return bool(importance.min() >= 0) and peak <= GRID_LIMIT and peak**2 * largest <= GRID_LIMIT
 
 
 def _address(array: np.ndarray | None) -> int | None:
