@@ -21,7 +21,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.types import KV
-from .convert.convert import describe
+from .convert.describe import describe
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
