@@ -8,6 +8,7 @@ from typing import Any
 from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import open_regular, quote
+from ..checkpoint.folder import Checkpoint, own_file
 from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
@@ -19,17 +20,20 @@ ChatTemplate = str | tuple[tuple[str, str], ...] | None
 """One template, or several as (name, template), or none."""
 
 
-def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
+def read_chat_template(checkpoint: Checkpoint, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
     """tokenizer_config.json's own, else chat_template.jinja with its additional ones, else chat_template.json."""
-    where = folder / "tokenizer_config.json"
+    where = checkpoint.path / "tokenizer_config.json"
     value = tokenizer_config.get("chat_template")
-    jinja, json = folder / "chat_template.jinja", folder / "chat_template.json"
-    if value is None and jinja.exists():
-        additional = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    jinja, json = checkpoint.file("chat_template.jinja"), checkpoint.file("chat_template.json")
+    if value is None and jinja:
+        additional = sorted((checkpoint.path / "additional_chat_templates").glob("*.jinja"))
         if not additional:
             return read_text(jinja)
-        return (("default", read_text(jinja)), *((path.stem, read_text(path)) for path in additional))
-    if value is None and json.exists():
+        return (
+            ("default", read_text(jinja)),
+            *((path.stem, read_text(own_file(checkpoint.path, path))) for path in additional),
+        )
+    if value is None and json:
         where, value = json, read_json_object(json).get("chat_template")
     return _parsed(where, value)
 

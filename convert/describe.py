@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType
 
 from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
@@ -15,10 +16,7 @@ from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
 
-if TYPE_CHECKING:
-    from ..checkpoint.folder import Checkpoint
-
-ARCHITECTURES: dict[str, Callable[["Checkpoint"], Text]] = {
+ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
     "Gemma3ForConditionalGeneration": gemma3.read_text,
 }
@@ -26,7 +24,7 @@ ARCHITECTURES: dict[str, Callable[["Checkpoint"], Text]] = {
 
 
 def describe(
-    checkpoint: "Checkpoint", outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
@@ -38,13 +36,7 @@ def describe(
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
         KV("general.type", GGUFValueType.STRING, "model"),
-        *metadata_kv(
-            checkpoint.path,
-            checkpoint.config,
-            text.tensors,
-            repo_id=checkpoint.repo_id,
-            model_name=model_name,
-        ),
+        *metadata_kv(checkpoint, text.tensors, model_name=model_name),
         *(replace(kv, value=int(type)) if kv.key == "general.file_type" else kv for kv in text.keys),
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
         *text.tokenizer,
@@ -53,7 +45,7 @@ def describe(
     return Model(kv, text.tensors), outtypes(text.tensors, outtype)
 
 
-def architecture(checkpoint: "Checkpoint") -> str:
+def architecture(checkpoint: Checkpoint) -> str:
     """The architecture of the text model, one of ARCHITECTURES."""
     where, config = checkpoint.path / "config.json", checkpoint.config
     text = config.get("text_config")
@@ -72,7 +64,9 @@ def _first(config: Mapping[str, Any]) -> str | None:
 def _check_text(where: str, entries: Iterable[KV]) -> None:
     """JSON can spell half characters (`\\ud800`), which no UTF-8 file can hold."""
     for kv in entries:
-        for text in (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ():
+        for text in (
+            (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ()
+        ):
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:

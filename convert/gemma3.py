@@ -5,10 +5,11 @@ Defaults are those of transformers' Gemma3TextConfig: the published 4b configura
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import GGUFValueType
 
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
 from .architecture import Text
@@ -16,9 +17,6 @@ from .rows import Row, map_tensors
 from .same_bytes import same_bytes
 from .tokenizer import read_tokenizer, tokenizer_kv
 from .values import integer, mapping, number, only
-
-if TYPE_CHECKING:
-    from ..checkpoint.folder import Checkpoint
 
 ARCHITECTURE = "gemma3"
 
@@ -41,9 +39,7 @@ ROWS = (
     Row("model.layers.{bid}.self_attn.q_norm.weight", "blk.{bid}.attn_q_norm.weight", ("head_dim",), shift=1.0),
     Row("model.layers.{bid}.self_attn.k_norm.weight", "blk.{bid}.attn_k_norm.weight", ("head_dim",), shift=1.0),
     Row("model.layers.{bid}.self_attn.rotary_emb.inv_freq", "", required=False),
-    Row(
-        "model.layers.{bid}.post_attention_layernorm.weight", "blk.{bid}.post_attention_norm.weight", HEAD, shift=1.0
-    ),
+    Row("model.layers.{bid}.post_attention_layernorm.weight", "blk.{bid}.post_attention_norm.weight", HEAD, shift=1.0),
     Row("model.layers.{bid}.pre_feedforward_layernorm.weight", "blk.{bid}.ffn_norm.weight", HEAD, shift=1.0),
     Row("model.layers.{bid}.post_feedforward_layernorm.weight", "blk.{bid}.post_ffw_norm.weight", HEAD, shift=1.0),
     Row("model.layers.{bid}.mlp.gate_proj.weight", "blk.{bid}.ffn_gate.weight", ("feed-forward", "hidden")),
@@ -103,7 +99,7 @@ class Config:
         }
 
 
-def read_text(checkpoint: "Checkpoint") -> Text:
+def read_text(checkpoint: Checkpoint) -> Text:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
 
     Raises InvalidInput when tensors, configuration and tokenizer do not belong together, or when llama.cpp's runtime
@@ -119,7 +115,7 @@ def read_text(checkpoint: "Checkpoint") -> Text:
         sizes=config.sizes(),
         plain_name=plain_name,
     )
-    tokenizer = read_tokenizer(checkpoint.path, config.vocabulary)
+    tokenizer = read_tokenizer(checkpoint, config.vocabulary)
     tokens = tokenizer_kv(tokenizer, checkpoint.config)
     return Text(ARCHITECTURE, tensors, keys(config), (*tokens, KV(ADD_SPACE_PREFIX, GGUFValueType.BOOL, False)))
 
@@ -129,13 +125,13 @@ ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 
 def plain_name(name: str) -> str | None:
     """A checkpoint's tensor name as ROWS spell it, whatever wraps the text model; None for the vision side."""
-    name = name.replace("language_model.", "", 1)
+    name = name.replace("language_model.", "")
     if name.startswith(OTHER_PARTS) or name.removeprefix("model.").startswith(OTHER_PARTS):
         return None
     return name
 
 
-def _without_tied_head(where: str, checkpoint: "Checkpoint") -> dict[str, Slice]:
+def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
     """The tensors, less an lm_head that repeats the embedding; its absence must agree with the configuration."""
     tensors = checkpoint.tensors
     plain = {plain_name(name): name for name in tensors}
@@ -182,7 +178,12 @@ def _check_runtime(where: str, text: Mapping[str, Any], config: Config) -> None:
         raise InvalidInput(f"{where}: {config.heads} attention heads cannot share {config.kv_heads} key-value heads")
     scale = config.hidden // config.heads if config.layers == WIDE_SCALE_LAYERS else config.head_dim
     default = 256 if "query_pre_attn_scalar" not in text else None
-    only(where, {**text, "query_pre_attn_scalar": default or text["query_pre_attn_scalar"]}, "query_pre_attn_scalar", scale)
+    only(
+        where,
+        {**text, "query_pre_attn_scalar": default or text["query_pre_attn_scalar"]},
+        "query_pre_attn_scalar",
+        scale,
+    )
     only(where, text, "hidden_activation", "gelu_pytorch_tanh")
     only(where, text, "attention_bias", False)
     only(where, text, "use_bidirectional_attention", False)
@@ -233,7 +234,9 @@ def _rope(where: str, text: Mapping[str, Any]) -> Rope:
     if kind not in ("linear", "yarn") or unknown:
         raise InvalidInput(f"{rope}: {', '.join([f'type {kind!r}', *unknown])}; only linear and yarn are known")
     if full.get("factor") is None or (kind == "yarn" and full.get("original_max_position_embeddings") is None):
-        raise InvalidInput(f"{rope}: {kind} needs a factor" + (" and original_max_position_embeddings" * (kind == "yarn")))
+        raise InvalidInput(
+            f"{rope}: {kind} needs a factor" + (" and original_max_position_embeddings" * (kind == "yarn"))
+        )
     extra = tuple((key, _extra(rope, full, key)) for key in SCALING_KEYS if full.get(key) is not None)
     return Rope(theta, local_theta, kind, number(rope, full, "factor", 1.0), extra)
 
@@ -261,7 +264,9 @@ def keys(config: Config) -> tuple[KV, ...]:
             _kv("rope.scaling.type", GGUFValueType.STRING, rope.scaling),
             _kv("rope.scaling.factor", f32, rope.factor),
         ]
-        entries += [_kv(f"rope.scaling.{SCALING_KEYS[key][0]}", SCALING_KEYS[key][1], value) for key, value in rope.extra]
+        entries += [
+            _kv(f"rope.scaling.{SCALING_KEYS[key][0]}", SCALING_KEYS[key][1], value) for key, value in rope.extra
+        ]
     entries += [
         _kv("rope.freq_base", f32, rope.theta),
         _kv("rope.freq_base_swa", f32, rope.local_theta),

@@ -15,6 +15,7 @@ from gguf.constants import GGUFValueType
 from gguf.utility import size_label
 
 from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
@@ -68,22 +69,15 @@ RELATED_KEYS = ("name", "author", "version", "organization", "description", "url
 ON_HUB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
 
 
-def metadata_kv(
-    folder: Path,
-    config: Mapping[str, Any],
-    tensors: Sequence[Tensor],
-    *,
-    repo_id: str | None = None,
-    model_name: str | None = None,
-) -> tuple[KV, ...]:
-    """The general keys of the checkpoint in `folder`, sampling first. `model_name` overrides the name."""
+def metadata_kv(checkpoint: Checkpoint, tensors: Sequence[Tensor], *, model_name: str | None = None) -> tuple[KV, ...]:
+    """The general keys of `checkpoint`, sampling first. `model_name` overrides the name."""
     weights = sum(prod(t.shape) for t in tensors)
-    card = read_model_card(folder)
-    parts = _names(folder, config, weights, repo_id)
+    card = read_model_card(checkpoint)
+    parts = _names(checkpoint, weights)
     texts = {key: _text(card, names) or getattr(parts, key, None) for key, names in CARD}
-    texts["name"] = model_name or texts["name"] or folder_name(folder, repo_id)
+    texts["name"] = model_name or texts["name"] or folder_name(checkpoint.path, checkpoint.repo_id)
     texts["size_label"] = texts["size_label"] or size_label(weights, weights, 0, 0)
-    entries = [*_sampling(folder / "generation_config.json")]
+    entries = [*_sampling(checkpoint.file("generation_config.json"))]
     entries += [KV(f"general.{key}", TEXT, texts[key]) for key, _ in CARD if texts[key]]
     for kind, names in RELATED:
         entries += _related(kind, card, names, weights)
@@ -93,13 +87,13 @@ def metadata_kv(
     return tuple(entries)
 
 
-def _names(folder: Path, config: Mapping[str, Any], weights: int, repo_id: str | None) -> NameParts:
+def _names(checkpoint: Checkpoint, weights: int) -> NameParts:
     parts = NameParts()
-    original = config.get("_name_or_path")
+    original = checkpoint.config.get("_name_or_path")
     # More than one slash makes it a path of some computer, which says nothing about the model.
     if isinstance(original, str) and original.count("/") <= 1:
         parts = parse_model_name(original, weights)
-    return parts.filled(parse_model_name(folder_name(folder, repo_id), weights))
+    return parts.filled(parse_model_name(folder_name(checkpoint.path, checkpoint.repo_id), weights))
 
 
 def _text(card: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -117,8 +111,8 @@ def _items(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
-def _sampling(path: Path) -> Iterator[KV]:
-    if not path.exists():
+def _sampling(path: Path | None) -> Iterator[KV]:
+    if path is None:
         return
     values = read_json_object(path)
     for key, type, names in SAMPLING:

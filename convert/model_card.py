@@ -1,10 +1,10 @@
 """The YAML block at the top of a README.md."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..checkpoint.folder import Checkpoint
 from ..errors import InvalidInput
 from .chat_template import read_text
 
@@ -24,10 +24,10 @@ _TextLoader.yaml_implicit_resolvers = {
 }
 
 
-def read_model_card(folder: Path) -> dict[str, Any]:
+def read_model_card(checkpoint: Checkpoint) -> dict[str, Any]:
     """The block's entries; empty without a README.md or without a block. Raises InvalidInput when it is not YAML."""
-    path = folder / "README.md"
-    if not path.exists():
+    path = checkpoint.file("README.md")
+    if path is None:
         return {}
     lines = read_text(path, MAX_CARD).split("\n")
     if lines[0] != "---" or "---" not in lines[1:]:

@@ -45,11 +45,6 @@ def _title(text: str | None) -> str | None:
 
 
 def folder_name(path: Path, repo_id: str | None) -> str:
-    """What the checkpoint's folder calls the model. A folder of the Hub's cache is named by a hash: then the repository."""
-    path = path.resolve()
-    if not HASH.fullmatch(path.name):
-        return path.name
-    if repo_id:
-        return repo_id
-    cached = path.parent.parent.name.split("--")
-    return "/".join(cached[1:]) if cached[0] == "models" and len(cached) > 1 else path.name
+    """What the checkpoint's folder is called; its repository, where the Hub's cache named the folder by a hash."""
+    name = path.resolve().name
+    return repo_id if repo_id and HASH.fullmatch(name) else name

@@ -171,6 +171,8 @@ def _template(where: str, step: Mapping[str, Any], key: str) -> list[tuple[str, 
         (kind, value), *more = item.items() if isinstance(item, dict) and item else (("", None),)
         id = value.get("id") if isinstance(value, dict) else None
         if more or kind not in ("SpecialToken", "Sequence") or not isinstance(id, str):
-            raise InvalidInput(f"{where}: {key} holds {quote(str(item))}, which is neither a SpecialToken nor a Sequence")
+            raise InvalidInput(
+                f"{where}: {key} holds {quote(str(item))}, which is neither a SpecialToken nor a Sequence"
+            )
         read.append((kind, id))
     return read

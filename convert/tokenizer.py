@@ -14,10 +14,11 @@ from typing import Any
 from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
-from .chat_template import chat_template_kv, read_chat_template
+from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
 from .sentencepiece import BPE, read_sentencepiece
 from .special import special_kv
 from .tokenizer_json import pieces_of_tokenizer_json
@@ -53,7 +54,7 @@ class Tokenizer:
     types: tuple[int, ...]
     json: dict[str, Any]
     config: dict[str, Any]
-    chat_template: str | tuple[tuple[str, str], ...] | None
+    chat_template: ChatTemplate
 
 
 @dataclass(slots=True)
@@ -74,34 +75,38 @@ class _Table:
         self.used.add(id)
 
 
-def read_tokenizer(folder: Path, n_vocab: int) -> Tokenizer:
-    """Read the tokenizer of the checkpoint in `folder`, for a model of `n_vocab` embeddings.
+def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
+    """Read the tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
 
     Raises InvalidInput, naming the file, for anything that would give llama.cpp other ids than the checkpoint's own
     tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
     """
-    model, whole = folder / "tokenizer.model", folder / "tokenizer.json"
-    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole.exists() else {}
-    config = _optional(folder / "tokenizer_config.json")
-    if model.exists():
-        where, pieces = model, _pieces_of_model(model)
-    elif json:
-        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json)
-    else:
-        raise InvalidInput(f"{folder}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
+    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
+    config = _optional(checkpoint.file("tokenizer_config.json"))
+    added = _added_tokens(str(whole), json)
+    where = model or whole
+    if model:
+        pieces = _pieces_of_model(model)
+    elif whole:
+        pieces = pieces_of_tokenizer_json(str(whole), json, {token["content"] for token in added})
+    if where is None:
+        raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
     if len(pieces) > n_vocab:
         raise InvalidInput(f"{where}: {len(pieces)} pieces, but config.json has a vocabulary of {n_vocab}")
     table = _Table.padding(n_vocab)
     for id, (token, score, type) in enumerate(pieces):
         if token is not None:
             table.put(id, token, score, type)
-    _check_same_pieces(whole, json, table)
-    _add_tokens(folder, json, config, table, n_vocab)
+    _check_same_pieces(str(whole), json, added, table)
+    _add_tokens(checkpoint, config, added, table)
     _check(where, table)
-    _check_turns(where, table)
+    _check_markers(where, table, added)
     json.pop("model", None)
-    template = read_chat_template(folder, config)
-    return Tokenizer(folder, tuple(table.tokens), tuple(table.scores), tuple(table.types), json, config, template)
+    template = read_chat_template(checkpoint, config)
+    return Tokenizer(
+        checkpoint.path, tuple(table.tokens), tuple(table.scores), tuple(table.types), json, config, template
+    )
 
 
 def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[KV, ...]:
@@ -118,15 +123,17 @@ def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[KV, .
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.exists() else {}
+def _optional(path: Path | None) -> dict[str, Any]:
+    return read_json_object(path) if path else {}
 
 
 def _pieces_of_model(path: Path) -> list[tuple[str, float, int]]:
     """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
     model = read_sentencepiece(path)
     if model.model_type != BPE:
-        raise InvalidInput(f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise")
+        raise InvalidInput(
+            f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
+        )
     seen: set[str] = set()
     for id, (piece, score) in enumerate(zip(model.pieces, model.scores, strict=True)):
         if piece in seen:
@@ -143,22 +150,7 @@ def _pieces_of_model(path: Path) -> list[tuple[str, float, int]]:
     ]
 
 
-def _check_same_pieces(path: Path, json: Mapping[str, Any], table: _Table) -> None:
-    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id."""
-    model = json.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict):
-        return
-    added = {token["id"] for token in added_tokens(str(path), json)}
-    for piece, id in vocabulary.items():
-        if type(id) is int and id in table.used and id not in added and table.tokens[id] not in (piece, piece.replace(SPACE, " ")):
-            raise InvalidInput(
-                f"{path}: id {id} is {quote(piece)}, but {quote(table.tokens[id])} in tokenizer.model; "
-                "remove the one that does not belong to the checkpoint"
-            )
-
-
-def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
     tokens = json.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(
@@ -168,13 +160,32 @@ def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tokens
 
 
-def _add_tokens(folder: Path, json: Mapping[str, Any], config: Mapping[str, Any], table: _Table, n_vocab: int) -> None:
+def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table) -> None:
+    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id."""
+    model = json.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict):
+        return
+    replaced = {token["id"] for token in added}
+    for piece, id in vocabulary.items():
+        if type(id) is not int or id not in table.used or id in replaced:
+            continue
+        if table.tokens[id] not in (piece, piece.replace(SPACE, " ")):
+            raise InvalidInput(
+                f"{where}: id {id} is {quote(piece)}, but {quote(table.tokens[id])} in tokenizer.model; "
+                "remove the one that does not belong to the checkpoint"
+            )
+
+
+def _add_tokens(
+    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table
+) -> None:
     """Tokens added after the pieces were trained. Ids past the vocabulary have no embedding and are ignored."""
-    path = folder / "added_tokens.json"
-    for token, id in _optional(path).items():
+    path, n_vocab = checkpoint.path / "added_tokens.json", len(table.tokens)
+    for token, id in _optional(checkpoint.file("added_tokens.json")).items():
         if _in_range(path, token, id, n_vocab):
             table.put(id, token, ADDED_SCORE, TokenType.USER_DEFINED)
-    for path, id, content, special in _declared(folder, json, config):
+    for path, id, content, special in _declared(checkpoint.path, config, added):
         if not _in_range(path, content, id, n_vocab):
             continue
         if special or looks_special(content):
@@ -183,13 +194,14 @@ def _add_tokens(folder: Path, json: Mapping[str, Any], config: Mapping[str, Any]
             table.put(id, content.replace(SPACE, " "), ADDED_SCORE, TokenType.USER_DEFINED)
 
 
-def _declared(folder: Path, json: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[Path, Any, str, bool]]:
+def _declared(
+    folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Path, int, str, bool]]:
     """(file, id, text, special): from tokenizer_config.json, or where it no longer says, from tokenizer.json."""
     path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
     if not decoder:
-        path = folder / "tokenizer.json"
-        for token in added_tokens(str(path), json):
-            yield path, token["id"], token["content"], bool(token.get("special"))
+        for token in added:
+            yield folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special"))
         return
     if not isinstance(decoder, dict):
         raise InvalidInput(f"{path}: added_tokens_decoder must be an object")
@@ -223,10 +235,8 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
     seen: dict[str, int] = {}
     for id, token in enumerate(table.tokens):
-        if not token or len(token.encode("utf-8", "surrogatepass")) > MAX_TOKEN:
-            raise InvalidInput(f"{path}: token {id} is {'over 64 KB' if token else 'empty'}")
-        if "\0" in token or any("\ud800" <= c <= "\udfff" for c in token if c > "\ud7ff"):
-            raise InvalidInput(f"{path}: token {id}, {quote(token)}, is not text")
+        if (fault := _fault(token)) is not None:
+            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
         if token in seen:
             raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
         seen[token] = id
@@ -235,15 +245,28 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
 
 
-def _check_turns(path: Path, table: _Table) -> None:
+def _fault(token: str) -> str | None:
+    try:
+        nbytes = len(token.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "is not text"
+    if not token or "\0" in token:  # llama.cpp reads up to a NUL
+        return "holds a NUL" if token else "is empty"
+    return None if nbytes <= MAX_TOKEN else f"has {nbytes} bytes; {MAX_TOKEN} is the most a token may have"
+
+
+def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
+    """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
+    for token in added:
+        id, content = token["id"], token["content"]
+        if 0 <= id < len(table.tokens) and table.tokens[id] not in (content, content.replace(SPACE, " ")):
+            raise InvalidInput(
+                f"{path}: token {id} is {quote(table.tokens[id])}, but {quote(content)} in tokenizer.json; "
+                "the tokenizer's files must agree"
+            )
     for id, (token, type) in enumerate(zip(table.tokens, table.types, strict=True)):
         if token in TURNS and type != TokenType.CONTROL:
             raise InvalidInput(
                 f"{path}: {token} (id {id}) is not a control token, so a user's text could end a turn; "
                 'give it "special": true in tokenizer_config.json\'s added_tokens_decoder'
             )
-
-
-def token_texts(tokens: Sequence[str]) -> dict[str, int]:
-    """Ids by text."""
-    return {token: id for id, token in enumerate(tokens)}

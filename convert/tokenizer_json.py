@@ -50,7 +50,10 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any]) -
         )
         if model.get(key) not in allowed
     ]
-    normalizers, splits = _steps(json.get("normalizer"), "normalizers"), _steps(json.get("pre_tokenizer"), "pretokenizers")
+    normalizers, splits = (
+        _steps(json.get("normalizer"), "normalizers"),
+        _steps(json.get("pre_tokenizer"), "pretokenizers"),
+    )
     spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     if normalizers != spaces:
         faults.append("its normalizer does more, or less, than to replace spaces by ▁")
@@ -59,7 +62,8 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any]) -
         faults.append("its pre_tokenizer splits the text")
     if faults:
         raise InvalidInput(
-            f"{where}: not a tokenizer of Gemma's kind ({'; '.join(faults)}); put the checkpoint's tokenizer.model beside it"
+            f"{where}: not a tokenizer of Gemma's kind ({'; '.join(faults)}); "
+            "put the checkpoint's tokenizer.model beside it"
         )
 
 
@@ -80,7 +84,9 @@ def _vocabulary(where: str, model: Mapping[str, Any]) -> dict[str, int]:
     ids: set[int] = set()
     for piece, id in vocabulary.items():
         if type(id) is not int or not 0 <= id < 1 << 20 or id in ids:
-            raise InvalidInput(f"{where}: {quote(piece)} has the id {quote(str(id), 30)}, which is out of range or taken")
+            raise InvalidInput(
+                f"{where}: {quote(piece)} has the id {quote(str(id), 30)}, which is out of range or taken"
+            )
         ids.add(id)
     return vocabulary
 
@@ -104,9 +110,7 @@ def _scores(
     return scores
 
 
-def _check_complete(
-    where: str, vocabulary: Mapping[str, int], made: Mapping[str, int], added: Collection[str]
-) -> None:
+def _check_complete(where: str, vocabulary: Mapping[str, int], made: Mapping[str, int], added: Collection[str]) -> None:
     """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here.
 
     Added tokens are cut out of a text beforehand and bytes only stand in for missing letters: neither is ever joined.
@@ -135,6 +139,9 @@ def _halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
 
 
 def _is_byte(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") and all(c in "0123456789ABCDEF" for c in piece[3:5])
-
-
+    return (
+        len(piece) == 6
+        and piece.startswith("<0x")
+        and piece.endswith(">")
+        and all(c in "0123456789ABCDEF" for c in piece[3:5])
+    )
