@@ -101,7 +101,7 @@ class Engine:
             room = -count
 
     def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> Iterator[int]:
-        """Read the prompt `ids`, then yield one id after another until the model ends its turn or the context is full."""
+        """Read the prompt `ids`, then yield id after id until the model ends its turn or the context is full."""
         if not 0 < len(ids) < self.n_context:
             raise InvalidInput(
                 f"the prompt is {len(ids)} tokens, the context {self.n_context}; shorten it or ask for more context"

@@ -5,7 +5,6 @@ The child (`worker`) sends one JSON object a line: {"phase": …}, {"text": …}
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +41,7 @@ def run(
     loading = {"context": context, "threads": threads, "seed": seed, "sampling": sampling, "gpu_layers": gpu_layers}
     asking = {"prompt": prompt, "raw": raw, "max_tokens": max_tokens}
     # An absolute path: nothing depends on where the child believes it is.
-    request = json.dumps({"model": os.path.abspath(model), "load": loading, "stream": asking}, default=dict)
+    request = json.dumps({"model": str(Path(model).absolute()), "load": loading, "stream": asking}, default=dict)
     with tempfile.TemporaryFile() as complaints:
         yield from _talk(command or child_command(WORKER), request, complaints)
 
