@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from .checkpoint.folder import open_checkpoint
@@ -29,7 +28,8 @@ from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
 from .quantize import ggml
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
-from .quantize.metadata import imatrix_kv, quantized_kv
+from .quantize.importance import importance_of
+from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
@@ -167,15 +167,13 @@ def _plan_preset(
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
     choices = choose_types(infos, facts_from_kv(model.kv), preset, options)
     entries = matrix[1].entries if matrix else {}
-    importance: list[np.ndarray | None] = [entries.get(t.name) for t in model.tensors]
-    for tensor, choice in zip(model.tensors, choices, strict=True):
-        _check_choice(tensor, choice, preset, tensor.name in entries, requantize)
+    importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
+    for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
+        _check_choice(tensor, choice, preset, values is not None, requantize)
     overrides: Sequence[KV] = ()
     if matrix:
         overrides = imatrix_kv(matrix[0], matrix[1].datasets, len(entries), matrix[1].chunk_count)
-    file_type = preset.ftype
-    if file_type is None:  # COPY keeps what the source says
-        file_type = next((kv.value for kv in model.kv if kv.key == "general.file_type"), 0)
+    file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
     return lay_out(
         path,
         replace(model, kv=quantized_kv(model.kv, file_type, overrides)),
@@ -200,14 +198,7 @@ def _check_choice(tensor: Tensor, choice: Choice, preset: Preset, has_importance
 
 
 def _check_imatrix(matrix: Imatrix, path: Path, model: Model) -> None:
-    """Sizes must match, and one tensor at least must be named. Raises InvalidInput."""
-    for tensor in model.tensors:
-        values = matrix.entries.get(tensor.name)
-        if values is not None and values.size != tensor.n_per_row and tensor.name != "token_embd.weight":
-            raise InvalidInput(
-                f"{path}: {tensor.name} has {values.size} values, the model {tensor.n_per_row} columns; it belongs to "
-                "another model"
-            )
+    """A matrix that names no tensor of the model would change nothing. Raises InvalidInput."""
     if not any(t.name in matrix.entries for t in model.tensors):
         raise InvalidInput(f"{path}: names no tensor of this model; it belongs to another one")
 

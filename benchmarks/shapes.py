@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+
 from borealis_gguf.convert.gemma3 import ROWS, Config, Rope
 
 TOKENS = 262144

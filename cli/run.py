@@ -11,7 +11,9 @@ from .shared import PATH
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("prompt", required=False)
-@click.option("--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it.")
+@click.option(
+    "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
 @click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from borealis_gguf.checkpoint.files import extended_windows
 from borealis_gguf.checkpoint.folder import open_checkpoint, read_json_object
 from borealis_gguf.errors import InvalidInput

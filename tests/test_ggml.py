@@ -9,14 +9,15 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as T
+from gguf.constants import GGUFValueType as V
+
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV, row_nbytes
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.quantize import ggml
 from borealis_gguf.quantize.metadata import imatrix_kv, quantized_kv
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGMLQuantizationType as T
-from gguf.constants import GGUFValueType as V
 
 # Their tables take seconds to build; the code that calls them is the same.
 SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XS, T.IQ2_S}

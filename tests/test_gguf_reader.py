@@ -12,12 +12,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from borealis_gguf.checkpoint.gguf import GGUFFile, read_gguf
-from borealis_gguf.checkpoint.gguf_model import check_model
-from borealis_gguf.errors import InvalidInput
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from borealis_gguf.checkpoint.gguf import GGUFFile, read_gguf
+from borealis_gguf.checkpoint.gguf_model import check_model
+from borealis_gguf.errors import InvalidInput
 
 from . import attacks as a
 from .limits import read_apart

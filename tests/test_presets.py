@@ -11,6 +11,8 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType as T
+
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize.choose import (
@@ -34,7 +36,6 @@ from borealis_gguf.quantize.presets import (
     parse_tensor_type,
     parse_type,
 )
-from gguf.constants import GGMLQuantizationType as T
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from borealis_gguf.checkpoint.safetensors import read_header
-from borealis_gguf.errors import InvalidInput
 from gguf.constants import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from borealis_gguf.checkpoint.safetensors import read_header
+from borealis_gguf.errors import InvalidInput
 
 from . import attacks as a
 from .limits import read_apart
