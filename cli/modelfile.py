@@ -23,9 +23,9 @@ def modelfile(model: Path, output: Path | None, mmproj: Path | None, system: str
     """
     from ..modelfiles.write import write_modelfile
 
-    text = write_modelfile(
-        model, mmproj=mmproj, system=system, num_ctx=num_ctx, folder=output.parent if output else None
-    )
+    if output and output.resolve().parent != model.resolve().parent:
+        raise click.UsageError(f"a Modelfile lies beside its model: use -o {model.with_name(output.name)}")
+    text = write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx)
     if output is None:
         click.echo(text, nl=False)
     else:
