@@ -60,10 +60,8 @@ def fallback_advice(plans: "Sequence[FilePlan]") -> None:
         unfit = [t for t in plan.tensors if t.wanted]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
-            text = (
-                f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill blocks "
-            )
-            text += f"of 256: {bits_per_weight(plan):.1f} bits a weight."
+            text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
+            text += f"their blocks: {bits_per_weight(plan):.1f} bits a weight."
             if bits_per_weight(plan) > 6.5:
                 text += " Q8_0 is hardly larger, and better."
             click.echo(text, err=True)
