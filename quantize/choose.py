@@ -232,7 +232,7 @@ def _order(name: str) -> tuple[int, bytes]:
 
 
 def _encodable(type: GGMLQuantizationType | None) -> GGMLQuantizationType | None:
-    if type in NOT_ENCODED:
+    if type is not None and type in NOT_ENCODED:
         raise InvalidInput(f"{type.name} is not a type that weights can be quantized to")
     return type
 

@@ -16,14 +16,14 @@ def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> np.nda
     Raises InvalidInput when it was made for a model of another width. An embedding's is ignored then, as in llama.cpp.
     """
     values = imatrix.entries.get(name)
-    stacked = shape[-3] if len(shape) > 2 else 1
+    (n_per_row,), (stacked,) = shape[-1:], shape[-3:-2] or (1,)
     if values is None:
         return None
-    if values.size != shape[-1] * stacked:
+    if values.size != n_per_row * stacked:
         if name in TOKEN_EMBD_NAMES:
             return None
         raise InvalidInput(
-            f"{name}: has {shape[-1]} columns, the importance matrix {values.size}; it is another model's"
+            f"{name}: has {n_per_row} columns, the importance matrix {values.size}; it is another model's"
         )
     if stacked > 1:
         raise InvalidInput(f"{name}: an importance matrix for stacked experts is not supported")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 
-MAX_LENGTH, MAX_DEPTH, MAX_STATES = 512, 32, 1024
+MAX_LENGTH, MAX_DEPTH, MAX_STATES = 256, 32, 512
 
 Test = Callable[[str], bool]
 Node = tuple[str, Any]
@@ -268,7 +268,8 @@ class Pattern:
             for part in reversed(value):
                 after = self._add(part, after)
             return after
-        return self._repeat(*value, after)
+        part, low, high = value
+        return self._repeat(part, low, high, after)
 
     def _repeat(self, node: Node, low: int, high: int | None, after: int) -> int:
         if high is None:

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -80,7 +81,7 @@ def write_source(path: Path, rows: np.ndarray) -> Path:
 
 
 def llama_quantize(source: Path, out: Path, imatrix: np.ndarray | None, overrides: list[KV]) -> None:
-    params = llama_cpp.llama_model_quantize_default_params()
+    params: Any = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.ftype = 1, llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
     names = [(rf"\.{type.name.lower()}\.".encode(), int(type)) for type in TYPES]
     params.tt_overrides = (llama_cpp.llama_model_tensor_override * (len(names) + 1))(*names, (None, 0))
@@ -96,7 +97,8 @@ def llama_quantize(source: Path, out: Path, imatrix: np.ndarray | None, override
         else:
             slot.tag, slot.value.val_i64 = 0, entry.value
     params.kv_overrides = kv
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
+    quantize: Any = llama_cpp.llama_model_quantize
+    assert quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
 
 
 @pytest.mark.parametrize("source_type", ["float32", "float16", "bf16"])
