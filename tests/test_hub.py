@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.hub import Source, resolve_source
 from borealis_gguf.checkpoint.hub_download import parse_id
