@@ -1,13 +1,9 @@
 """The binding of ggml's encoders, against the files that llama.cpp's own quantizer writes."""
 
-import ctypes
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
@@ -18,7 +14,11 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV, row_nbytes
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.quantize import ggml
+from borealis_gguf.quantize.choose import Options
 from borealis_gguf.quantize.metadata import imatrix_kv, quantized_kv
+from borealis_gguf.quantize.presets import find_preset
+
+from .oracle import llama_quantize
 
 # Their tables take seconds to build; the code that calls them is the same.
 SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XS, T.IQ2_S}
@@ -44,20 +44,6 @@ def encoded(rows: np.ndarray, type: T, imatrix: np.ndarray | None = None) -> np.
     return out
 
 
-@llama_cpp.llama_log_callback
-def _silent(level: int, text: bytes, data: object) -> None:
-    pass
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    from llama_cpp._logger import llama_log_callback
-
-    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
-    yield
-    llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
-
-
 def tensor_name(type: T) -> str:
     return f"blk.0.{type.name.lower()}.weight"
 
@@ -80,27 +66,6 @@ def write_source(path: Path, rows: np.ndarray) -> Path:
     return path
 
 
-def llama_quantize(source: Path, out: Path, imatrix: np.ndarray | None, overrides: list[KV]) -> None:
-    params: Any = llama_cpp.llama_model_quantize_default_params()
-    params.nthread, params.ftype = 1, llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
-    names = [(rf"\.{type.name.lower()}\.".encode(), int(type)) for type in TYPES]
-    params.tt_overrides = (llama_cpp.llama_model_tensor_override * (len(names) + 1))(*names, (None, 0))
-    if imatrix is not None:
-        data = imatrix.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        rows = [(tensor_name(type).encode(), data, imatrix.size) for type in TYPES]
-        params.imatrix = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows, (None, None, 0))
-    kv = (llama_cpp.llama_model_kv_override * (len(overrides) + 1))()
-    for slot, entry in zip(kv, overrides, strict=False):
-        slot.key = entry.key.encode()
-        if entry.type is V.STRING:
-            slot.tag, slot.value.val_str = 3, entry.value.encode("utf-8", "surrogateescape")
-        else:
-            slot.tag, slot.value.val_i64 = 0, entry.value
-    params.kv_overrides = kv
-    quantize: Any = llama_cpp.llama_model_quantize
-    assert quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
-
-
 @pytest.mark.parametrize("source_type", ["float32", "float16", "bf16"])
 def test_bytes_and_metadata_are_llama_cpps(source_type: str, tmp_path: Path) -> None:
     rows = {"float32": weights(), "float16": weights().astype(np.float16), "bf16": bf16(weights())}[source_type]
@@ -114,7 +79,11 @@ def test_bytes_and_metadata_are_llama_cpps(source_type: str, tmp_path: Path) -> 
             data = data.replace(old, old.replace(b"iq", b"xx"))
         source.write_bytes(data)
     overrides = [KV("general.name", V.STRING, "after"), *imatrix_kv("é" * 80, ["d"], len(TYPES), 3)]
-    llama_quantize(source, tmp_path / "out.gguf", imatrix, overrides)
+    patterns = tuple((rf"\.{type.name.lower()}\.", type) for type in TYPES)
+    entries = {} if imatrix is None else {tensor_name(type): imatrix for type in TYPES}
+    options = Options(tensor_types=patterns)
+    ok, log = llama_quantize(source, tmp_path / "out.gguf", find_preset("Q8_0"), options, entries, overrides)
+    assert ok, log
     theirs = read_gguf(tmp_path / "out.gguf")
     assert theirs.kv == quantized_kv(read_gguf(source).kv, 7, overrides)
     data = (tmp_path / "out.gguf").read_bytes()

@@ -1,11 +1,8 @@
 """Every tensor's type, against llama.cpp's own llama_model_quantize on tiny models of every shape that matters."""
 
-import ctypes
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gguf
 import llama_cpp
@@ -35,6 +32,8 @@ from borealis_gguf.quantize.presets import (
     parse_tensor_type,
     parse_type,
 )
+
+from .oracle import llama_quantize
 
 
 @dataclass(frozen=True)
@@ -145,47 +144,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(shape, folder / f"{name}.gguf") for name, shape in SHAPES.items()}
 
 
-_log: list[str] = []
-
-
-@llama_cpp.llama_log_callback
-def _keep(level: int, text: bytes, data: object) -> None:
-    _log.append(text.decode("utf-8", "replace"))
-
-
-@pytest.fixture(autouse=True)
-def log() -> Iterator[None]:
-    from llama_cpp._logger import llama_log_callback
-
-    llama_cpp.llama_log_set(_keep, ctypes.c_void_p(0))
-    yield
-    llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
-
-
-def llama_quantize(source: Path, out: Path, preset: Preset, options: Options, importance: dict[str, np.ndarray],
-                   dry_run: bool) -> tuple[bool, str]:  # fmt: skip
-    """Run llama.cpp's quantizer; returns whether it succeeded, and everything it logged."""
-    params: Any = llama_cpp.llama_model_quantize_default_params()
-    params.nthread, params.pure, params.dry_run = 1, options.pure, dry_run
-    params.only_copy, params.ftype = preset.ftype is None, preset.ftype or 0
-    params.quantize_output_tensor = not options.leave_output_tensor
-    if options.output_tensor_type is not None:
-        params.output_tensor_type = int(options.output_tensor_type)
-    if options.token_embedding_type is not None:
-        params.token_embedding_type = int(options.token_embedding_type)
-    patterns = [(text.encode(), int(type)) for text, type in options.tensor_types]
-    params.tt_overrides = (llama_cpp.llama_model_tensor_override * (len(patterns) + 1))(*patterns, (None, 0))
-    entries = importance or ({"nothing": np.ones(1, np.float32)} if options.has_imatrix else {})
-    if entries:
-        floats = ctypes.POINTER(ctypes.c_float)
-        rows = [(name.encode(), values.ctypes.data_as(floats), values.size) for name, values in entries.items()]
-        params.imatrix = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows, (None, None, 0))
-    _log.clear()
-    quantize: Any = llama_cpp.llama_model_quantize
-    failed = quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
-    return not failed, "".join(_log)
-
-
 _TENSOR = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\S+), size = [^(\n]*(?:\((\S+)\))?$", re.MULTILINE)
 _FELL = re.compile(r"^warning: (\S+) .*\(required for type +(\S+)\) ", re.MULTILINE)
 _NEEDS = "actually completing this quantization will require an imatrix"
@@ -205,7 +163,7 @@ def ours(shape: Shape, preset: Preset, options: Options) -> list[tuple[str, Choi
 
 
 def assert_same(shape: Shape, source: Path, preset: Preset, options: Options) -> None:
-    ok, log = llama_quantize(source, source.with_suffix(".out"), preset, options, {}, dry_run=True)
+    ok, log = llama_quantize(source, source.with_suffix(".out"), preset, options, dry_run=True)
     where = f"{source.stem} {preset.name} {options}"
     if not ok:
         with pytest.raises(InvalidInput):
@@ -257,7 +215,7 @@ def test_requires_imatrix_where_llama_cpp_first_refuses(models: dict[str, Path],
     for preset in USABLE:
         if preset.name in ("IQ3_M", "IQ3_S"):  # made without one, but slowly
             continue
-        ok, log = llama_quantize(models["untied"], tmp_path / "out.gguf", preset, Options(), {}, dry_run=False)
+        ok, log = llama_quantize(models["untied"], tmp_path / "out.gguf", preset)
         needing = [name for name, choice in ours(SHAPES["untied"], preset, Options()) if choice.requires_imatrix]
         assert ok == (not needing), preset.name
         if needing:
