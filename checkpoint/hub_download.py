@@ -142,7 +142,7 @@ def _reporter(on_progress: Progress | None) -> type[Any]:
     lock = threading.Lock()
     bars: list[Any] = []
 
-    class Reporter(tqdm):  # type: ignore[type-arg]
+    class Reporter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
             if kwargs.get("unit") == "B":

@@ -181,16 +181,20 @@ def test_a_token_in_the_source_is_not_repeated() -> None:
 # ---- on the Hub: the address is read when huggingface_hub is imported, hence a process of its own
 
 CHILD = """
-import json, sys
+import json, os, sys
 from borealis_gguf.checkpoint.hub import resolve_source
-from borealis_gguf.errors import InvalidInput
+from borealis_gguf.errors import BorealisError, Cancelled
+def step(done, total):
+    seen.append((done, total))
+    if "STOP" in os.environ:
+        raise Cancelled("stopped")
 for source, revision in json.loads(sys.argv[1]):
     seen = []
     try:
-        found = resolve_source(source, revision=revision, on_progress=lambda *step: seen.append(step))
+        found = resolve_source(source, revision=revision, on_progress=step)
         answer = {"kind": found.kind, "path": str(found.path), "repo_id": found.repo_id, "revision": found.revision}
-    except InvalidInput as error:
-        answer = {"error": str(error)}
+    except BorealisError as error:
+        answer = {"error": str(error), "type": type(error).__name__}
     print(json.dumps(answer | {"progress": seen[-1:]}))
 """
 
@@ -256,6 +260,11 @@ def test_what_the_hub_refuses(hub: Hub, tmp_path: Path) -> None:
     assert "has no revision 'v9'; see https://huggingface.co/NbAiLab/borealis-4b/commits/main" in errors[7]
     assert all("\n" not in error for error in errors)
     assert TOKEN not in output
+
+
+def test_a_download_can_be_stopped(hub: Hub, tmp_path: Path) -> None:
+    (answer,), _ = resolve(tmp_path, hub.url, ("NbAiLab/borealis-4b", None), STOP="1")
+    assert (answer["type"], answer["error"]) == ("Cancelled", "stopped")
 
 
 def test_without_network_the_cache_serves(hub: Hub, tmp_path: Path) -> None:

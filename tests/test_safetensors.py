@@ -157,7 +157,7 @@ def mutate(data: bytes, edits: list[tuple[str, int, bytes, int]], keep_length_tr
     return bytes(result)
 
 
-@settings(max_examples=1500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(edit, min_size=1, max_size=4), keep_length_true=st.booleans())
 def test_mutations_are_refused_or_accepted_by_the_package_too(
     tmp_path: Path, edits: list[tuple[str, int, bytes, int]], keep_length_true: bool
