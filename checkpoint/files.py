@@ -49,3 +49,28 @@ def recognize(head: bytes) -> str | None:
 def quote(text: str, limit: int = 80) -> str:
     """Foreign text as part of a one-line message: escaped, and cut when it is long."""
     return ascii(text) if len(text) <= limit else ascii(text[:limit]) + "…"
+
+
+def shown(name: str) -> str:
+    """A file name as it is, unless it would break the line or hide something."""
+    return name if name.isprintable() and len(name) <= 1000 else quote(name)
+
+
+def exists(path: Path) -> bool:
+    """Like Path.exists, and False for what no file system could hold."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def extended(path: Path) -> Path:
+    """The same path; on Windows one near or beyond 260 characters gets the prefix that lifts that limit."""
+    # abspath also drops "..", which that prefix makes a literal name
+    return Path(extended_windows(os.path.abspath(path))) if os.name == "nt" else path  # noqa: PTH100
+
+
+def extended_windows(absolute: str) -> str:
+    if len(absolute) < 180 or absolute.startswith("\\\\?\\"):  # files inside a folder need room too
+        return absolute
+    return f"\\\\?\\UNC\\{absolute[2:]}" if absolute.startswith("\\\\") else f"\\\\?\\{absolute}"

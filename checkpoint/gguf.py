@@ -7,7 +7,7 @@ from pathlib import Path
 from gguf.constants import GGUFValueType
 
 from ..errors import InvalidInput
-from .files import quote
+from .files import extended, quote
 from .gguf_header import DAMAGED, GGUFFile, read_header
 from .types import Slice
 
@@ -21,7 +21,7 @@ def read_gguf(path: Path) -> GGUFFile:
 
     Raises InvalidInput, naming file, byte and field, for anything llama.cpp would not load.
     """
-    first = read_header(path)
+    first = read_header(extended(path))
     count = _split_key(first, "split.count", GGUFValueType.UINT16, default=0)
     return _join_shards(first, count) if count > 1 else first
 

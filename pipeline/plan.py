@@ -10,9 +10,21 @@ from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.types import KV, Slice
 
-Encode = Callable[[np.ndarray, GGMLQuantizationType, np.ndarray | None, np.ndarray], None]
-"""`encode(rows, type, importance, out)`: rows [n, n_per_row] as float32, float16, or uint16 (which means BF16);
-importance [n_per_row] float32 or None; out [n, row_nbytes] uint8, filled. Thread-safe; releases the GIL."""
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How bytes are made. Every function is thread-safe and releases the GIL.
+
+    encode(rows, type, importance, out): rows [n, n_per_row] as float32, float16, or uint16 (which means BF16);
+        importance float32 [n_per_row] or None; fills out, uint8 [n, row_nbytes]. False when a weight of `rows` is
+        NaN or Inf.
+    decode(data, type, n_per_row): uint8 [n, row_nbytes] to float32 [n, n_per_row].
+    valid(data, type): False when a value stored in `data` (uint8) is NaN or Inf.
+    """
+
+    encode: Callable[[np.ndarray, GGMLQuantizationType, np.ndarray | None, np.ndarray], bool]
+    decode: Callable[[np.ndarray, GGMLQuantizationType, int], np.ndarray]
+    valid: Callable[[np.ndarray, GGMLQuantizationType], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +62,28 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding."""
+    """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding.
+
+    `wanted` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
+    """
 
     tensor: Tensor
     type: GGMLQuantizationType
     offset: int
     nbytes: int
+    wanted: GGMLQuantizationType | None = None
     importance: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One output file: `header` is complete (magic, KV, tensor infos, padding), `size` is the whole file's."""
+    """One output file. `header` is complete (magic, KV, tensor infos, padding); `size` is the whole file's.
+
+    `label` is what the file is called in reports: a preset or an outtype.
+    """
 
     path: Path
+    label: str
     header: bytes
     tensors: tuple[TensorPlan, ...]
     size: int

@@ -1,0 +1,171 @@
+"""Opening a checkpoint folder: configuration, and every tensor with the place of its bytes."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from .files import extended, open_regular, quote, recognize, shown
+from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from .safetensors import read_header
+from .types import Slice
+
+__all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_object"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
+
+log = logging.getLogger("borealis_gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files agree with each other.
+
+    `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings.
+    """
+
+    path: Path
+    repo_id: str | None
+    config: dict[str, Any]
+    tensors: dict[str, Slice]
+
+    def file(self, name: str) -> Path | None:
+        """The path of a companion file ("tokenizer.json"), or None where there is none."""
+        path = self.path / name
+        return own_file(self.path, path) if path.exists() else None
+
+
+def open_checkpoint(path: Path, *, repo_id: str | None = None) -> Checkpoint:
+    """Open a folder of config.json and safetensors, single or sharded; no weight is read.
+
+    `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. Raises InvalidInput
+    for files that are missing, damaged, lie about each other, or are links to somewhere outside the checkpoint.
+    """
+    path = extended(path)
+    if not path.is_dir():
+        raise InvalidInput(_no_folder(path))
+    config_path = path / "config.json"
+    if not config_path.exists():
+        raise InvalidInput(f"{path}: holds no config.json; is this a checkpoint folder?{_found_instead(path)}")
+    config = read_json_object(own_file(path, config_path))
+    tensors = _read_single(path) if _has_single(path) else _read_sharded(path)
+    if not tensors:
+        raise InvalidInput(f"{path}: the safetensors hold no tensors")
+    return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors)
+
+
+def own_file(folder: Path, path: Path) -> Path:
+    """`path`, unless it is a link out of the checkpoint. Links into the Hub cache's own blobs are the cache's way."""
+    try:
+        target, home = path.resolve(strict=True), folder.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise InvalidInput(f"{path}: a link that leads nowhere; copy the file itself there") from error
+    allowed = [home]
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        allowed += [home.parents[1] / "blobs", home.parents[2] / "blobs"]  # the repository's, the cache's shared ones
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise InvalidInput(f"{path}: a link out of the checkpoint, to {target}; copy the file itself there")
+    return path
+
+
+def _has_single(path: Path) -> bool:
+    if not (path / SINGLE).exists():
+        return False
+    if (path / INDEX).exists():
+        log.warning("%s: holds both %s and %s; the former is used", path, SINGLE, INDEX)
+    return True
+
+
+def _read_single(path: Path) -> dict[str, Slice]:
+    return dict(sorted(read_header(own_file(path, path / SINGLE)).items()))
+
+
+def _read_sharded(path: Path) -> dict[str, Slice]:
+    index = path / INDEX
+    if not index.exists():
+        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
+    document = read_json_object(own_file(path, index))
+    weight_map = _weight_map(index, document.get("weight_map"))
+    tensors: dict[str, Slice] = {}
+    for shard in sorted(set(weight_map.values())):
+        _add_shard(tensors, path / shard, path)
+    _compare(index, weight_map, tensors)
+    _compare_size(index, document.get("metadata"), tensors)
+    return tensors
+
+
+def _weight_map(index: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise InvalidInput(f"{index}: weight_map must map tensor names to shard files")
+    for name, shard in value.items():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard) or not shard.isprintable():
+            what = f"{quote(name)} is mapped to {quote(str(shard))}"
+            raise InvalidInput(f"{index}: {what}; a shard is the plain name of a .safetensors file in this folder")
+    return value
+
+
+def _add_shard(tensors: dict[str, Slice], shard: Path, folder: Path) -> None:
+    if not shard.exists() and not shard.is_symlink():
+        raise InvalidInput(f"{shard}: missing, though {INDEX} lists it; fetch it again")
+    for name, slice in sorted(read_header(own_file(folder, shard)).items()):
+        if name in tensors:
+            raise InvalidInput(f"{shard}: {quote(name)} also lies in {tensors[name].path.name}")
+        tensors[name] = slice
+
+
+def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice]) -> None:
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise InvalidInput(f"{index}: {quote(name)} is listed, but {shard} does not hold it")
+        if tensors[name].path.name != shard:
+            raise InvalidInput(f"{index}: {quote(name)} is mapped to {shard}, but lies in {tensors[name].path.name}")
+    unlisted = next((name for name in tensors if name not in weight_map), None)
+    if unlisted is not None:
+        raise InvalidInput(f"{index}: does not list {quote(unlisted)}, which lies in {tensors[unlisted].path.name}")
+
+
+def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice]) -> None:
+    """A wrong total is common after merging adapters, and harmless: everything else has been compared."""
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    total = sum(slice.nbytes for slice in tensors.values())
+    if claimed is not None and claimed != total:
+        log.warning("%s: total_size is %.30s, but the tensors have %d bytes", index, claimed, total)
+
+
+def _no_folder(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: no such folder"
+    file, _ = open_regular(path)
+    with file:
+        head = file.read(64)
+    if head.startswith(b"GGUF"):
+        return f"{path}: a GGUF file; a checkpoint folder (config.json and .safetensors) is needed here"
+    what = recognize(head)
+    return f"{path}: not a folder but {what}" if what else f"{path}: a file; give the folder it lies in"
+
+
+def _found_instead(path: Path) -> str:
+    """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
+    for pattern, advice in (
+        ("adapter_config.json", "It holds a LoRA adapter: merge it into its base model first."),
+        ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
+        ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),
+        ("*.pth", "It holds {}: convert it to safetensors first."),
+        ("*.gguf", "It holds {}: give that file itself."),
+    ):
+        names = sorted(match.name for match in path.glob(pattern))
+        if names:
+            return " " + advice.format(shown(names[0]))
+    return ""
+
+
+def _cached_repo_id(path: Path) -> str | None:
+    """ "org/name" of …/models--org--name/snapshots/COMMIT."""
+    path = path.absolute()
+    if path.parent.name != "snapshots" or not path.parents[1].name.startswith("models--"):
+        return None
+    return path.parents[1].name.removeprefix("models--").replace("--", "/")

@@ -1,0 +1,159 @@
+"""Fetching a checkpoint from the Hugging Face Hub, through its own library and cache."""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import BorealisError, InvalidInput
+from .files import quote, shown
+
+WEB = "https://huggingface.co/"
+SCHEMES = ("hf://", WEB, "huggingface.co/", "hf.co/")
+EXAMPLE = "NbAiLab/borealis-4b"
+NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?")
+MAX_ID = 96
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
+
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "README.md",
+    "LICENSE*",
+    "model*.safetensors",  # not "consolidated.safetensors": the same weights once more
+    "model.safetensors.index.json",
+)
+PREFIXES = ("model*", "tokenizer*", "chat_template*", "LICENSE*", "additional_chat_templates/*")
+# a pattern's * matches separators too; the wanted files lie no deeper than these say
+UNWANTED = ("*..*", "*:*", "/*", *(prefix + separator for prefix in PREFIXES for separator in ("/*", "\\*")))
+
+Progress = Callable[[int, int], None]
+"""`on_progress(done, total)` in bytes; `total` grows while files are listed."""
+
+
+def parse_id(text: str) -> tuple[str | None, str | None]:
+    """("org/name", revision or None), or (None, None) for what can only be a path."""
+    scheme = next((scheme for scheme in SCHEMES if text.startswith(scheme)), "")
+    repo_id, _, revision = text.removeprefix(scheme).partition("@")
+    problem = _id_problem(repo_id, revision if "@" in text else None)
+    if problem is None:
+        return repo_id, revision or None
+    if scheme or (repo_id.count("/") == 1 and not repo_id.startswith((".", "~", "/")) and "\\" not in repo_id):
+        missing = "" if scheme else "no such file or folder, and "
+        raise InvalidInput(redact(f"{shown(text)}: {missing}not a Hub id: {problem}"))
+    return None, None
+
+
+def _id_problem(repo_id: str, revision: str | None) -> str | None:
+    """Which of the Hub's rules for names is broken."""
+    parts = repo_id.split("/")
+    if len(parts) != 2:
+        return f"it has the form {EXAMPLE}"
+    if len(repo_id) > MAX_ID:
+        return f"{len(repo_id)} characters; {MAX_ID} is the most"
+    if not all(NAME.fullmatch(part) for part in parts):
+        return "names have letters, digits, '-', '_' and '.', and neither begin nor end with '-' or '.'"
+    if "--" in repo_id or ".." in repo_id or repo_id.endswith((".git", ".ipynb")):
+        return "no name has '--' or '..' in it, or ends in .git or .ipynb"
+    if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+        return f"{quote(revision)} is not a revision"
+    return None
+
+
+def download(repo_id: str, revision: str | None, on_progress: Progress | None) -> Path:
+    """The folder of a checkpoint's files in the Hub's cache, after fetching those that are missing or changed.
+
+    Raises InvalidInput, never with the token in its text; a BorealisError raised by `on_progress` stops it.
+    """
+    from huggingface_hub import snapshot_download
+
+    problem = _id_problem(repo_id, revision)
+    if problem is not None:
+        raise InvalidInput(f"{repo_id}: {redact(problem)}")
+    try:
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+            tqdm_class=_reporter(on_progress),
+        )
+    except BorealisError:  # what `on_progress` raised, to stop
+        raise
+    except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
+        raise InvalidInput(_explain(error, repo_id, revision)) from None
+    path = Path(folder)
+    if not (path / "config.json").exists():
+        raise InvalidInput(f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)")
+    if next(path.glob("*.safetensors"), None) is None:
+        raise InvalidInput(f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted")
+    return path
+
+
+def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
+    """One line on what the Hub said and what to do. The exception's text is used only where nothing else is known."""
+    from huggingface_hub import errors
+
+    page = WEB + repo_id
+    status = _status(error) or _status(error.__cause__)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return f"{repo_id}: accept the licence at {page} first, then log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id}: has no revision {quote(revision or 'main')}; see {page}/commits/main"
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return (
+            f"{repo_id}: no such folder here, and no such model on the Hub, or you may not see it: check the name, "
+            f"accept its licence at {page} if it asks for that, and log in with `hf auth login`"
+        )
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return f"{repo_id}: no such folder here, not completely in the Hub's local cache, and HF_HUB_OFFLINE is set"
+    if status is not None:
+        return f"{repo_id}: the Hub answered {status}; try again later, what was downloaded is kept"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{repo_id}: no such folder here, and the Hub cannot be reached; is there a network connection?"
+    words = redact(" ".join(str(error).split()))[:200]
+    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again, what was downloaded is kept"
+
+
+def _status(error: BaseException | None) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def redact(text: str) -> str:
+    return TOKEN.sub("hf_…", text)
+
+
+def _reporter(on_progress: Progress | None) -> type[Any]:
+    """A silent tqdm class that hands on the bytes; the library makes several bars of it, some of them of files."""
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    bars: list[Any] = []
+
+    class Reporter(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            if kwargs.get("unit") == "B":
+                bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            with lock:
+                self.n += n or 0
+                if on_progress is not None and any(bar is self for bar in bars):
+                    done = max(int(bar.n) for bar in bars)
+                    on_progress(done, max(done, *(int(bar.total or 0) for bar in bars)))
+            return None
+
+    return Reporter

@@ -1,0 +1,45 @@
+"""`borealis-gguf convert`."""
+
+from pathlib import Path
+
+import click
+
+from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+
+
+@click.command()
+@click.argument("source", default=".")
+@click.option("-o", "--output", type=PATH, help=OUTPUT_HELP.format("borealis-4b-BF16.gguf"))
+@click.option(
+    "--outtype",
+    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
+    default="auto",
+    show_default=True,
+    help="Type of the matrices; auto keeps the checkpoint's own.",
+)
+@work_options
+def convert(
+    source: str,
+    output: Path | None,
+    outtype: str,
+    model_name: str | None,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    quiet: bool,
+) -> None:
+    """Convert a checkpoint to GGUF.
+
+    SOURCE is a checkpoint folder (safetensors) or a Hub id; by default the folder you stand in.
+
+    \b
+    Examples:
+      borealis-gguf convert
+      borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+    """
+    from .. import api
+
+    plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
+    with progress_bar(quiet) as on_progress:
+        results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+    show_results(results, quiet)

@@ -1,0 +1,65 @@
+"""The program: its commands, and the one place where exceptions become a line of advice and an exit code."""
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from ..errors import BorealisError
+from .bench import bench
+from .convert import convert
+from .inspect import inspect
+from .modelfile import modelfile
+from .quantize import quantize
+from .run import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="borealis-gguf", prog_name="borealis-gguf")
+def cli() -> None:
+    """From a Borealis checkpoint to GGUF files that run: converted and quantized in one pass, byte for byte what
+    llama.cpp makes.
+
+    \b
+    Examples:
+      borealis-gguf convert NbAiLab/borealis-4b
+      borealis-gguf quantize Q4_K_M Q8_0 -m ./borealis-4b -o ./gguf
+      borealis-gguf run gguf/borealis-4b-Q4_K_M.gguf "Hva heter hovedstaden i Noreg?"
+    """
+
+
+for command in (convert, quantize, run, modelfile, inspect, bench):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; exits 0, 1 (failed), 2 (unusable input), 130 (Ctrl-C) or 143 (terminated)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    sys.exit(_guarded())
+
+
+def _guarded() -> int:
+    try:
+        return cli.main(standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BorealisError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. Nothing stands half-written under a final name.", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(143)

@@ -1,0 +1,93 @@
+"""`borealis-gguf quantize`."""
+
+from pathlib import Path
+
+import click
+
+from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+
+
+@click.command()
+@click.argument("presets", nargs=-1, required=True, metavar="PRESET...")
+@click.option("-m", "--model", default=".", metavar="SOURCE", help="A checkpoint folder, a Hub id, or a GGUF file.")
+@click.option("-o", "--output", type=PATH, help=OUTPUT_HELP.format("borealis-4b-Q4_K_M.gguf"))
+@click.option("--imatrix", type=PATH, help="Importance matrix (GGUF or the legacy format).")
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="A type for tensors by name; repeatable.",
+)
+@click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
+@click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")
+@click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
+@click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
+@click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
+@click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
+@work_options
+def quantize(
+    presets: tuple[str, ...],
+    model: str,
+    output: Path | None,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    output_tensor_type: str | None,
+    token_embedding_type: str | None,
+    leave_output_tensor: bool,
+    pure: bool,
+    allow_requantize: bool,
+    dry_run: bool,
+    as_json: bool,
+    model_name: str | None,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    quiet: bool,
+) -> None:
+    """Quantize a checkpoint or a GGUF, to several presets in one pass.
+
+    A checkpoint is converted and quantized at once, without a file in between.
+
+    \b
+    Presets:
+      whole     F32 F16 BF16 Q8_0
+      k-quants  Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S
+      simple    Q5_1 Q5_0 Q4_1 Q4_0 Q2_0 Q1_0 MXFP4_MOE
+      i-quants  IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S
+      ternary   TQ2_0 TQ1_0
+
+    \b
+    Examples:
+      borealis-gguf quantize Q4_K_M
+      borealis-gguf quantize Q4_K_M Q5_K_M Q8_0 -m NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
+      borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+    """
+    from .. import api
+    from . import report
+
+    plans = api.plan_quantize(
+        model,
+        presets,
+        output,
+        imatrix=imatrix,
+        tensor_types=tensor_types,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor,
+        pure=pure,
+        allow_requantize=allow_requantize,
+        model_name=model_name,
+    )
+    if dry_run:
+        click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
+        return
+    if not quiet:
+        report.fallback_advice(plans)
+    with progress_bar(quiet) as on_progress:
+        results = api.execute(plans, jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+    if as_json:
+        click.echo(report.results_json(results))
+    else:
+        show_results(results, quiet)

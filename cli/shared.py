@@ -1,0 +1,72 @@
+"""Options that several commands share, and how results are shown: data on standard output, the rest on stderr."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..pipeline.execute import FileResult, Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
+
+
+def work_options(command: F) -> F:
+    """Options of commands that write GGUF files."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
+        click.option("-j", "--jobs", type=click.IntRange(1), help="Workers. Default: the cores there are."),
+        click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> "Iterator[Callable[[Progress], None] | None]":
+    """A bar with rate and time left on stderr; None when nobody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False) as bar:
+
+        def show(progress: "Progress") -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        yield show
+
+
+def show_results(results: "Iterable[FileResult]", quiet: bool) -> None:
+    if quiet:
+        return
+    rows = [(str(r.path), r.label, size(r.size), f"{r.bits_per_weight:.2f}", f"{r.seconds:.1f} s") for r in results]
+    click.echo(table(("File", "Preset", "Size", "Bits/weight", "Time"), rows))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, two spaces apart."""
+    lines = [tuple(head), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def size(nbytes: int) -> str:
+    """Decimal units, as file managers and the Hub show them."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"

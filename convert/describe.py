@@ -1,0 +1,73 @@
+"""From a checkpoint to everything its GGUF says: metadata, names, types. No weight is read."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType
+
+from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.types import KV
+from ..errors import InvalidInput
+from ..pipeline.plan import Model
+from . import gemma3
+from .architecture import Text
+from .metadata import metadata_kv
+from .outtype import file_type, outtypes
+
+ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
+    "Gemma3ForCausalLM": gemma3.read_text,
+    "Gemma3ForConditionalGeneration": gemma3.read_text,
+}
+"""What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
+
+
+def describe(
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+) -> tuple[Model, list[GGMLQuantizationType]]:
+    """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
+
+    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it.
+    Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
+    """
+    text = ARCHITECTURES[architecture(checkpoint)](checkpoint)
+    type = file_type(text.tensors, outtype)
+    kv = (
+        KV("general.architecture", GGUFValueType.STRING, text.architecture),
+        KV("general.type", GGUFValueType.STRING, "model"),
+        *metadata_kv(checkpoint, text.tensors, model_name=model_name),
+        *(replace(kv, value=int(type)) if kv.key == "general.file_type" else kv for kv in text.keys),
+        KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
+        *text.tokenizer,
+    )
+    _check_text(str(checkpoint.path), kv)
+    return Model(kv, text.tensors), outtypes(text.tensors, outtype)
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """The architecture of the text model, one of ARCHITECTURES."""
+    where, config = checkpoint.path / "config.json", checkpoint.config
+    text = config.get("text_config")
+    name = (_first(text) if isinstance(text, Mapping) else None) or _first(config)
+    if name not in ARCHITECTURES:
+        what = f"the architecture {quote(name)} is not known" if name else "it names no architecture"
+        raise InvalidInput(f"{where}: {what}; known are {', '.join(ARCHITECTURES)}")
+    return name
+
+
+def _first(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def _check_text(where: str, entries: Iterable[KV]) -> None:
+    """JSON can spell half characters (`\\ud800`), which no UTF-8 file can hold."""
+    for kv in entries:
+        for text in (
+            (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ()
+        ):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InvalidInput(f"{where}: {kv.key} holds {quote(text)}, which is not text") from None

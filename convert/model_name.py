@@ -1,0 +1,50 @@
+"""What a model's name says: `NbAiLab/borealis-4b-instruct` is an organization, a family, a size and a finetune."""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gguf.metadata import Metadata
+
+HASH = re.compile(r"[0-9a-f]{40}")
+MAX_NAME = 512
+
+
+@dataclass(frozen=True, slots=True)
+class NameParts:
+    """The parts, None where the name does not say."""
+
+    name: str | None = None
+    organization: str | None = None
+    basename: str | None = None
+    finetune: str | None = None
+    version: str | None = None
+    size_label: str | None = None
+
+    def filled(self, other: "NameParts") -> "NameParts":
+        """These parts; where one is missing, `other`'s."""
+        return NameParts(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})
+
+
+def parse_model_name(model_id: str, weights: int) -> NameParts:
+    """Take `model_id` apart as llama.cpp does; `weights` tells a size ("4b") from a context length ("8k")."""
+    if not model_id.strip("-") or len(model_id) > MAX_NAME:
+        return NameParts()
+    name, organization, basename, finetune, version, size_label = Metadata.get_model_id_components(model_id, weights)
+    return NameParts(_title(name), _title(organization), basename, finetune, version, size_label)
+
+
+def bare_name(model_id: str) -> tuple[str | None, str | None]:
+    """(name, organization) of `organization/name` as they are spelled."""
+    name, organization, *_ = Metadata.get_model_id_components(model_id[:MAX_NAME])
+    return name, organization
+
+
+def _title(text: str | None) -> str | None:
+    return Metadata.id_to_title(text) if text else None
+
+
+def folder_name(path: Path, repo_id: str | None) -> str:
+    """What the checkpoint's folder is called; its repository, where the Hub's cache named the folder by a hash."""
+    name = path.resolve().name
+    return repo_id if repo_id and HASH.fullmatch(name) else name

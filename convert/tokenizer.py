@@ -1,0 +1,272 @@
+"""The tokenizer as llama.cpp's SentencePiece kind: a text, a score and a type for every id of the vocabulary.
+
+The pieces come from tokenizer.model, or from tokenizer.json when that is all there is. Tokens added later
+(added_tokens.json, `added_tokens_decoder`) replace pieces; ids that nobody names are padding.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGUFValueType
+
+from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from ..checkpoint.types import KV
+from ..errors import InvalidInput
+from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
+from .sentencepiece import BPE, read_sentencepiece
+from .special import special_kv
+from .tokenizer_json import pieces_of_tokenizer_json
+
+MAX_TOKEN = 64 << 10
+SPACE = "▁"
+ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
+TURNS = ("<start_of_turn>", "<end_of_turn>")
+LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+class TokenType(IntEnum):
+    """GGUF's token types; SentencePiece numbers its own the same way."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Everything the tokenizer files say: the vocabulary by id, and the parsed files that name special tokens.
+
+    `json` is tokenizer.json without its model; `config` is tokenizer_config.json. Both are empty where there is none.
+    """
+
+    folder: Path
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    types: tuple[int, ...]
+    json: dict[str, Any]
+    config: dict[str, Any]
+    chat_template: ChatTemplate
+
+
+@dataclass(slots=True)
+class _Table:
+    """The vocabulary while it is put together. `used` holds the ids that some file names."""
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+    used: set[int]
+
+    @classmethod
+    def padding(cls, n: int) -> "_Table":
+        return cls([f"[PAD{i}]" for i in range(n)], [PADDING_SCORE] * n, [int(TokenType.UNUSED)] * n, set())
+
+    def put(self, id: int, token: str, score: float, type: int) -> None:
+        self.tokens[id], self.scores[id], self.types[id] = token, score, type
+        self.used.add(id)
+
+
+def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
+    """Read the tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
+
+    Raises InvalidInput, naming the file, for anything that would give llama.cpp other ids than the checkpoint's own
+    tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
+    """
+    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
+    config = _optional(checkpoint.file("tokenizer_config.json"))
+    added = _added_tokens(str(whole), json)
+    where = model or whole
+    if model:
+        pieces = _pieces_of_model(model)
+    elif whole:
+        pieces = pieces_of_tokenizer_json(str(whole), json, {token["content"] for token in added})
+    if where is None:
+        raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
+    if len(pieces) > n_vocab:
+        raise InvalidInput(f"{where}: {len(pieces)} pieces, but config.json has a vocabulary of {n_vocab}")
+    table = _Table.padding(n_vocab)
+    for id, (token, score, type) in enumerate(pieces):
+        if token is not None:
+            table.put(id, token, score, type)
+    _check_same_pieces(str(whole), json, added, table)
+    _add_tokens(checkpoint, config, added, table)
+    _check(where, table)
+    _check_markers(where, table, added)
+    json.pop("model", None)
+    template = read_chat_template(checkpoint, config)
+    return Tokenizer(
+        checkpoint.path, tuple(table.tokens), tuple(table.scores), tuple(table.types), json, config, template
+    )
+
+
+def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[KV, ...]:
+    """The tokenizer's keys in the order llama.cpp's converter writes them; `config` is the checkpoint's config.json."""
+    string, array = GGUFValueType.STRING, GGUFValueType.ARRAY
+    return (
+        KV("tokenizer.ggml.model", string, "llama"),
+        KV("tokenizer.ggml.pre", string, "default"),
+        KV("tokenizer.ggml.tokens", array, tokenizer.tokens, string),
+        KV("tokenizer.ggml.scores", array, tokenizer.scores, GGUFValueType.FLOAT32),
+        KV("tokenizer.ggml.token_type", array, tokenizer.types, GGUFValueType.INT32),
+        *special_kv(str(tokenizer.folder), tokenizer.json, tokenizer.config, config, tokenizer.tokens),
+        *chat_template_kv(tokenizer.chat_template),
+    )
+
+
+def _optional(path: Path | None) -> dict[str, Any]:
+    return read_json_object(path) if path else {}
+
+
+def _pieces_of_model(path: Path) -> list[tuple[str, float, int]]:
+    """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
+    model = read_sentencepiece(path)
+    if model.model_type != BPE:
+        raise InvalidInput(
+            f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
+        )
+    seen: set[str] = set()
+    for id, (piece, score) in enumerate(zip(model.pieces, model.scores, strict=True)):
+        if piece in seen:
+            raise InvalidInput(f"{path}: piece {id}, {quote(piece)}, is there twice")
+        if not math.isfinite(score):
+            raise InvalidInput(f"{path}: piece {id}, {quote(piece)}, has the score {score}")
+        seen.add(piece)
+    unknown = next((i for i, type in enumerate(model.types) if not 1 <= type <= 6), None)
+    if unknown is not None:
+        raise InvalidInput(f"{path}: piece {unknown} is of type {model.types[unknown]}; only 1 to 6 are known")
+    return [
+        (piece.replace(SPACE, " ") if type == TokenType.USER_DEFINED else piece, score, type)
+        for piece, score, type in zip(model.pieces, model.scores, model.types, strict=True)
+    ]
+
+
+def _added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
+    tokens = json.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(
+        isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in tokens
+    ):
+        raise InvalidInput(f"{where}: added_tokens must be a list of objects with an id and a content")
+    return tokens
+
+
+def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table) -> None:
+    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id."""
+    model = json.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict):
+        return
+    replaced = {token["id"] for token in added}
+    for piece, id in vocabulary.items():
+        if type(id) is not int or id not in table.used or id in replaced:
+            continue
+        if table.tokens[id] not in (piece, piece.replace(SPACE, " ")):
+            raise InvalidInput(
+                f"{where}: id {id} is {quote(piece)}, but {quote(table.tokens[id])} in tokenizer.model; "
+                "remove the one that does not belong to the checkpoint"
+            )
+
+
+def _add_tokens(
+    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table
+) -> None:
+    """Tokens added after the pieces were trained. Ids past the vocabulary have no embedding and are ignored."""
+    path, n_vocab = checkpoint.path / "added_tokens.json", len(table.tokens)
+    for token, id in _optional(checkpoint.file("added_tokens.json")).items():
+        if _in_range(path, token, id, n_vocab):
+            table.put(id, token, ADDED_SCORE, TokenType.USER_DEFINED)
+    for path, id, content, special in _declared(checkpoint.path, config, added):
+        if not _in_range(path, content, id, n_vocab):
+            continue
+        if special or looks_special(content):
+            table.put(id, content, ADDED_SCORE, TokenType.CONTROL)
+        else:
+            table.put(id, content.replace(SPACE, " "), ADDED_SCORE, TokenType.USER_DEFINED)
+
+
+def _declared(
+    folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Path, int, str, bool]]:
+    """(file, id, text, special): from tokenizer_config.json, or where it no longer says, from tokenizer.json."""
+    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if not decoder:
+        for token in added:
+            yield folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special"))
+        return
+    if not isinstance(decoder, dict):
+        raise InvalidInput(f"{path}: added_tokens_decoder must be an object")
+    for key, token in decoder.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and isinstance(token, dict)):
+            raise InvalidInput(f"{path}: added_tokens_decoder: {quote(key)} must be a token id with an object")
+        if not isinstance(token.get("content"), str):
+            raise InvalidInput(f"{path}: added_tokens_decoder: id {key} has no content")
+        yield path, int(key), token["content"], bool(token.get("special"))
+
+
+def _in_range(path: Path, token: str, id: Any, n_vocab: int) -> bool:
+    if type(id) is not int or id < 0:
+        raise InvalidInput(f"{path}: {quote(token)} has the id {quote(str(id), 30)}; it must be a whole number from 0")
+    return id < n_vocab
+
+
+def looks_special(token: str) -> bool:
+    """Texts that are markers in every model that has them, even where a checkpoint forgot to call them special."""
+    wrapped = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
+
+
+def _check(path: Path, table: _Table) -> None:
+    """What llama.cpp needs to load the vocabulary, and to encode any byte with it."""
+    if not table.used:
+        raise InvalidInput(f"{path}: it holds no tokens")
+    last = max(table.used)
+    if len(table.used) != last + 1:
+        gap = next(i for i in range(last) if i not in table.used)
+        raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
+    seen: dict[str, int] = {}
+    for id, token in enumerate(table.tokens):
+        if (fault := _fault(token)) is not None:
+            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
+        if token in seen:
+            raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
+        seen[token] = id
+    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in seen), None)
+    if missing:
+        raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
+
+
+def _fault(token: str) -> str | None:
+    try:
+        nbytes = len(token.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "is not text"
+    if not token or "\0" in token:  # llama.cpp reads up to a NUL
+        return "holds a NUL" if token else "is empty"
+    return None if nbytes <= MAX_TOKEN else f"has {nbytes} bytes; {MAX_TOKEN} is the most a token may have"
+
+
+def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
+    """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
+    for token in added:
+        id, content = token["id"], token["content"]
+        if 0 <= id < len(table.tokens) and table.tokens[id] not in (content, content.replace(SPACE, " ")):
+            raise InvalidInput(
+                f"{path}: token {id} is {quote(table.tokens[id])}, but {quote(content)} in tokenizer.json; "
+                "the tokenizer's files must agree"
+            )
+    for id, (token, type) in enumerate(zip(table.tokens, table.types, strict=True)):
+        if token in TURNS and type != TokenType.CONTROL:
+            raise InvalidInput(
+                f"{path}: {token} (id {id}) is not a control token, so a user's text could end a turn; "
+                'give it "special": true in tokenizer_config.json\'s added_tokens_decoder'
+            )

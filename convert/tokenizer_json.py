@@ -1,0 +1,147 @@
+"""The SentencePiece view of a tokenizer.json: what Gemma's fast tokenizer was made of.
+
+transformers made these files from a SentencePiece BPE model: for every piece, every way to split it into two pieces
+became a merge, and merges are ranked by the score of the piece they make. So a piece's score is found again, up to a
+scale that no encoder sees, as minus the rank of its first merge.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..checkpoint.files import quote
+from ..errors import InvalidInput
+
+NORMAL, UNUSED, BYTE = 1, 5, 6
+SPACE = "▁"
+MERGED_NEVER = 0.0
+"""The score of a piece that no merge makes (a letter, a byte): no encoder looks at it."""
+
+
+def pieces_of_tokenizer_json(
+    where: str, json: Mapping[str, Any], added: Collection[str]
+) -> list[tuple[str | None, float, int]]:
+    """(text, score, type) by id; text None where an id has no piece (the `added` tokens fill these).
+
+    Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids.
+    """
+    model = json.get("model")
+    if not isinstance(model, dict):
+        raise InvalidInput(f"{where}: it has no model")
+    _check_kind(where, json, model)
+    vocabulary = _vocabulary(where, model)
+    scores = _scores(where, model, vocabulary, added)
+    pieces: list[tuple[str | None, float, int]] = [(None, 0.0, UNUSED)] * (max(vocabulary.values()) + 1)
+    for piece, id in vocabulary.items():
+        pieces[id] = piece, scores.get(piece, MERGED_NEVER), BYTE if _is_byte(piece) else NORMAL
+    return pieces
+
+
+def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    faults = [
+        f"{key} is {quote(str(model.get(key)))}"
+        for key, allowed in (
+            ("type", ("BPE", None)),
+            ("byte_fallback", (True,)),
+            ("ignore_merges", (False, None)),
+            ("dropout", (None, 0, 0.0)),
+            ("continuing_subword_prefix", (None, "")),
+            ("end_of_word_suffix", (None, "")),
+        )
+        if model.get(key) not in allowed
+    ]
+    normalizers, splits = (
+        _steps(json.get("normalizer"), "normalizers"),
+        _steps(json.get("pre_tokenizer"), "pretokenizers"),
+    )
+    spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    if normalizers != spaces:
+        faults.append("its normalizer does more, or less, than to replace spaces by ▁")
+    # After that replacement no space is left, so this split, which Gemma's files have, does nothing.
+    if any(step.get("type") != "Split" or step.get("pattern") != {"String": " "} for step in splits):
+        faults.append("its pre_tokenizer splits the text")
+    if faults:
+        raise InvalidInput(
+            f"{where}: not a tokenizer of Gemma's kind ({'; '.join(faults)}); "
+            "put the checkpoint's tokenizer.model beside it"
+        )
+
+
+def _steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a list of its steps."""
+    if part is None:
+        return []
+    if not isinstance(part, dict):
+        return [{}]
+    inner = part.get(key) if part.get("type") == "Sequence" else None
+    return [step if isinstance(step, dict) else {} for step in inner] if isinstance(inner, list) else [part]
+
+
+def _vocabulary(where: str, model: Mapping[str, Any]) -> dict[str, int]:
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise InvalidInput(f"{where}: model.vocab must be an object of pieces and their ids")
+    ids: set[int] = set()
+    for piece, id in vocabulary.items():
+        if type(id) is not int or not 0 <= id < 1 << 20 or id in ids:
+            raise InvalidInput(
+                f"{where}: {quote(piece)} has the id {quote(str(id), 30)}, which is out of range or taken"
+            )
+        ids.add(id)
+    return vocabulary
+
+
+def _scores(
+    where: str, model: Mapping[str, Any], vocabulary: Mapping[str, int], added: Collection[str]
+) -> dict[str, float]:
+    """Minus the rank of the first merge that makes a piece."""
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise InvalidInput(f"{where}: model.merges must be a list")
+    scores: dict[str, float] = {}
+    made: Counter[str] = Counter()
+    for rank, merge in enumerate(merges):
+        left, right = _halves(where, rank, merge)
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise InvalidInput(f"{where}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown pieces")
+        scores.setdefault(left + right, -float(rank))
+        made[left + right] += 1
+    _check_complete(where, vocabulary, made, added)
+    return scores
+
+
+def _check_complete(where: str, vocabulary: Mapping[str, int], made: Mapping[str, int], added: Collection[str]) -> None:
+    """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here.
+
+    Added tokens are cut out of a text beforehand and bytes only stand in for missing letters: neither is ever joined.
+    """
+    for piece in vocabulary:
+        if made.get(piece, 0) == len(piece) - 1 or piece in added or _is_byte(piece):
+            continue
+        halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        pairs = sum(a in vocabulary and b in vocabulary for a, b in halves)
+        if made.get(piece, 0) < pairs and any(
+            a in vocabulary and b in vocabulary and a not in added and b not in added
+            for a, b in ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        ):
+            raise InvalidInput(
+                f"{where}: {quote(piece)} can be made of {pairs} pairs of pieces, but only {made.get(piece, 0)} are "
+                "merges, so llama.cpp would give other ids; put the checkpoint's tokenizer.model beside it"
+            )
+
+
+def _halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
+    """A merge is "left right" in older files, [left, right] in newer ones."""
+    halves = merge.split(" ") if isinstance(merge, str) else merge
+    if isinstance(halves, list) and len(halves) == 2 and all(isinstance(half, str) and half for half in halves):
+        return halves[0], halves[1]
+    raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")
+
+
+def _is_byte(piece: str) -> bool:
+    return (
+        len(piece) == 6
+        and piece.startswith("<0x")
+        and piece.endswith(">")
+        and all(c in "0123456789ABCDEF" for c in piece[3:5])
+    )

@@ -1,0 +1,321 @@
+"""The executor: reads row ranges, makes their bytes, writes them where the plan says.
+
+A worker reads at a position, encodes, writes at positions: nothing is shared on that path but the list of tasks, so
+the bytes depend neither on the number of workers nor on the size of the chunks.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from ..checkpoint.types import row_nbytes
+from ..errors import BorealisError, Cancelled
+from .outputs import PartialFile, check_outputs
+from .plan import Codec, FilePlan
+from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
+
+F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
+PLAIN = {F32: np.dtype(np.float32), F16: np.dtype(np.float16), BF16: np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: bytes of input done and in all, seconds since it began."""
+
+    done: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """A finished file."""
+
+    path: Path
+    label: str
+    size: int
+    bits_per_weight: float
+    seconds: float
+
+
+def execute(
+    plans: Sequence[FilePlan],
+    codec: Codec,
+    *,
+    jobs: int | None = None,
+    chunk_weights: int = CHUNK_WEIGHTS,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    allow_nonfinite: bool = False,
+) -> tuple[FileResult, ...]:
+    """Write every planned file in one pass over their sources.
+
+    `on_progress` is called in this thread, about ten times a second. Setting `stop` from another thread ends the run
+    within a second, as an exception in this thread does; no file then stands under a final name.
+
+    Raises InvalidInput before anything is written (no space, no such folder, another run at the same output),
+    BorealisError in the middle (a truncated or changed source, NaN or Inf weights, a full disk), Cancelled.
+    """
+    began = time.monotonic()
+    check_outputs(plans)
+    stamps = source_stamps(plans)
+    with ExitStack() as stack, _clear_errors():
+        files = []
+        for plan in plans:
+            files.append(PartialFile(plan))
+            stack.callback(files[-1].discard)
+            files[-1].begin()
+        total = sum(task.nbytes for task in tasks(plans, chunk_weights))
+        run = _Run(
+            tasks(plans, chunk_weights), [f.path for f in files], codec, stop or threading.Event(), allow_nonfinite
+        )
+        with _flushing(files, run):
+            run.work(jobs or available_cores(), total, on_progress)
+        for path, stamp in stamps.items():
+            if source_stamp(path) != stamp:
+                raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
+        for file in files:
+            file.sync()
+        for file in files:
+            file.publish()
+    seconds = time.monotonic() - began
+    return tuple(FileResult(p.path, p.label, p.size, bits_per_weight(p), seconds) for p in plans)
+
+
+FLUSH_BYTES = 1 << 28
+"""Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
+
+
+@contextmanager
+def _flushing(files: "Sequence[PartialFile]", run: "_Run") -> Iterator[None]:
+    """While the body runs, put on the disk what it writes, from a thread of its own."""
+    ended = threading.Event()
+
+    def flush() -> None:
+        flushed = 0
+        while not ended.wait(0.05):
+            if run.done - flushed >= FLUSH_BYTES:
+                flushed = run.done
+                try:
+                    for file in files:
+                        file.flush()
+                except OSError as error:  # the system tells a disk's error once: here
+                    run.fail(error)
+
+    thread = threading.Thread(target=flush, name="flush")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the operating system says, as one line about a file."""
+    try:
+        yield
+    except OSError as error:
+        raise BorealisError(f"{error.filename or 'writing'}: {error.strerror or error}; nothing was kept") from error
+
+
+def bits_per_weight(plan: FilePlan) -> float:
+    """Bits a weight takes in the tensor data of `plan`."""
+    return 8 * sum(t.nbytes for t in plan.tensors) / sum(t.tensor.rows * t.tensor.n_per_row for t in plan.tensors)
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHUNK_WEIGHTS) -> int:
+    """Bytes of buffers that `jobs` workers hold at most."""
+    return jobs * max((_task_memory(t) for t in _largest(plans, chunk_weights)), default=0)
+
+
+def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
+    return (task for task in tasks(plans, chunk_weights) if task.first == 0)
+
+
+def _task_memory(task: Task) -> int:
+    n = task.tensor.n_per_row
+    return task.nbytes + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+
+
+def source_stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does: size, time of modification, inode."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]:
+    return {p: source_stamp(p) for p in {t.tensor.source.slice.path for plan in plans for t in plan.tensors}}
+
+
+class _Run:
+    """What the workers of one run share."""
+
+    def __init__(
+        self, work: Iterator[Task], outputs: Sequence[Path], codec: Codec, stop: threading.Event, allow_nonfinite: bool
+    ) -> None:
+        self.tasks = work
+        self.outputs = outputs
+        self.codec = codec
+        self.stop = stop
+        self.allow_nonfinite = allow_nonfinite
+        self.lock = threading.Lock()
+        self.done = 0
+        self.error: BaseException | None = None
+
+    def work(self, jobs: int, total: int, on_progress: Callable[[Progress], None] | None) -> None:
+        """Run all tasks; return when they are done, raise when one failed or the run was stopped."""
+        began = time.monotonic()
+        threads = [threading.Thread(target=self._worker, name=f"worker-{n}") for n in range(jobs)]
+        ended = threading.Event()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.1)
+                    if on_progress:
+                        on_progress(Progress(self.done, total, time.monotonic() - began))
+            ended.set()
+        finally:
+            if not ended.is_set():
+                self.stop.set()
+            for thread in threads:
+                if thread.ident:
+                    thread.join()
+        if self.error:
+            raise self.error
+        if self.stop.is_set():
+            raise Cancelled("stopped; nothing was written under a final name")
+
+    def _worker(self) -> None:
+        with ExitStack() as stack:
+            try:
+                outputs = [stack.enter_context(path.open("r+b", buffering=0)) for path in self.outputs]
+                worker = _Worker(self, outputs)
+                stack.callback(worker.close)
+                while not self.stop.is_set():
+                    with self.lock:
+                        task = next(self.tasks, None)
+                    if task is None:
+                        return
+                    worker.do(task)
+                    with self.lock:
+                        self.done += task.nbytes
+            except BaseException as error:
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first error, and stop all workers."""
+        with self.lock:
+            self.error = self.error or error
+        self.stop.set()
+
+
+class _Worker:
+    """One thread's file handles and buffers."""
+
+    def __init__(self, run: _Run, outputs: Sequence[FileIO]) -> None:
+        self.run = run
+        self.outputs = outputs
+        self.source: tuple[Path, FileIO] | None = None
+        self.buffers: dict[str, np.ndarray] = {}
+
+    def close(self) -> None:
+        if self.source:
+            self.source[1].close()
+
+    def buffer(self, name: str, nbytes: int) -> np.ndarray:
+        """`nbytes` of uint8, kept between tasks."""
+        if name not in self.buffers or self.buffers[name].size < nbytes:
+            self.buffers[name] = np.empty(nbytes, np.uint8)
+        return self.buffers[name][:nbytes]
+
+    def do(self, task: Task) -> None:
+        data = self.read(task)
+        copies = [e for e in task.encodings if is_copy(task.tensor, e.type)]
+        others = [e for e in task.encodings if not is_copy(task.tensor, e.type)]
+        for encoding in copies:
+            self.check(self.run.codec.valid(data, encoding.type), task, "is NaN or Inf")
+            self.write(task, encoding, data)
+        if not others:
+            return
+        rows = self.rows(task, data, once=len(others) > 1)
+        for encoding in others:
+            if self.run.stop.is_set():
+                return
+            nbytes = row_nbytes(encoding.type, task.tensor.n_per_row)
+            out = self.buffer("out", task.rows * nbytes)
+            finite = self.run.codec.encode(rows, encoding.type, encoding.importance, out.reshape(task.rows, nbytes))
+            self.check(finite, task, "is NaN or Inf")
+            self.check(self.run.codec.valid(out, encoding.type), task, f"is too large for {encoding.type.name}")
+            self.write(task, encoding, out)
+
+    def rows(self, task: Task, data: np.ndarray, once: bool) -> np.ndarray:
+        """The task's rows as numbers, shifted; as float32 where they serve more than one encoding (`once`)."""
+        source, n = task.tensor.source, task.tensor.n_per_row
+        if source.slice.type not in PLAIN:
+            rows = self.run.codec.decode(data.reshape(task.rows, -1), source.slice.type, n)
+        else:
+            rows = data.view(PLAIN[source.slice.type]).reshape(task.rows, n)
+        if source.shift and rows.dtype == np.float16:
+            rows = rows + np.float16(source.shift)
+        elif source.shift:
+            rows = self.float32(rows) + np.float32(source.shift)
+        return self.float32(rows) if once else rows
+
+    def float32(self, rows: np.ndarray) -> np.ndarray:
+        if rows.dtype == np.float32:
+            return rows
+        out = self.buffer("float32", rows.size * 4).reshape(rows.shape[0], -1)
+        self.run.codec.encode(rows, F32, None, out)
+        return out.view(np.float32)
+
+    def read(self, task: Task) -> np.ndarray:
+        where, nbytes = task.tensor.source.slice, task.nbytes
+        if not self.source or self.source[0] != where.path:
+            self.close()
+            self.source = where.path, where.path.open("rb", buffering=0)
+        file = self.source[1]
+        start = where.offset + task.first * (nbytes // task.rows)
+        data = self.buffer("in", nbytes)
+        file.seek(start)
+        view, got = memoryview(data), 0
+        while got < nbytes:
+            n = file.readinto(view[got:])
+            if not n:
+                raise BorealisError(
+                    f"{where.path}: ends inside {task.tensor.name}, at offset {start + got}; the file is truncated: "
+                    "fetch it again"
+                )
+            got += n
+        return data
+
+    def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
+        skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
+        for index, offset in encoding.places:
+            file, view = self.outputs[index], memoryview(data)
+            file.seek(offset + skip)
+            while view:
+                view = view[file.write(view) :]
+
+    def check(self, good: bool, task: Task, fault: str) -> None:
+        if not good and not self.run.allow_nonfinite:
+            raise BorealisError(
+                f"{task.tensor.source.slice.path}: {task.tensor.name}: a weight in rows {task.first} to "
+                f"{task.first + task.rows - 1} {fault}; --allow-nonfinite keeps it"
+            )

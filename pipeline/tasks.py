@@ -1,0 +1,77 @@
+"""The units of work: which rows are read, what they become, and where in which files the bytes go."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from ..checkpoint.types import row_nbytes
+from .plan import FilePlan, Tensor, TensorPlan
+
+CHUNK_WEIGHTS = 1 << 18
+"""Weights encoded at a time by one worker: 1 MiB in float32 stays in its cache, and stopping takes a fraction of a
+second with the slowest encoder. Any value gives the same bytes."""
+
+COPY_BYTES = 1 << 22
+"""Bytes moved at a time where nothing is encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One type a tensor is encoded to, and the files it goes to as (index of the file, offset of the first row)."""
+
+    type: GGMLQuantizationType
+    importance: np.ndarray | None
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows `first` to `first + rows` of a tensor, and everything that is made of them."""
+
+    tensor: Tensor
+    encodings: tuple[Encoding, ...]
+    first: int
+    rows: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read."""
+        return self.rows * row_nbytes(self.tensor.source.slice.type, self.tensor.n_per_row)
+
+
+def is_copy(tensor: Tensor, type: GGMLQuantizationType) -> bool:
+    return type == tensor.source.slice.type and not tensor.source.shift
+
+
+def rows_at_once(tensor: Tensor, encodings: Sequence[Encoding], chunk_weights: int) -> int:
+    """How many rows of `tensor` one task takes."""
+    if all(is_copy(tensor, e.type) for e in encodings):
+        return max(1, COPY_BYTES // row_nbytes(tensor.source.slice.type, tensor.n_per_row))
+    return max(1, chunk_weights // tensor.n_per_row)
+
+
+def tasks(plans: Sequence[FilePlan], chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Task]:
+    """All work of one pass, in the order of the first file: each row range once, each of its types once."""
+    for tensor, encodings in _shared(plans):
+        step = rows_at_once(tensor, encodings, chunk_weights)
+        for first in range(0, tensor.rows, step):
+            yield Task(tensor, encodings, first, min(step, tensor.rows - first))
+
+
+def _shared(plans: Sequence[FilePlan]) -> Iterator[tuple[Tensor, tuple[Encoding, ...]]]:
+    """Tensors that several files make from the same source, with their distinct encodings."""
+    uses: dict[tuple[object, ...], list[tuple[int, TensorPlan]]] = {}
+    for index, plan in enumerate(plans):
+        for t in plan.tensors:
+            uses.setdefault((t.tensor.source, t.tensor.shape), []).append((index, t))
+    for users in uses.values():
+        kinds: dict[tuple[object, ...], list[tuple[int, TensorPlan]]] = {}
+        for index, t in users:
+            kinds.setdefault((t.type, id(t.importance)), []).append((index, t))
+        encodings = tuple(
+            Encoding(same[0][1].type, same[0][1].importance, tuple((index, t.offset) for index, t in same))
+            for same in kinds.values()
+        )
+        yield users[0][1].tensor, encodings

@@ -1,0 +1,296 @@
+"""The executor: the same bytes whatever the workers and chunks, and nothing half under a final name."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType as T
+
+from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
+from borealis_gguf.pipeline.execute import Progress, execute
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorPlan, TensorSource
+from borealis_gguf.pipeline.tasks import tasks
+from borealis_gguf.quantize import ggml
+
+from .tiny import CODEC, raw_model, weights
+
+SHAPES = {"token_embd.weight": (300, 256), "output_norm.weight": (256,), "blk.0.ffn_up.weight": (70, 512)}
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def payload(path: Path, t: TensorPlan) -> np.ndarray:
+    return np.fromfile(path, np.uint8, t.nbytes, offset=t.offset)
+
+
+@pytest.mark.parametrize("source", [T.F32, T.F16, T.BF16])
+@pytest.mark.parametrize("target", [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_K])
+def test_bytes_are_ggmls(tmp_path: Path, source: T, target: T) -> None:
+    model = raw_model(tmp_path / "raw", SHAPES, source, shift=1.0)
+    plan = lay_out(tmp_path / "x.gguf", model, [target, T.F32, target])
+    execute([plan], CODEC)
+    for index, t in enumerate(plan.tensors):
+        values = weights(index, *t.tensor.shape).reshape(t.tensor.rows, -1)
+        if source == T.BF16:
+            values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        elif source == T.F16:
+            values = values.astype(np.float16)
+        values = values + values.dtype.type(1) if index == 1 else values
+        expected = np.empty((t.tensor.rows, t.nbytes // t.tensor.rows), np.uint8)
+        ggml.encode(values, t.type, None, expected)
+        assert np.array_equal(payload(plan.path, t), expected.reshape(-1)), t.tensor.name
+
+
+def test_workers_and_chunks_do_not_change_bytes(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
+    sums = set()
+    for n, (jobs, chunk) in enumerate([(1, 1), (1, 1 << 18), (2, 700), (5, 4096), (16, 256)]):
+        plan = lay_out(tmp_path / f"{n}.gguf", model, [T.Q6_K, T.F32, T.Q4_K])
+        execute([plan], CODEC, jobs=jobs, chunk_weights=chunk)
+        sums.add(sha(plan.path))
+    assert len(sums) == 1
+
+
+def test_several_files_share_reads_and_encodes(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
+    kinds = {"a": [T.Q6_K, T.F32, T.Q4_K], "b": [T.Q6_K, T.F32, T.Q5_K], "c": [T.BF16, T.F32, T.Q4_K]}
+    alone = {}
+    for name, types in kinds.items():
+        execute([lay_out(tmp_path / f"alone-{name}.gguf", model, types)], CODEC)
+        alone[name] = sha(tmp_path / f"alone-{name}.gguf")
+    calls: list[tuple[T, int]] = []
+
+    def counting(rows: np.ndarray, type: T, importance: np.ndarray | None, out: np.ndarray) -> bool:
+        calls.append((type, rows.size))
+        return ggml.encode(rows, type, importance, out)
+
+    plans = [lay_out(tmp_path / f"{name}.gguf", model, types) for name, types in kinds.items()]
+    execute(plans, Codec(counting, ggml.decode, ggml.validate), jobs=2, chunk_weights=8192)
+    assert {name: sha(tmp_path / f"{name}.gguf") for name in kinds} == alone
+    assert sum(n for type, n in calls if type == T.Q6_K) == 300 * 256
+    assert sum(n for type, n in calls if type in (T.Q4_K, T.Q5_K)) == 2 * 70 * 512
+    assert sum(t.nbytes for t in tasks(plans)) == (tmp_path / "raw").stat().st_size
+
+
+def test_importance_reaches_the_encoder(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"w.weight": (40, 256)}, T.F32)
+    importance = np.abs(weights(9, 256)) + 0.1
+    plain, weighted = (
+        lay_out(tmp_path / f"{n}.gguf", model, [T.Q4_K], importance=[i]) for n, i in enumerate([None, importance])
+    )
+    execute([plain, weighted], CODEC)
+    expected = np.empty((40, 144), np.uint8)
+    ggml.encode(weights(0, 40, 256), T.Q4_K, importance, expected)
+    assert np.array_equal(payload(weighted.path, weighted.tensors[0]), expected.reshape(-1))
+    assert not np.array_equal(payload(plain.path, plain.tensors[0]), expected.reshape(-1))
+
+
+def test_quantized_sources_are_decoded(tmp_path: Path) -> None:
+    rows = np.empty((6, 272), np.uint8)
+    ggml.encode(weights(0, 6, 256), T.Q8_0, None, rows)
+    (tmp_path / "raw").write_bytes(rows.tobytes())
+    like = raw_model(tmp_path / "other", {"w.weight": (6, 256)}, T.F32)
+    slice = like.tensors[0].source.slice
+    tensor = Tensor("w.weight", TensorSource(type(slice)(tmp_path / "raw", 0, T.Q8_0, (6, 256))), (6, 256))
+    plan = lay_out(tmp_path / "x.gguf", Model(like.kv, (tensor,)), [T.Q4_K])
+    execute([plan], CODEC)
+    expected = np.empty((6, 144), np.uint8)
+    ggml.encode(ggml.decode(rows, T.Q8_0, 256), T.Q4_K, None, expected)
+    assert np.array_equal(payload(plan.path, plan.tensors[0]), expected.reshape(-1))
+
+
+def test_rows_past_the_planned_ones_are_left_out(tmp_path: Path) -> None:
+    full = raw_model(tmp_path / "raw", {"w.weight": (10, 64)}, T.F32).tensors[0]
+    plan = lay_out(tmp_path / "x.gguf", Model((), (Tensor("w.weight", full.source, (7, 64)),)), [T.F32])
+    execute([plan], CODEC)
+    assert np.array_equal(payload(plan.path, plan.tensors[0]).view(np.float32), weights(0, 10, 64)[:7].reshape(-1))
+
+
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
+    seen: list[Progress] = []
+    results = execute([lay_out(tmp_path / "x.gguf", model, [T.Q8_0, T.F32, T.Q8_0])], CODEC, on_progress=seen.append)
+    assert seen[-1].done == seen[-1].total == (tmp_path / "raw").stat().st_size
+    assert results[0].size == (tmp_path / "x.gguf").stat().st_size
+    assert results[0].bits_per_weight == pytest.approx(8.5, rel=0.02)
+
+
+def only_inputs(folder: Path) -> bool:
+    return sorted(p.name for p in folder.iterdir()) == ["raw"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("target", [T.F32, T.F16, T.Q4_K])
+def test_nonfinite_weights_are_refused(tmp_path: Path, bad: float, target: T) -> None:
+    model = raw_model(tmp_path / "raw", {"blk.0.w.weight": (9, 256)}, T.F32)
+    data = np.fromfile(tmp_path / "raw", np.float32)
+    data[3 * 256 + 7] = bad
+    data.tofile(tmp_path / "raw")
+    plan = lay_out(tmp_path / "x.gguf", model, [target])
+    with pytest.raises(BorealisError, match=r"blk\.0\.w\.weight: a weight in rows 0 to 8 is NaN or Inf"):
+        execute([plan], CODEC)
+    assert only_inputs(tmp_path)
+    execute([plan], CODEC, allow_nonfinite=True)
+    assert plan.path.stat().st_size == plan.size
+
+
+def test_a_weight_too_large_for_its_type_is_refused(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"w.weight": (2, 256)}, T.F32)
+    data = np.fromfile(tmp_path / "raw", np.float32)
+    data[5] = 1e6
+    data.tofile(tmp_path / "raw")
+    with pytest.raises(BorealisError, match="too large for F16"):
+        execute([lay_out(tmp_path / "x.gguf", model, [T.F16])], CODEC)
+    assert only_inputs(tmp_path)
+
+
+def test_truncated_source_names_tensor_and_offset(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"a.weight": (4, 256), "b.weight": (4, 256)}, T.F32)
+    with (tmp_path / "raw").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(BorealisError, match=r"raw: ends inside b\.weight, at offset 5000"):
+        execute([lay_out(tmp_path / "x.gguf", model, [T.Q8_0] * 2)], CODEC)
+    assert only_inputs(tmp_path)
+
+
+def test_a_source_that_changes_is_noticed(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", SHAPES, T.F32)
+
+    def touching(rows: np.ndarray, type: T, importance: np.ndarray | None, out: np.ndarray) -> bool:
+        os.utime(tmp_path / "raw", ns=(1, 1))
+        return ggml.encode(rows, type, importance, out)
+
+    with pytest.raises(BorealisError, match="raw: changed while it was read"):
+        execute([lay_out(tmp_path / "x.gguf", model, [T.Q8_0] * 3)], Codec(touching, ggml.decode, ggml.validate))
+    assert only_inputs(tmp_path)
+
+
+def test_stop_from_another_thread(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"w.weight": (2000, 256)}, T.F32)
+    stop = threading.Event()
+
+    def stopping(rows: np.ndarray, type: T, importance: np.ndarray | None, out: np.ndarray) -> bool:
+        stop.set()
+        return ggml.encode(rows, type, importance, out)
+
+    with pytest.raises(Cancelled):
+        codec = Codec(stopping, ggml.decode, ggml.validate)
+        execute([lay_out(tmp_path / "x.gguf", model, [T.Q4_K])], codec, chunk_weights=256, stop=stop)
+    assert only_inputs(tmp_path)
+
+
+def test_outputs_are_checked_before_work(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"w.weight": (2, 256)}, T.F32)
+
+    def refused(path: Path, match: str, n: int = 1) -> None:
+        with pytest.raises(InvalidInput, match=match):
+            execute([lay_out(path, model, [T.Q8_0])] * n, CODEC)
+
+    refused(tmp_path / "raw", "overwrite its own input")
+    refused(tmp_path / "none" / "x.gguf", "no such folder")
+    refused(tmp_path, "is a folder")
+    refused(tmp_path / "x.gguf", "two outputs", n=2)
+    assert only_inputs(tmp_path)
+
+
+def test_too_little_space_is_refused(tmp_path: Path) -> None:
+    huge = raw_model(tmp_path / "raw", {"w.weight": (1, 32)}, T.F32).tensors[0]
+    tensor = Tensor("w.weight", huge.source, (1 << 45, 32))
+    with pytest.raises(InvalidInput, match=r"needed, .* free; make room"):
+        execute([lay_out(tmp_path / "x.gguf", Model((), (tensor,)), [T.F32])], CODEC)
+    assert only_inputs(tmp_path)
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"w.weight": (8, 256)}, T.F32)
+    plan = lay_out(tmp_path / "x.gguf", model, [T.Q8_0])
+    refusals: list[str] = []
+
+    def nested(rows: np.ndarray, type: T, importance: np.ndarray | None, out: np.ndarray) -> bool:
+        with pytest.raises(InvalidInput) as caught:
+            execute([plan], CODEC)
+        refusals.append(str(caught.value))
+        return ggml.encode(rows, type, importance, out)
+
+    execute([plan], Codec(nested, ggml.decode, ggml.validate), jobs=1)
+    assert "another run is writing this file" in refusals[0]
+    assert plan.path.stat().st_size == plan.size
+
+
+SLOW = """
+    import sys, time
+    from pathlib import Path
+    from borealis_gguf.pipeline.execute import execute
+    from borealis_gguf.pipeline.layout import lay_out
+    from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
+    from borealis_gguf.checkpoint.types import Slice
+    from borealis_gguf.quantize import ggml
+    from gguf.constants import GGMLQuantizationType as T
+
+    def slow(rows, type, importance, out):
+        print("working", flush=True)
+        time.sleep(float(sys.argv[2]))
+        return ggml.encode(rows, type, importance, out)
+
+    folder = Path(sys.argv[1])
+    tensor = Tensor("w.weight", TensorSource(Slice(folder / "raw", 0, T.F32, (64, 256))), (64, 256))
+    plan = lay_out(folder / "x.gguf", Model((), (tensor,)), [T.Q8_0])
+    execute([plan], Codec(slow, ggml.decode, ggml.validate), jobs=2, chunk_weights=256)
+"""
+
+
+def start_slow(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    raw_model(folder / "raw", {"w.weight": (64, 256)}, T.F32)
+    command = [sys.executable, "-c", textwrap.dedent(SLOW), str(folder), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout
+    assert process.stdout.readline().startswith("working")
+    return process
+
+
+def test_a_killed_run_leaves_no_final_name_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    process = start_slow(tmp_path, 0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "x.gguf").exists()
+    assert (tmp_path / ".x.gguf.partial").exists()
+    again = start_slow(tmp_path, 0)
+    assert again.wait(30) == 0
+    model = raw_model(tmp_path / "raw", {"w.weight": (64, 256)}, T.F32)
+    clean = lay_out(tmp_path / "clean.gguf", Model((), model.tensors), [T.Q8_0])
+    execute([clean], CODEC)
+    assert sha(tmp_path / "x.gguf") == sha(clean.path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.gguf", "raw", "x.gguf"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_an_interrupt_stops_within_a_second(tmp_path: Path) -> None:
+    process = start_slow(tmp_path, 0.1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(10) != 0
+    assert time.monotonic() - began < 1
+    assert only_inputs(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
+def test_a_disk_that_fills_up_is_one_clean_error(tmp_path: Path) -> None:
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
+    raw_model(tmp_path / "raw", {"w.weight": (64, 256)}, T.F32)
+    command = [sys.executable, "-c", limited + textwrap.dedent(SLOW), str(tmp_path), "0"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert "BorealisError" in process.stderr.splitlines()[-1]
+    assert "File too large" in process.stderr.splitlines()[-1]
+    assert only_inputs(tmp_path)
