@@ -171,7 +171,7 @@ def test_files_that_are_no_models_never_reach_llama_cpp(nano_q8: Path, tmp_path:
 def test_what_llama_cpp_refuses_is_told_in_one_line(nano_q8: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
     path.write_bytes(nano_q8.read_bytes().replace(b"blk.3.ffn_up.weight", b"blk.3.ffn_uq.weight"))
-    with pytest.raises(BorealisError, match=r"odd\.gguf: llama\.cpp cannot load it: .*blk\.3\.ffn_up\.weight") as caught:
+    with pytest.raises(BorealisError, match=r"odd\.gguf: llama\.cpp cannot load it: .*blk\.3\.ffn_up") as caught:
         load(path)
     assert "\n" not in str(caught.value)
 
