@@ -68,7 +68,9 @@ class Engine:
     @property
     def bos(self) -> int | None:
         """The id a prompt begins with, or None."""
-        return llama.llama_vocab_bos(self._vocab) if llama.llama_vocab_get_add_bos(self._vocab) else None
+        vocab: Any = self._vocab
+        bos: Any = llama.llama_vocab_bos(vocab)  # an int, whatever the binding declares
+        return bos if llama.llama_vocab_get_add_bos(vocab) else None
 
     def token_text(self, id: int) -> str:
         """A token's name, `<bos>`; empty when there is no such token."""
@@ -106,7 +108,8 @@ class Engine:
             raise InvalidInput(
                 f"the prompt is {len(ids)} tokens, the context {self.n_context}; shorten it or ask for more context"
             )
-        llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
+        memory: Any = llama.llama_get_memory(self._context)
+        llama.llama_memory_clear(memory, True)
         sampler = _new_sampler(sampling, seed, llama.llama_vocab_n_tokens(self._vocab))
         try:
             for start in range(0, len(ids), BATCH):
