@@ -46,14 +46,15 @@ def plan_convert(
     outtype: str = "auto",
     model_name: str | None = None,
     revision: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory.
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `on_download(done, total)` is called in bytes while a Hub id is fetched.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
-    found = resolve_source(source, revision=revision, on_progress=on_progress)
+    found = resolve_source(source, revision=revision, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
     model, types = describe(open_checkpoint(found.path, repo_id=found.repo_id), outtype, model_name=model_name)
@@ -75,7 +76,7 @@ def plan_quantize(
     allow_requantize: bool = False,
     model_name: str | None = None,
     revision: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
 ) -> tuple[FilePlan, ...]:
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
@@ -95,7 +96,7 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
-    found = resolve_source(source, revision=revision, on_progress=on_progress)
+    found = resolve_source(source, revision=revision, on_progress=on_download)
     model, types = _open(found, model_name)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
