@@ -179,10 +179,12 @@ def test_the_end_the_template_adds_wins_and_the_other_ends_a_turn(folder: Path) 
 # --- chat templates -------------------------------------------------------------------------------------------------
 
 
-def test_template_of_tokenizer_config_comes_first(folder: Path) -> None:
+def test_template_of_tokenizer_config_comes_first(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert keys(folder)["chat_template"] == (NANO / "chat_template.jinja").read_text(encoding="utf-8")
     edit(folder / "tokenizer_config.json", lambda c: c.update(chat_template="A"))
+    assert not caplog.records
     assert keys(folder)["chat_template"] == "A"
+    assert "differs from chat_template.jinja" in caplog.text
 
 
 def test_template_of_chat_template_json_comes_last(folder: Path) -> None:
