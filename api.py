@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from .checkpoint.folder import open_checkpoint
@@ -21,7 +20,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.types import KV
-from .convert.convert import describe
+from .convert.describe import describe
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
@@ -29,7 +28,8 @@ from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
 from .quantize import ggml
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
-from .quantize.metadata import imatrix_kv, quantized_kv
+from .quantize.importance import importance_of
+from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
@@ -46,14 +46,15 @@ def plan_convert(
     outtype: str = "auto",
     model_name: str | None = None,
     revision: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory.
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `on_download(done, total)` is called in bytes while a Hub id is fetched.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
-    found = resolve_source(source, revision=revision, on_progress=on_progress)
+    found = resolve_source(source, revision=revision, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
     model, types = describe(open_checkpoint(found.path, repo_id=found.repo_id), outtype, model_name=model_name)
@@ -75,7 +76,7 @@ def plan_quantize(
     allow_requantize: bool = False,
     model_name: str | None = None,
     revision: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
 ) -> tuple[FilePlan, ...]:
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
@@ -95,7 +96,7 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
-    found = resolve_source(source, revision=revision, on_progress=on_progress)
+    found = resolve_source(source, revision=revision, on_progress=on_download)
     model, types = _open(found, model_name)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -167,15 +168,13 @@ def _plan_preset(
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
     choices = choose_types(infos, facts_from_kv(model.kv), preset, options)
     entries = matrix[1].entries if matrix else {}
-    importance: list[np.ndarray | None] = [entries.get(t.name) for t in model.tensors]
-    for tensor, choice in zip(model.tensors, choices, strict=True):
-        _check_choice(tensor, choice, preset, tensor.name in entries, requantize)
+    importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
+    for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
+        _check_choice(tensor, choice, preset, values is not None, requantize)
     overrides: Sequence[KV] = ()
     if matrix:
         overrides = imatrix_kv(matrix[0], matrix[1].datasets, len(entries), matrix[1].chunk_count)
-    file_type = preset.ftype
-    if file_type is None:  # COPY keeps what the source says
-        file_type = next((kv.value for kv in model.kv if kv.key == "general.file_type"), 0)
+    file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
     return lay_out(
         path,
         replace(model, kv=quantized_kv(model.kv, file_type, overrides)),
@@ -200,14 +199,7 @@ def _check_choice(tensor: Tensor, choice: Choice, preset: Preset, has_importance
 
 
 def _check_imatrix(matrix: Imatrix, path: Path, model: Model) -> None:
-    """Sizes must match, and one tensor at least must be named. Raises InvalidInput."""
-    for tensor in model.tensors:
-        values = matrix.entries.get(tensor.name)
-        if values is not None and values.size != tensor.n_per_row and tensor.name != "token_embd.weight":
-            raise InvalidInput(
-                f"{path}: {tensor.name} has {values.size} values, the model {tensor.n_per_row} columns; it belongs to "
-                "another model"
-            )
+    """A matrix that names no tensor of the model would change nothing. Raises InvalidInput."""
     if not any(t.name in matrix.entries for t in model.tensors):
         raise InvalidInput(f"{path}: names no tensor of this model; it belongs to another one")
 

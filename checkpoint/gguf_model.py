@@ -77,7 +77,8 @@ def _check_tokenizer(file: GGUFFile) -> None:
 
 def _check_array(file: GGUFFile, kv: KV, item_type: GGUFValueType) -> None:
     if kv.type is not GGUFValueType.ARRAY or kv.item_type is not item_type:
-        _fail(file, kv, f"is {(kv.item_type or kv.type).name}, not an array of {item_type.name}")
+        found = kv.type if kv.item_type is None else kv.item_type
+        _fail(file, kv, f"is {found.name}, not an array of {item_type.name}")
 
 
 def _check_id(file: GGUFFile, kv: KV, n_vocab: int) -> None:

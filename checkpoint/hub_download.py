@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInput
+from ..errors import BorealisError, InvalidInput
 from .files import quote, shown
 
 WEB = "https://huggingface.co/"
@@ -35,7 +35,9 @@ WANTED = (
     "model*.safetensors",  # not "consolidated.safetensors": the same weights once more
     "model.safetensors.index.json",
 )
-UNWANTED = ("*..*", "*\\*", "*:*", "/*", "model*/*", "tokenizer*/*")  # a pattern's * matches "/" as well
+PREFIXES = ("model*", "tokenizer*", "chat_template*", "LICENSE*", "additional_chat_templates/*")
+# a pattern's * matches separators too; the wanted files lie no deeper than these say
+UNWANTED = ("*..*", "*:*", "/*", *(prefix + separator for prefix in PREFIXES for separator in ("/*", "\\*")))
 
 Progress = Callable[[int, int], None]
 """`on_progress(done, total)` in bytes; `total` grows while files are listed."""
@@ -50,7 +52,7 @@ def parse_id(text: str) -> tuple[str | None, str | None]:
         return repo_id, revision or None
     if scheme or (repo_id.count("/") == 1 and not repo_id.startswith((".", "~", "/")) and "\\" not in repo_id):
         missing = "" if scheme else "no such file or folder, and "
-        raise InvalidInput(f"{redact(shown(text))}: {missing}not a Hub id: {problem}")
+        raise InvalidInput(redact(f"{shown(text)}: {missing}not a Hub id: {problem}"))
     return None, None
 
 
@@ -71,7 +73,10 @@ def _id_problem(repo_id: str, revision: str | None) -> str | None:
 
 
 def download(repo_id: str, revision: str | None, on_progress: Progress | None) -> Path:
-    """The folder of a checkpoint's files in the Hub's cache, after fetching those that are missing or changed."""
+    """The folder of a checkpoint's files in the Hub's cache, after fetching those that are missing or changed.
+
+    Raises InvalidInput, never with the token in its text; a BorealisError raised by `on_progress` stops it.
+    """
     from huggingface_hub import snapshot_download
 
     problem = _id_problem(repo_id, revision)
@@ -85,6 +90,8 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
             ignore_patterns=list(UNWANTED),
             tqdm_class=_reporter(on_progress),
         )
+    except BorealisError:  # what `on_progress` raised, to stop
+        raise
     except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
         raise InvalidInput(_explain(error, repo_id, revision)) from None
     path = Path(folder)
@@ -100,7 +107,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
     page = WEB + repo_id
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error) or _status(error.__cause__)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return f"{repo_id}: accept the licence at {page} first, then log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -120,6 +127,10 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again, what was downloaded is kept"
 
 
+def _status(error: BaseException | None) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def redact(text: str) -> str:
     return TOKEN.sub("hf_…", text)
 
@@ -131,7 +142,7 @@ def _reporter(on_progress: Progress | None) -> type[Any]:
     lock = threading.Lock()
     bars: list[Any] = []
 
-    class Reporter(tqdm):  # type: ignore[type-arg]
+    class Reporter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
             if kwargs.get("unit") == "B":

@@ -13,7 +13,11 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
 @click.option("-o", "--output", type=PATH, help=OUTPUT_HELP.format("borealis-4b-Q4_K_M.gguf"))
 @click.option("--imatrix", type=PATH, help="Importance matrix (GGUF or the legacy format).")
 @click.option(
-    "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="A type for tensors by name; repeatable."
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="A type for tensors by name; repeatable.",
 )
 @click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")

@@ -60,8 +60,8 @@ def fallback_advice(plans: "Sequence[FilePlan]") -> None:
         unfit = [t for t in plan.tensors if t.wanted]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
-            text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill blocks "
-            text += f"of 256: {bits_per_weight(plan):.1f} bits a weight."
+            text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
+            text += f"their blocks: {bits_per_weight(plan):.1f} bits a weight."
             if bits_per_weight(plan) > 6.5:
                 text += " Q8_0 is hardly larger, and better."
             click.echo(text, err=True)
@@ -97,7 +97,13 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
 
 def results_json(results: "Sequence[FileResult]") -> str:
     rows = [
-        {"path": str(r.path), "preset": r.label, "size": r.size, "bits_per_weight": r.bits_per_weight, "seconds": r.seconds}
+        {
+            "path": str(r.path),
+            "preset": r.label,
+            "size": r.size,
+            "bits_per_weight": r.bits_per_weight,
+            "seconds": r.seconds,
+        }
         for r in results
     ]
     return json.dumps({"files": rows}, ensure_ascii=False)
@@ -129,7 +135,13 @@ def _shown(kv: "KV", width: int = 80) -> str:
         text = ", ".join(repr(v) if isinstance(v, str) else f"{v:g}" for v in kv.value[:LONG])
         text += ", …" if len(kv.value) > LONG else ""
     else:
-        text = repr(kv.value) if isinstance(kv.value, str) else f"{kv.value:.9g}" if isinstance(kv.value, float) else str(kv.value)
+        text = (
+            repr(kv.value)
+            if isinstance(kv.value, str)
+            else f"{kv.value:.9g}"
+            if isinstance(kv.value, float)
+            else str(kv.value)
+        )
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -77,7 +77,8 @@ def execute(
         run = _Run(
             tasks(plans, chunk_weights), [f.path for f in files], codec, stop or threading.Event(), allow_nonfinite
         )
-        run.work(jobs or available_cores(), total, on_progress)
+        with _flushing(files, run):
+            run.work(jobs or available_cores(), total, on_progress)
         for path, stamp in stamps.items():
             if source_stamp(path) != stamp:
                 raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
@@ -87,6 +88,35 @@ def execute(
             file.publish()
     seconds = time.monotonic() - began
     return tuple(FileResult(p.path, p.label, p.size, bits_per_weight(p), seconds) for p in plans)
+
+
+FLUSH_BYTES = 1 << 28
+"""Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
+
+
+@contextmanager
+def _flushing(files: "Sequence[PartialFile]", run: "_Run") -> Iterator[None]:
+    """While the body runs, put on the disk what it writes, from a thread of its own."""
+    ended = threading.Event()
+
+    def flush() -> None:
+        flushed = 0
+        while not ended.wait(0.05):
+            if run.done - flushed >= FLUSH_BYTES:
+                flushed = run.done
+                try:
+                    for file in files:
+                        file.flush()
+                except OSError as error:  # the system tells a disk's error once: here
+                    run.fail(error)
+
+    thread = threading.Thread(target=flush, name="flush")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -187,9 +217,13 @@ class _Run:
                     with self.lock:
                         self.done += task.nbytes
             except BaseException as error:
-                with self.lock:
-                    self.error = self.error or error
-                self.stop.set()
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first error, and stop all workers."""
+        with self.lock:
+            self.error = self.error or error
+        self.stop.set()
 
 
 class _Worker:

@@ -29,6 +29,10 @@ class PartialFile:
         self.file.write(self.plan.header)
         self.file.truncate(self.plan.size)
 
+    def flush(self) -> None:
+        """Put on the disk what has been written so far."""
+        _fsync(self.file.fileno())
+
     def sync(self) -> None:
         """Put every byte on the disk, and check that what stands there begins and ends as planned."""
         _fsync(self.file.fileno())

@@ -1,5 +1,6 @@
 """Which type each tensor gets: overrides first, then the preset's mixture, then what the row width allows."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .ggml import NOT_ENCODED
 from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Facts, Mixture, V, block_of, category
-from .patterns import Pattern
 from .presets import Preset
 
 T = GGMLQuantizationType
@@ -80,7 +80,7 @@ class _Chooser:
 
     def __init__(self, tensors: Sequence[TensorInfo], facts: Facts, preset: Preset, options: Options) -> None:
         self.arch, self.preset, self.options = facts.arch, preset, options
-        self.patterns = [(Pattern(text), _encodable(type)) for text, type in options.tensor_types]
+        self.patterns = [(_pattern(text), _encodable(type)) for text, type in options.tensor_types]
         kinds = [category(name) for name, _, _ in tensors]
         self.mixture = Mixture(
             preset=preset.name,
@@ -231,8 +231,18 @@ def _order(name: str) -> tuple[int, bytes]:
     return block_of(name), name.encode("utf-8", "surrogateescape")
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    """A name pattern. llama.cpp reads C++'s ECMAScript syntax, Python's differs in what is refused here."""
+    try:
+        if "[[:" in text:
+            raise InvalidInput(f"--tensor-type {text!r}: write 0-9 or a-z for a class like [:digit:]")
+        return re.compile(text, re.ASCII)
+    except re.error as error:
+        raise InvalidInput(f"--tensor-type {text!r}: not a regular expression: {error}") from None
+
+
 def _encodable(type: GGMLQuantizationType | None) -> GGMLQuantizationType | None:
-    if type in NOT_ENCODED:
+    if type is not None and type in NOT_ENCODED:
         raise InvalidInput(f"{type.name} is not a type that weights can be quantized to")
     return type
 

@@ -3,7 +3,7 @@
 import codecs
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,7 @@ class Model:
         raw: bool = False,
         max_tokens: int | None = None,
         seed: int | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The answer in pieces of whole characters, as the model makes them. `seed` None: the one given to `load`.
 
         A new call ends an earlier one, whose iterator then raises BorealisError.
@@ -89,7 +89,7 @@ class Model:
         """The whole answer; the arguments are those of `stream`."""
         return "".join(self.stream(prompt, raw=raw, max_tokens=max_tokens, seed=seed))
 
-    def _decode(self, ids: Iterator[int], turn: int) -> Iterator[str]:
+    def _decode(self, ids: Iterator[int], turn: int) -> Generator[str, None, None]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while True:
             if self._turn != turn:

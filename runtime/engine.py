@@ -68,7 +68,9 @@ class Engine:
     @property
     def bos(self) -> int | None:
         """The id a prompt begins with, or None."""
-        return llama.llama_vocab_bos(self._vocab) if llama.llama_vocab_get_add_bos(self._vocab) else None
+        vocab: Any = self._vocab
+        bos: Any = llama.llama_vocab_bos(vocab)  # an int, whatever the binding declares
+        return bos if llama.llama_vocab_get_add_bos(vocab) else None
 
     def token_text(self, id: int) -> str:
         """A token's name, `<bos>`; empty when there is no such token."""
@@ -101,12 +103,13 @@ class Engine:
             room = -count
 
     def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> Iterator[int]:
-        """Read the prompt `ids`, then yield one id after another until the model ends its turn or the context is full."""
+        """Read the prompt `ids`, then yield id after id until the model ends its turn or the context is full."""
         if not 0 < len(ids) < self.n_context:
             raise InvalidInput(
                 f"the prompt is {len(ids)} tokens, the context {self.n_context}; shorten it or ask for more context"
             )
-        llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
+        memory: Any = llama.llama_get_memory(self._context)
+        llama.llama_memory_clear(memory, True)
         sampler = _new_sampler(sampling, seed, llama.llama_vocab_n_tokens(self._vocab))
         try:
             for start in range(0, len(ids), BATCH):

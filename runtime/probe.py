@@ -2,8 +2,8 @@
 
 A llama.cpp that GCC 12 compiled for a CPU with AMX dies with SIGSEGV in the first decode of any quantized model. The
 faulty kernels work on weights in "extra" buffers, which a model can be loaded without, at the price of the repacked
-kernels' speed. So: a child decodes a batch through a tiny model with a tensor of each everyday type. If it dies, another
-tries without the extra buffers.
+kernels' speed. So: a child decodes batches through a tiny model with a tensor of each everyday type. If it dies,
+another tries without the extra buffers.
 """
 
 import hashlib

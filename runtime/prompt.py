@@ -38,8 +38,8 @@ def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, messages: Sequen
         return with_bos(vocabulary, whole)
     if "".join(piece.text for piece in pieces) != text:
         raise InvalidInput(
-            "a message holds the text of a control token, and this model's chat template rewrites messages, so it cannot "
-            "be kept as text; take that text out"
+            "a message holds the text of a control token, and this model's chat template rewrites messages, so it "
+            "cannot be kept as text; take that text out"
         )
     return with_bos(vocabulary, [id for p in pieces for id in vocabulary.tokenize(p.text, p.trusted)])
 

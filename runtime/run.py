@@ -5,10 +5,9 @@ The child (`worker`) sends one JSON object a line: {"phase": …}, {"text": …}
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ def run(
     sampling: Mapping[str, float] | None = None,
     gpu_layers: int = -1,
     command: Sequence[str] | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The answer to `prompt`, in pieces, from a model that lives in a child process while the iterator does.
 
     The arguments are those of `load` and `Model.stream`; `command` replaces the child's command line. Raises what
@@ -42,12 +41,12 @@ def run(
     loading = {"context": context, "threads": threads, "seed": seed, "sampling": sampling, "gpu_layers": gpu_layers}
     asking = {"prompt": prompt, "raw": raw, "max_tokens": max_tokens}
     # An absolute path: nothing depends on where the child believes it is.
-    request = json.dumps({"model": os.path.abspath(model), "load": loading, "stream": asking}, default=dict)
+    request = json.dumps({"model": str(Path(model).absolute()), "load": loading, "stream": asking}, default=dict)
     with tempfile.TemporaryFile() as complaints:
         yield from _talk(command or child_command(WORKER), request, complaints)
 
 
-def _talk(command: Sequence[str], request: str, complaints: IO[bytes]) -> Iterator[str]:
+def _talk(command: Sequence[str], request: str, complaints: IO[bytes]) -> Generator[str, None, None]:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints)
     try:
         with contextlib.suppress(BrokenPipeError):  # it died already: its end says why

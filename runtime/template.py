@@ -33,9 +33,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        widening = isinstance(obj, str) and attr in ("format", "format_map")  # "{:999999999}"
-        return not widening and super().is_safe_attribute(obj, attr, value)
+    def wrap_str_format(self, value: Any) -> Any:
+        if super().wrap_str_format(value) is not None:
+            raise SecurityError("it calls str.format, whose widths have no bound")
+        return None
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _refuse_large(right)
@@ -86,7 +87,8 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 @lru_cache(maxsize=8)
 def _compile(source: str) -> Template:
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    # optimized=False: constants are not computed while compiling, where the bounds do not hold.
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"])
     for name in ("lipsum", "cycler"):
         del env.globals[name]
     for name in ("center", "indent", "wordwrap", "format"):  # they grow text by a number

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+
 from borealis_gguf.checkpoint.types import KV, Slice
 from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
 from borealis_gguf.quantize import ggml
-from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 CODEC = Codec(ggml.encode, ggml.decode, ggml.validate)
 

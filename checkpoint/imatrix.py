@@ -1,0 +1,162 @@
+"""Reading importance matrices, as llama-imatrix writes them: GGUF, and the older binary format.
+
+    GGUF:   per tensor `NAME.in_sum2` F32 [matrices, n_per_row] and `NAME.counts` F32 [matrices, 1];
+            imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
+    binary: i32 entries | per entry: i32 length, name | i32 calls | i32 values | f32 … | then, optionally,
+            i32 chunks | i32 length, name of the dataset               (everything little-endian)
+
+A tensor's importance is the mean square of what its columns were multiplied with.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+
+from ..errors import InvalidInput
+from .files import open_regular, quote, recognize
+from .gguf_header import GGUFFile, read_header
+from .types import KV, Slice
+
+MAX_BYTES = 256 << 20
+"""Of a file: ten times what the largest Gemma 3 needs."""
+
+MAX_NAME = 255
+MAX_DATASET = 1 << 16
+DAMAGED = "the file is damaged, or no importance matrix"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Imatrix:
+    """`entries`: tensor name → float32 [n_per_row] (times the experts, one after another), finite and not negative."""
+
+    datasets: tuple[str, ...]
+    entries: dict[str, np.ndarray]
+    chunk_count: int
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read an importance matrix of either format; InvalidInput, in one line, for anything that is none."""
+    file, size = open_regular(path)
+    with file:
+        if size > MAX_BYTES:
+            raise InvalidInput(f"{path}: {size} bytes are more than any importance matrix has")
+        head = file.read(4)
+        file.seek(0)
+        return _read_gguf(read_header(path), file) if head == b"GGUF" else _read_binary(path, file, size)
+
+
+def _read_gguf(header: GGUFFile, file: BinaryIO) -> Imatrix:
+    path = header.path
+    datasets, chunk_count = _gguf_metadata(header)
+    pairs: dict[str, dict[str, Slice]] = {}
+    for full_name, slice in header.tensors.items():
+        name, _, part = full_name.rpartition(".")
+        if part in ("in_sum2", "counts"):
+            pairs.setdefault(name, {})[part] = slice
+    if not pairs:
+        raise InvalidInput(f"{path}: a GGUF without importance values; give a file that llama-imatrix made")
+    entries = {}
+    for name, pair in sorted(pairs.items()):
+        if len(pair) < 2:
+            raise InvalidInput(
+                f"{path}: {quote(name)} has no {'counts' if 'in_sum2' in pair else 'in_sum2'}; {DAMAGED}"
+            )
+        sums, counts = (_floats(path, name, file, pair[part]) for part in ("in_sum2", "counts"))
+        entries[name] = _checked(path, name, _means(path, name, sums, counts))
+    return Imatrix(datasets, entries, chunk_count)
+
+
+def _gguf_metadata(header: GGUFFile) -> tuple[tuple[str, ...], int]:
+    """(datasets, chunk count); all three keys must be there."""
+    datasets = _entry(header, "imatrix.datasets", GGUFValueType.ARRAY)
+    chunks = _entry(header, "imatrix.chunk_count", GGUFValueType.UINT32).value
+    _entry(header, "imatrix.chunk_size", GGUFValueType.UINT32)
+    names = tuple(datasets.value) if datasets.item_type is GGUFValueType.STRING else ()
+    return names, chunks if chunks < 1 << 31 else 0
+
+
+def _entry(header: GGUFFile, key: str, type: GGUFValueType) -> KV:
+    entry = header.find(key)
+    if entry is None or entry.type is not type:
+        fault = "is missing" if entry is None else f"is {entry.type.name}, not {type.name}"
+        raise InvalidInput(f"{header.path}: {key} {fault}; give a file that llama-imatrix made")
+    return entry
+
+
+def _floats(path: Path, name: str, file: BinaryIO, slice: Slice) -> np.ndarray:
+    if slice.type is not GGMLQuantizationType.F32:
+        raise InvalidInput(f"{path}: {quote(name)} is {slice.type.name}, not F32; {DAMAGED}")
+    file.seek(slice.offset)
+    data = file.read(slice.nbytes)
+    if len(data) != slice.nbytes:
+        raise InvalidInput(f"{path}: {quote(name)} ends too early; {DAMAGED}")
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+
+def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sums over their counts, expert by expert; 1 for an expert that was never used. Arithmetic as llama.cpp's."""
+    if not counts.size or sums.size % counts.size:
+        raise InvalidInput(f"{path}: {quote(name)} has {sums.size} values for {counts.size} counts; {DAMAGED}")
+    if not np.isfinite(counts).all():
+        raise InvalidInput(f"{path}: {quote(name)} has a count that is not finite; {DAMAGED}")
+    whole = counts.astype(np.float64)
+    whole = np.trunc(whole + np.copysign(0.5, whole)).astype(np.float32)[:, None]
+    rows = sums.reshape(counts.size, -1)
+    return np.where(whole > 0, rows / np.where(whole > 0, whole, 1), np.float32(1)).ravel()
+
+
+def _checked(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """`values`, unless one is NaN, infinite or negative, which no mean of squares is."""
+    if not values.size or not (np.isfinite(values).all() and values.min() >= 0):
+        raise InvalidInput(f"{path}: {quote(name)} has values that are negative or not finite; {DAMAGED}")
+    values.flags.writeable = False
+    return values
+
+
+class _Binary:
+    """Reads the older format; every length is compared with what is left of the file."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.file, self.left = path, file, size
+
+    def take(self, nbytes: int, what: str) -> bytes:
+        data = self.file.read(nbytes) if 0 <= nbytes <= self.left else b""
+        if nbytes < 0 or len(data) != nbytes:
+            raise InvalidInput(f"{self.path}: {what} takes {nbytes} bytes where {self.left} are left; {DAMAGED}")
+        self.left -= nbytes
+        return data
+
+    def number(self, what: str, low: int, high: int = (1 << 31) - 1) -> int:
+        value = int.from_bytes(self.take(4, what), "little", signed=True)
+        if not low <= value <= high:
+            raise InvalidInput(f"{self.path}: {what} is {value}; {DAMAGED}")
+        return value
+
+    def text(self, what: str, low: int, high: int) -> str:
+        data = self.take(self.number(f"the length of {what}", low, high), what)
+        return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _read_binary(path: Path, file: BinaryIO, size: int) -> Imatrix:
+    known = recognize(file.read(16))
+    if known:
+        raise InvalidInput(f"{path}: {known}, not an importance matrix")
+    file.seek(0)
+    reader = _Binary(path, file, size)
+    entries: dict[str, np.ndarray] = {}
+    for _ in range(reader.number("the number of entries", 1, size // 16)):
+        name = reader.text("a tensor's name", 1, MAX_NAME)
+        if name in entries:
+            raise InvalidInput(f"{path}: {quote(name)} occurs twice; {DAMAGED}")
+        calls = reader.number(f"the calls of {quote(name)}", -(1 << 31))
+        count = reader.number(f"the number of values of {quote(name)}", 1)
+        values = np.frombuffer(reader.take(4 * count, quote(name)), "<f4").astype(np.float32)
+        entries[name] = _checked(path, name, values / np.float32(calls) if calls > 0 else values)
+    chunks = reader.number("the number of chunks", -(1 << 31)) if reader.left else 0
+    datasets = (reader.text("the dataset's name", 0, MAX_DATASET),) if reader.left else ()
+    if reader.left:
+        raise InvalidInput(f"{path}: {reader.left} bytes follow the end; {DAMAGED}")
+    return Imatrix(tuple(name for name in datasets if name), entries, max(chunks, 0))

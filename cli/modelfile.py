@@ -1,0 +1,33 @@
+"""`borealis-gguf modelfile`."""
+
+from pathlib import Path
+
+import click
+
+from .shared import PATH
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Where to write it. Default: standard output.")
+@click.option("--mmproj", type=PATH, help="The model's vision file, for models that see.")
+@click.option("--system", metavar="TEXT", help="A system message for every conversation.")
+@click.option("--num-ctx", type=click.IntRange(1), default=8192, show_default=True, help="Context in tokens.")
+def modelfile(model: Path, output: Path | None, mmproj: Path | None, system: str | None, num_ctx: int) -> None:
+    """Write an Ollama Modelfile for a Gemma 3 GGUF.
+
+    \b
+    Examples:
+      borealis-gguf modelfile borealis-4b-Q4_K_M.gguf -o Modelfile
+      ollama create borealis-4b -f Modelfile
+    """
+    from ..modelfiles.write import write_modelfile
+
+    if output and output.resolve().parent != model.resolve().parent:
+        raise click.UsageError(f"a Modelfile lies beside its model: use -o {model.with_name(output.name)}")
+    text = write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8", newline="\n")
+        click.echo(f"{output}: written; next: ollama create {model.stem.lower()} -f {output}", err=True)

@@ -1,0 +1,72 @@
+"""`borealis-gguf run`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from .shared import PATH
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("prompt", required=False)
+@click.option(
+    "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
+)
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
+@click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")
+@click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
+@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
+def run(
+    model: Path,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    max_tokens: int | None,
+    context: int | None,
+    threads: int | None,
+    seed: int | None,
+    temperature: float | None,
+    gpu_layers: int,
+) -> None:
+    """Ask a GGUF model, with its own chat template; the answer streams.
+
+    Without PROMPT, standard input is read.
+
+    \b
+    Examples:
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Skriv eit dikt om nordlyset."
+      borealis-gguf run borealis-4b-Q4_K_M.gguf < notat.txt
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --system "Svar på nynorsk." --temperature 0
+    """
+    from ..runtime.run import run as answer
+
+    if prompt is None:
+        if sys.stdin.isatty():
+            click.echo("Reading the prompt from standard input; end it with Ctrl-D (Ctrl-Z on Windows).", err=True)
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+    if not prompt:
+        raise click.UsageError("no prompt: give one after MODEL, or on standard input")
+    if system is not None and raw:
+        raise click.UsageError("--system needs the chat template, which --raw leaves out")
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    pieces = answer(
+        model,
+        prompt if raw else messages,
+        raw=raw,
+        max_tokens=max_tokens,
+        context=context,
+        threads=threads,
+        seed=seed,
+        sampling=None if temperature is None else {"temperature": temperature},
+        gpu_layers=gpu_layers,
+    )
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()

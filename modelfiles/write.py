@@ -1,0 +1,92 @@
+"""The Modelfile that makes a Gemma 3 GGUF an Ollama model: `ollama create NAME -f Modelfile`."""
+
+import struct
+from pathlib import Path
+
+from ..checkpoint.gguf import GGUFFile, read_gguf
+from ..errors import InvalidInput
+from ..runtime.sampling import sampling_of
+from ..runtime.template import ChatTemplate
+from .gemma import SAMPLES, STOP, TEMPLATE, render_gemma
+from .syntax import Instruction, format_instruction
+
+ARCHITECTURE = "gemma3"
+_BOS = "<bos>"
+
+
+def write_modelfile(
+    gguf: Path,
+    *,
+    mmproj: Path | None = None,
+    system: str | None = None,
+    num_ctx: int = 8192,
+    license_text: str | None = None,
+) -> str:
+    """The text of a Modelfile that lies beside `gguf` (write it as UTF-8 with \\n line ends).
+
+    Raises InvalidInput when a file is missing or of the wrong kind, when the model's own chat template is not the one
+    the TEMPLATE renders, and for texts that a Modelfile cannot hold.
+    """
+    header = read_gguf(gguf)
+    architecture = header.value("general.architecture")
+    if architecture != ARCHITECTURE or header.value("general.type", "model") != "model":
+        kind = f"{architecture} {header.value('general.type', 'model')}"
+        raise InvalidInput(f"{gguf}: a {kind}; Modelfiles are written for {ARCHITECTURE} models")
+    _check_template(header)
+    instructions = [Instruction("FROM", f"./{gguf.name}")]
+    if mmproj is not None:
+        instructions.append(Instruction("FROM", f"./{_checked_mmproj(gguf, mmproj).name}"))
+    instructions.append(Instruction("TEMPLATE", TEMPLATE))
+    if system:
+        instructions.append(Instruction("SYSTEM", system))
+    instructions += _parameters(header, num_ctx)
+    if license_text:
+        instructions.append(Instruction("LICENSE", license_text))
+    return "\n".join(map(format_instruction, instructions)) + "\n"
+
+
+def _check_template(header: GGUFFile) -> None:
+    """Ollama would talk to the model in TEMPLATE's format: it must be the one the model was trained on."""
+    source = header.value("tokenizer.chat_template")
+    if source is None:
+        raise InvalidInput(
+            f"{header.path}: no tokenizer.chat_template: not a chat model, so it needs no Modelfile of ours"
+        )
+    template = ChatTemplate(source, bos_token=_BOS)
+    for messages in SAMPLES:
+        if template.render(messages) not in (_BOS + render_gemma(messages), render_gemma(messages)):
+            raise InvalidInput(
+                f"{header.path}: its chat template does not render Gemma 3's format; write TEMPLATE by hand"
+            )
+
+
+def _checked_mmproj(gguf: Path, mmproj: Path) -> Path:
+    if mmproj.resolve().parent != gguf.resolve().parent:
+        raise InvalidInput(f"{mmproj}: not in the folder of {gguf}; put both in one")
+    if read_gguf(mmproj).value("general.type") != "mmproj":
+        raise InvalidInput(f"{mmproj}: not a vision part: its general.type is not mmproj")
+    return mmproj
+
+
+def _parameters(header: GGUFFile, num_ctx: int) -> list[Instruction]:
+    sampling = sampling_of(header)
+    trained = header.value(f"{ARCHITECTURE}.context_length", num_ctx)
+    if num_ctx < 1:
+        raise InvalidInput(f"num_ctx: {num_ctx} is not 1 or more")
+    values = {
+        "num_ctx": str(min(num_ctx, trained)),
+        "temperature": _shortest(sampling.temperature),
+        "top_k": str(sampling.top_k),
+        "top_p": _shortest(sampling.top_p),
+        "min_p": _shortest(sampling.min_p),
+        "repeat_penalty": _shortest(sampling.repeat_penalty),
+        "stop": STOP,
+    }
+    return [Instruction("PARAMETER", value, key) for key, value in values.items()]
+
+
+def _shortest(value: float) -> str:
+    """The shortest decimal that is the same float32 (GGUF and Ollama hold these numbers as float32)."""
+    same = struct.pack("<f", value)
+    texts = (f"{value:.{digits}g}" for digits in range(1, 10))
+    return next(text for text in texts if struct.pack("<f", float(text)) == same)

@@ -1,0 +1,52 @@
+"""Models that several tests use, made once a session by the code under test, and llama.cpp kept quiet."""
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+from borealis_gguf import api
+
+from .oracle import keep
+
+NANO = Path(__file__).parents[1] / "examples" / "nano-nb-7m"
+
+
+@pytest.fixture(autouse=True)
+def quiet_llama_cpp() -> Iterator[None]:
+    """llama.cpp's log goes to `oracle.LOG`; llama-cpp-python puts its own callback back at every load."""
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    yield
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The trained Norwegian checkpoint that ships with the repository."""
+    return NANO
+
+
+@pytest.fixture(scope="session")
+def nano_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = api.plan_convert(NANO, tmp_path_factory.mktemp("bf16"))
+    api.execute([plan])
+    return plan.path
+
+
+@pytest.fixture(scope="session")
+def nano_quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    plans = api.plan_quantize(NANO, ["Q8_0", "Q4_K_M"], tmp_path_factory.mktemp("quantized"))
+    api.execute(plans)
+    return {plan.label: plan.path for plan in plans}
+
+
+@pytest.fixture(scope="session")
+def nano_q8(nano_quantized: dict[str, Path]) -> Path:
+    return nano_quantized["Q8_0"]
+
+
+@pytest.fixture(scope="session")
+def nano_q4(nano_quantized: dict[str, Path]) -> Path:
+    return nano_quantized["Q4_K_M"]
