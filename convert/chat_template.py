@@ -1,5 +1,6 @@
 """The chat template: found, never executed."""
 
+import logging
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 
+log = logging.getLogger("borealis_gguf")
+
 MAX_TEMPLATE = 1 << 20
 NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 
@@ -25,6 +28,8 @@ def read_chat_template(checkpoint: Checkpoint, tokenizer_config: Mapping[str, An
     where = checkpoint.path / "tokenizer_config.json"
     value = tokenizer_config.get("chat_template")
     jinja, json = checkpoint.file("chat_template.jinja"), checkpoint.file("chat_template.json")
+    if jinja and isinstance(value, str) and value != read_text(jinja):
+        log.warning("%s: its chat_template differs from chat_template.jinja; the former is used", where)
     if value is None and jinja:
         additional = sorted((checkpoint.path / "additional_chat_templates").glob("*.jinja"))
         if not additional:

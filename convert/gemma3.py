@@ -1,11 +1,4 @@
-"""Gemma 3, text: the Borealis models (270m and 1b; the text side of 4b, 12b and 27b).
-
-Defaults are those of transformers' Gemma3TextConfig: the published 4b configuration says little more than its widths.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+"""Gemma 3, text: the Borealis models (270m and 1b; the text side of 4b, 12b and 27b)."""
 
 from gguf.constants import GGUFValueType
 
@@ -13,18 +6,12 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
 from .architecture import Text
+from .gemma3_config import SCALING_KEYS, Config, read_config, text_config
 from .rows import Row, map_tensors
 from .same_bytes import same_bytes
 from .tokenizer import read_tokenizer, tokenizer_kv
-from .values import integer, mapping, number, only
 
 ARCHITECTURE = "gemma3"
-
-PATTERN = 6
-"""Every sixth layer attends to everything, the others within the window. No key says so: the runtime assumes it."""
-
-WIDE_SCALE_LAYERS = 62
-"""At this number of layers (27b) the runtime scales attention by hidden/heads, else by head_dim."""
 
 HEAD = ("hidden",)
 ROWS = (
@@ -50,54 +37,6 @@ ROWS = (
 OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
 """Tensors of the vision side: they make a file of their own."""
 
-SCALING_KEYS = {
-    "original_max_position_embeddings": ("original_context_length", GGUFValueType.UINT32),
-    "extrapolation_factor": ("yarn_ext_factor", GGUFValueType.FLOAT32),
-    "attention_factor": ("yarn_attn_factor", GGUFValueType.FLOAT32),
-    "beta_fast": ("yarn_beta_fast", GGUFValueType.FLOAT32),
-    "beta_slow": ("yarn_beta_slow", GGUFValueType.FLOAT32),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary positions: the bases of the global and the local layers, and how the global ones are stretched."""
-
-    theta: float
-    local_theta: float
-    scaling: str = "default"
-    factor: float = 1.0
-    extra: tuple[tuple[str, int | float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What config.json says of the text model, checked. `window` is None when no layer has one."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
-    vocabulary: int
-    eps: float
-    rope: Rope
-    window: int | None
-    softcap: float | None
-
-    def sizes(self) -> dict[str, int]:
-        """The axes that ROWS name."""
-        return {
-            "vocabulary": self.vocabulary,
-            "hidden": self.hidden,
-            "feed-forward": self.feed_forward,
-            "head_dim": self.head_dim,
-            "heads × head_dim": self.heads * self.head_dim,
-            "kv heads × head_dim": self.kv_heads * self.head_dim,
-        }
-
 
 def read_text(checkpoint: Checkpoint) -> Text:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
@@ -105,7 +44,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
     Raises InvalidInput when tensors, configuration and tokenizer do not belong together, or when llama.cpp's runtime
     would compute something else than the configuration says.
     """
-    where = f"{checkpoint.path / 'config.json'}"
+    where = str(checkpoint.path / "config.json")
     config = read_config(where, checkpoint.config)
     tensors = map_tensors(
         str(checkpoint.path),
@@ -117,10 +56,9 @@ def read_text(checkpoint: Checkpoint) -> Text:
     )
     tokenizer = read_tokenizer(checkpoint, config.vocabulary)
     tokens = tokenizer_kv(tokenizer, checkpoint.config)
-    return Text(ARCHITECTURE, tensors, keys(config), (*tokens, KV(ADD_SPACE_PREFIX, GGUFValueType.BOOL, False)))
-
-
-ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+    return Text(
+        ARCHITECTURE, tensors, keys(config), (*tokens, KV("tokenizer.ggml.add_space_prefix", GGUFValueType.BOOL, False))
+    )
 
 
 def plain_name(name: str) -> str | None:
@@ -142,109 +80,6 @@ def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
     if head and embedding and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
     return tensors
-
-
-def text_config(where: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return mapping(where, config, "text_config") or config
-
-
-def read_config(where: str, config: Mapping[str, Any]) -> Config:
-    """Both dialects of config.json. Raises InvalidInput for values out of range, and for what the runtime ignores."""
-    text = text_config(where, config)
-    if config.get("quantization_config") or text.get("quantization_config"):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
-    layers = integer(where, text, "num_hidden_layers", 26)
-    read = Config(
-        layers=layers,
-        hidden=integer(where, text, "hidden_size", 2304),
-        feed_forward=integer(where, text, "intermediate_size", 9216),
-        heads=integer(where, text, "num_attention_heads", 8),
-        kv_heads=integer(where, text, "num_key_value_heads", 4),
-        head_dim=integer(where, text, "head_dim", 256),
-        context=integer(where, text, "max_position_embeddings", 131072),
-        vocabulary=integer(where, text, "vocab_size", 262208),
-        eps=number(where, text, "rms_norm_eps", 1e-6),
-        rope=_rope(where, text),
-        window=_window(where, text, layers),
-        softcap=number(where, text, "final_logit_softcapping", 0) if text.get("final_logit_softcapping") else None,
-    )
-    _check_runtime(where, text, read)
-    return read
-
-
-def _check_runtime(where: str, text: Mapping[str, Any], config: Config) -> None:
-    """Refuse what no GGUF key can say."""
-    if config.heads % config.kv_heads:
-        raise InvalidInput(f"{where}: {config.heads} attention heads cannot share {config.kv_heads} key-value heads")
-    scale = config.hidden // config.heads if config.layers == WIDE_SCALE_LAYERS else config.head_dim
-    default = 256 if "query_pre_attn_scalar" not in text else None
-    only(
-        where,
-        {**text, "query_pre_attn_scalar": default or text["query_pre_attn_scalar"]},
-        "query_pre_attn_scalar",
-        scale,
-    )
-    only(where, text, "hidden_activation", "gelu_pytorch_tanh")
-    only(where, text, "attention_bias", False)
-    only(where, text, "use_bidirectional_attention", False)
-    only(where, text, "attn_logit_softcapping")
-
-
-def _window(where: str, text: Mapping[str, Any], layers: int) -> int | None:
-    """The sliding window; None when every layer attends to everything."""
-    types = text.get("layer_types")
-    if types is None:
-        step = integer(where, text, "sliding_window_pattern", PATTERN)
-        full = step == 1
-        agrees = full or step == PATTERN or layers < min(step, PATTERN)
-    else:
-        if not isinstance(types, list) or len(types) != layers:
-            raise InvalidInput(f"{where}: layer_types must be a list with an entry for each of the {layers} layers")
-        full = all(kind == "full_attention" for kind in types)
-        expected = ("full_attention" if (i + 1) % PATTERN == 0 else "sliding_attention" for i in range(layers))
-        agrees = full or all(kind == other for kind, other in zip(types, expected, strict=False))
-    if not agrees:
-        raise InvalidInput(
-            f"{where}: layer_types and sliding_window_pattern make other layers attend to everything than each "
-            f"{PATTERN}th, which is all llama.cpp's runtime can do; the GGUF would be silently wrong"
-        )
-    return None if full else integer(where, text, "sliding_window", 4096)
-
-
-def _rope(where: str, text: Mapping[str, Any]) -> Rope:
-    """Rotary parameters: v4 has `rope_theta`, `rope_local_base_freq`, `rope_scaling`; v5 has `rope_parameters`."""
-    parameters = mapping(where, text, "rope_parameters")
-    if parameters and not parameters.keys() <= {"full_attention", "sliding_attention"}:
-        raise InvalidInput(f"{where}: rope_parameters must hold full_attention and sliding_attention, nothing else")
-    full = {**mapping(where, parameters, "full_attention"), **mapping(where, text, "rope_scaling")}
-    sliding = mapping(where, parameters, "sliding_attention")
-    only(f"{where}: rope_parameters.sliding_attention", sliding, "rope_type", "default")
-    only(f"{where}: rope_parameters.sliding_attention", sliding, "factor", 1, 1.0)
-    theta = number(where, full, "rope_theta", number(where, text, "rope_theta", 1e6))
-    local_theta = number(where, sliding, "rope_theta", number(where, text, "rope_local_base_freq", 1e4))
-    rope = f"{where}: rope scaling"
-    for parameter in (text, full, sliding):
-        only(rope, parameter, "partial_rotary_factor", 1, 1.0)
-    kind = full.get("type") or full.get("rope_type") or "default"
-    if kind == "default":
-        return Rope(theta, local_theta)
-    allowed = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"}
-    allowed |= SCALING_KEYS.keys() if kind == "yarn" else set()
-    unknown = sorted(str(key) for key, value in full.items() if key not in allowed and value is not None)
-    if kind not in ("linear", "yarn") or unknown:
-        raise InvalidInput(f"{rope}: {', '.join([f'type {kind!r}', *unknown])}; only linear and yarn are known")
-    if full.get("factor") is None or (kind == "yarn" and full.get("original_max_position_embeddings") is None):
-        raise InvalidInput(
-            f"{rope}: {kind} needs a factor" + (" and original_max_position_embeddings" * (kind == "yarn"))
-        )
-    extra = tuple((key, _extra(rope, full, key)) for key in SCALING_KEYS if full.get(key) is not None)
-    return Rope(theta, local_theta, kind, number(rope, full, "factor", 1.0), extra)
-
-
-def _extra(where: str, values: Mapping[str, Any], key: str) -> int | float:
-    if SCALING_KEYS[key][1] == GGUFValueType.UINT32:
-        return integer(where, values, key, 0)
-    return number(where, values, key, 0)
 
 
 def keys(config: Config) -> tuple[KV, ...]:

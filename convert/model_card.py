@@ -9,7 +9,8 @@ from ..errors import InvalidInput
 from .chat_template import read_text
 
 MAX_CARD = 4 << 20
-MAX_BLOCK = 128 << 10  # YAML parses 100 KB a second; real cards have 1 to 10
+MAX_BLOCK = 64 << 10  # YAML parses 100 KB a second; real cards have 1 to 10
+MAX_BRACKETS = 1000  # open ones take quadratic time
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -35,6 +36,8 @@ def read_model_card(checkpoint: Checkpoint) -> dict[str, Any]:
     block = "\n".join(lines[1 : lines.index("---", 1)]).replace("\t", "  ")
     if len(block) > MAX_BLOCK:
         raise InvalidInput(f"{path}: its YAML block has {len(block)} characters; {MAX_BLOCK} is the most it may have")
+    if block.count("[") + block.count("{") > MAX_BRACKETS:
+        raise InvalidInput(f"{path}: its YAML block has more than {MAX_BRACKETS} brackets")
     try:
         card = yaml.load(block, _TextLoader)
     except RecursionError:

@@ -85,12 +85,11 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
     json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = _added_tokens(str(whole), json)
-    where = model or whole
     if model:
-        pieces = _pieces_of_model(model)
+        where, pieces = model, _pieces_of_model(model)
     elif whole:
-        pieces = pieces_of_tokenizer_json(str(whole), json, {token["content"] for token in added})
-    if where is None:
+        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {token["content"] for token in added})
+    else:
         raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
     if len(pieces) > n_vocab:
         raise InvalidInput(f"{where}: {len(pieces)} pieces, but config.json has a vocabulary of {n_vocab}")

@@ -5,8 +5,8 @@ became a merge, and merges are ranked by the score of the piece they make. So a 
 scale that no encoder sees, as minus the rank of its first merge.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ..checkpoint.files import quote
@@ -98,43 +98,44 @@ def _scores(
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise InvalidInput(f"{where}: model.merges must be a list")
-    scores: dict[str, float] = {}
-    made: Counter[str] = Counter()
+    # Added tokens are cut out of a text beforehand: no encoder joins them with anything.
+    joined = vocabulary.keys() - added
+    ranks: dict[str, int] = {}
+    made: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         left, right = _halves(where, rank, merge)
-        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        piece = left + right
+        if left in joined and right in joined and piece in vocabulary:
+            made[piece] = made.get(piece, 0) + 1
+        elif left not in vocabulary or right not in vocabulary or piece not in vocabulary:
             raise InvalidInput(f"{where}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown pieces")
-        scores.setdefault(left + right, -float(rank))
-        made[left + right] += 1
-    _check_complete(where, vocabulary, made, added)
-    return scores
+        if piece not in ranks:
+            ranks[piece] = rank
+    _check_complete(where, joined, made)
+    return {piece: -float(rank) for piece, rank in ranks.items()}
 
 
-def _check_complete(where: str, vocabulary: Mapping[str, int], made: Mapping[str, int], added: Collection[str]) -> None:
-    """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here.
-
-    Added tokens are cut out of a text beforehand and bytes only stand in for missing letters: neither is ever joined.
-    """
-    for piece in vocabulary:
-        if made.get(piece, 0) == len(piece) - 1 or piece in added or _is_byte(piece):
+def _check_complete(where: str, joined: AbstractSet[str], made: Mapping[str, int]) -> None:
+    """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here."""
+    for piece in joined:
+        merges, splits = made.get(piece, 0), range(1, len(piece))
+        if merges == len(splits) or _is_byte(piece):
             continue
-        halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        pairs = sum(a in vocabulary and b in vocabulary for a, b in halves)
-        if made.get(piece, 0) < pairs and any(
-            a in vocabulary and b in vocabulary and a not in added and b not in added
-            for a, b in ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        ):
+        pairs = sum(1 for i in splits if piece[:i] in joined and piece[i:] in joined)
+        if merges < pairs:
             raise InvalidInput(
-                f"{where}: {quote(piece)} can be made of {pairs} pairs of pieces, but only {made.get(piece, 0)} are "
-                "merges, so llama.cpp would give other ids; put the checkpoint's tokenizer.model beside it"
+                f"{where}: {quote(piece)} can be made of {pairs} pairs of pieces, but only {merges} are merges, so "
+                "llama.cpp would give other ids; put the checkpoint's tokenizer.model beside it"
             )
 
 
 def _halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
     """A merge is "left right" in older files, [left, right] in newer ones."""
     halves = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(halves, list) and len(halves) == 2 and all(isinstance(half, str) and half for half in halves):
-        return halves[0], halves[1]
+    if isinstance(halves, list) and len(halves) == 2:
+        left, right = halves
+        if isinstance(left, str) and isinstance(right, str) and left and right:
+            return left, right
     raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")
 
 
