@@ -67,6 +67,8 @@ def test_the_context_bounds_the_answer(nano_q8: Path) -> None:
         ids = model.encode("x " * 20)
         assert len(list(model.engine.generate(ids, model.sampling, 0))) <= 64 - len(ids)
         assert list(model.stream(ASK, max_tokens=0)) == []
+        with pytest.raises(InvalidInput, match="max_tokens: -1"):
+            model.stream(ASK, max_tokens=-1)
 
 
 def test_a_prompt_longer_than_a_batch(nano_q8: Path) -> None:

@@ -1,5 +1,6 @@
 """The probe: llama.cpp on this very machine, and children that really die, hang or fail."""
 
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def test_another_machine_or_library_is_asked_anew() -> None:
 
 def test_the_identity_names_version_libraries_and_cpu() -> None:
     identity = machine_identity()
-    assert identity[1] == "0.3.36"
+    assert identity[1] == importlib.metadata.version("llama-cpp-python")
     assert all(size > 0 and mtime > 0 for _, size, mtime in identity[2])
     assert any("ggml-cpu" in name or "ggml" in name for name, _, _ in identity[2])
     assert any(identity[3:])
