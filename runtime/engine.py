@@ -45,6 +45,7 @@ class Engine:
         llama.llama_log_set(_keep_errors, ctypes.c_void_p(0))
         llama.llama_backend_init()
         _errors.clear()
+        self.extra_buffers = extra_buffers
         self._context: Any = None
         self._model: Any = _load(path, extra_buffers, gpu_layers, on_progress)
         try:

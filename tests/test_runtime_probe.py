@@ -11,6 +11,7 @@ import pytest
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError
 from borealis_gguf.runtime.cache import cache_dir
+from borealis_gguf.runtime.chat import load
 from borealis_gguf.runtime.probe import (
     TYPES,
     extra_buffers_work,
@@ -66,6 +67,13 @@ def test_the_probe_has_every_everyday_type(tmp_path: Path) -> None:
 def test_a_crash_turns_extra_buffers_off_and_is_remembered() -> None:
     assert extra_buffers_work(children(DIES)) is False
     assert extra_buffers_work(never) is False
+
+
+def test_models_are_loaded_as_the_answer_says(nano_q4: Path) -> None:
+    assert extra_buffers_work(children(DIES)) is False
+    with load(nano_q4, seed=1) as model:
+        assert model.engine.extra_buffers is False
+        assert model.generate("Hei", max_tokens=3) != ""
 
 
 def test_another_machine_or_library_is_asked_anew() -> None:
