@@ -126,6 +126,16 @@ INLINE vi f_trunc(vf a) {
 /* Above: f_min is `a < b ? a : b`, f_max is `a > b ? a : b`; f_rint rounds halves to even and wants |a| < 2^22;
  * f_trunc is x86's conversion to int, which gives INT32_MIN for what does not fit. */
 
+/* `a`, or 0 where that is more, and `a` clamped to 0..high, for an `a` that is not NaN. Floats that are not negative
+ * order as their bits do, and integer comparisons leave the adders to the sums. */
+#if W > 4
+INLINE vf f_positive(vf a) { return (vf)i_max((vi)a, i_set(0)); }
+INLINE vf f_clamp_positive(vf a, float high) { return (vf)i_min((vi)f_positive(a), (vi)f_set(high)); }
+#else
+INLINE vf f_positive(vf a) { return f_max(a, f_set(0)); }
+INLINE vf f_clamp_positive(vf a, float high) { return f_min(f_positive(a), f_set(high)); }
+#endif
+
 INLINE vi i_clamp(vi a, int32_t low, int32_t high) { return i_max(i_min(a, i_set(high)), i_set(low)); }
 
 /* The integer nearest to `a` as ggml computes it: by adding 1.5 * 2^23 and reading the mantissa. Exact for

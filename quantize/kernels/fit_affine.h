@@ -31,11 +31,15 @@ struct affine_fit {
     vm flat;
 };
 
-/* The clamped level of t as a float. Without `exact`, rounds_plainly(t) must hold. */
-INLINE vf affine_level(vf t, int nmax, bool exact) {
-    if (exact)
+/* How levels must be computed: by `nearest` whatever comes, or by rounding in the range where that is the same,
+ * or also without a look at the upper end because nothing lies beyond. */
+enum care { EXACT, PLAIN, PLAIN_BELOW };
+
+/* The clamped level of t as a float. */
+INLINE vf affine_level(vf t, int nmax, enum care care) {
+    if (care == EXACT)
         return i_float(i_clamp(nearest(t), 0, nmax));
-    return f_rint(f_min(f_max(t, f_set(0)), f_set((float)nmax)));
+    return f_rint(care == PLAIN ? f_clamp_positive(t, (float)nmax) : f_positive(t));
 }
 
 INLINE vf affine_error(vf difference, bool absolute) {
@@ -48,33 +52,34 @@ struct affine_state {
     struct affine_fit *fit;
 };
 
-/* True when every level of this step can be had by plain rounding: t is monotonic in x, so its ends tell. */
-INLINE bool affine_is_plain(const struct affine_state *s, const vf *inverse) {
-    bool plain = true;
+/* The care that this step needs: t is monotonic in x, so the ends of each sub-block tell. */
+INLINE enum care affine_care(const struct affine_state *s, const vf *inverse, int nmax) {
+    vm odd = f_lt(f_set(0), f_set(0)), above = odd;
     for (int u = 0; u < INTERLEAVE; u++) {
-        const vm ends = rounds_plainly((s->low[u] - s->fit[u].min) * inverse[u])
-                      & rounds_plainly((s->high[u] - s->fit[u].min) * inverse[u]);
-        plain &= !m_any(m_not(ends | s->fit[u].flat));
+        const vf t_low = (s->low[u] - s->fit[u].min) * inverse[u], t_high = (s->high[u] - s->fit[u].min) * inverse[u];
+        const vm flat = s->fit[u].flat;
+        odd |= m_not((rounds_plainly(t_low) & rounds_plainly(t_high)) | flat);
+        above |= m_not((f_lt(t_low, f_set(nmax + 0.49f)) & f_lt(t_high, f_set(nmax + 0.49f))) | flat);
     }
-    return plain;
+    return m_any(odd) ? EXACT : m_any(above) ? PLAIN : PLAIN_BELOW;
 }
 
 /* The error of the starting point. */
-INLINE void affine_start(const struct affine_search a, const vf *x, const vf *w, struct affine_state *s, bool exact) {
+INLINE void affine_start(const struct affine_search a, const vf *x, const vf *w, struct affine_state *s, enum care care) {
     for (int u = 0; u < INTERLEAVE; u++)
         s->best[u] = f_set(0);
     for (int i = 0; i < a.n; i++)
         for (int u = 0; u < INTERLEAVE; u++) {
             const struct affine_fit *f = &s->fit[u];
             const vf xi = x[u * a.n + i];
-            const vf level = affine_level(f->won_inverse * (xi - f->min), a.nmax, exact);
+            const vf level = affine_level(f->won_inverse * (xi - f->min), a.nmax, care);
             s->best[u] += w[u * a.n + i] * affine_error(f->scale * level + f->min - xi, a.absolute);
         }
 }
 
 /* One step: levels, sums, least squares, error, and the winner kept. */
 INLINE void affine_step(const struct affine_search a, const vf *x, const vf *w, struct affine_state *s,
-                        const vf *inverse, vf *levels, bool exact) {
+                        const vf *inverse, vf *levels, enum care care) {
     vf min[INTERLEAVE], scale[INTERLEAVE], error[INTERLEAVE];
     vf sum_l[INTERLEAVE], sum_l2[INTERLEAVE], sum_xl[INTERLEAVE];
     vm solvable[INTERLEAVE];
@@ -86,7 +91,7 @@ INLINE void affine_step(const struct affine_search a, const vf *x, const vf *w, 
     for (int i = 0; i < a.n; i++)
         for (int u = 0; u < INTERLEAVE; u++) {
             const vf xi = x[u * a.n + i];
-            const vf level = affine_level(inverse[u] * (xi - min[u]), a.nmax, exact);
+            const vf level = affine_level(inverse[u] * (xi - min[u]), a.nmax, care);
             const vf wl = w[u * a.n + i] * level;
             levels[u * a.n + i] = level;
             sum_l[u] += wl;
@@ -145,18 +150,21 @@ INLINE void fit_affine(const struct affine_search a, const vf *x, const vf *w, s
         f->scale = f_set(1) / f->won_inverse;
         inverse[u] = f->won_inverse;
     }
-    if (affine_is_plain(&s, inverse))
-        affine_start(a, x, w, &s, false);
+    if (affine_care(&s, inverse, a.nmax) == EXACT)
+        affine_start(a, x, w, &s, EXACT);
     else
-        affine_start(a, x, w, &s, true);
+        affine_start(a, x, w, &s, PLAIN);
     for (int step = 0; step <= a.steps; step++) {
         const float factor = a.first + a.delta * step + a.nmax;
         for (int u = 0; u < INTERLEAVE; u++)
             inverse[u] = f_set(factor) / (s.high[u] - fit[u].min);
-        if (affine_is_plain(&s, inverse))
-            affine_step(a, x, w, &s, inverse, levels, false);
+        const enum care care = affine_care(&s, inverse, a.nmax);
+        if (care == PLAIN_BELOW)
+            affine_step(a, x, w, &s, inverse, levels, PLAIN_BELOW);
+        else if (care == PLAIN)
+            affine_step(a, x, w, &s, inverse, levels, PLAIN);
         else
-            affine_step(a, x, w, &s, inverse, levels, true);
+            affine_step(a, x, w, &s, inverse, levels, EXACT);
     }
     for (int u = 0; u < INTERLEAVE; u++) {
         const vf start = f_select(f_gt(s.low[u], f_set(0)), f_set(0), s.low[u]);
