@@ -44,6 +44,14 @@ typedef __mmask16 vm;
 typedef vi vm;
 #endif
 
+/* A vector and its lanes. */
+union lanes {
+    vf f;
+    vu u;
+    float number[W];
+    uint32_t word[W];
+};
+
 /* ---- making and comparing ---------------------------------------------------------------------------------- */
 
 INLINE vf f_set(float a) { return a - (vf){0}; }
@@ -229,6 +237,12 @@ struct tile {
     vu words[MAX_WORDS];
 };
 
+/* A vector from any address. GCC 12 takes a memcpy into an array of vectors through general registers. */
+INLINE vi load(const uint8_t *from) {
+    typedef vi loose __attribute__((aligned(1), may_alias));
+    return *(const loose *)from;
+}
+
 INLINE int source_bytes(int source) { return source == TYPE_F32 ? 4 : 2; }
 
 /* Loads n weights (a multiple of 2 W) from each of W places, transposed. Returns bits that are nonzero
@@ -238,7 +252,7 @@ INLINE vu load_f32(const uint8_t *const from[W], int n, vf *x) {
     for (int i = 0; i < n; i += W) {
         vi r[W];
         for (int lane = 0; lane < W; lane++)
-            memcpy(&r[lane], from[lane] + 4 * i, sizeof r[lane]);
+            r[lane] = load(from[lane] + 4 * i);
         transpose(r);
         for (int k = 0; k < W; k++) {
             carry |= ((vu)r[k] & 0x7f800000) + 0x00800000;
@@ -254,7 +268,7 @@ INLINE vu load_bf16(const uint8_t *const from[W], int n, vf *x) {
     for (int i = 0; i < n; i += 2 * W) {
         vi r[W];
         for (int lane = 0; lane < W; lane++)
-            memcpy(&r[lane], from[lane] + 2 * i, sizeof r[lane]);
+            r[lane] = load(from[lane] + 2 * i);
         transpose(r);
         for (int k = 0; k < W; k++) {
             carry |= ((vu)r[k] & 0x7f807f80) + 0x00800080;
@@ -270,7 +284,7 @@ INLINE vu load_f16(const uint8_t *const from[W], int n, vf *x) {
     for (int i = 0; i < n; i += 2 * W) {
         vi r[W];
         for (int lane = 0; lane < W; lane++)
-            memcpy(&r[lane], from[lane] + 2 * i, sizeof r[lane]);
+            r[lane] = load(from[lane] + 2 * i);
         transpose(r);
         for (int k = 0; k < W; k++) {
             carry |= ((vu)r[k] & 0x7c007c00) + 0x04000400;

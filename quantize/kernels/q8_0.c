@@ -10,19 +10,30 @@
 
 enum { PER_BLOCK = 32 / W };
 
+/* W weights of a 16-bit source, in order. */
+INLINE vf load_halves(int source, const uint8_t *from) {
+#if W == 16
+    const __m256i h = _mm256_loadu_si256((const __m256i *)from);
+    return source == TYPE_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
+#elif W == 8
+    const __m128i h = _mm_loadu_si128((const __m128i *)from);
+    return source == TYPE_BF16 ? (vf)((vu)_mm256_cvtepu16_epi32(h) << 16) : (vf)_mm256_cvtph_ps(h);
+#else
+    typedef uint16_t halves __attribute__((vector_size(2 * W)));
+    halves h;
+    memcpy(&h, from, sizeof h);
+    const vu wide = __builtin_convertvector(h, vu);
+    return source == TYPE_BF16 ? (vf)(wide << 16) : from_half(wide);
+#endif
+}
+
 /* The 32 weights at `from` as PER_BLOCK vectors, in order. */
 INLINE void load_block(int source, const uint8_t *from, vf x[PER_BLOCK]) {
-    typedef uint16_t halves __attribute__((vector_size(2 * W)));
-    for (int k = 0; k < PER_BLOCK; k++) {
-        if (source == TYPE_F32) {
-            memcpy(&x[k], from + 4 * W * k, sizeof x[k]);
-            continue;
-        }
-        halves h;
-        memcpy(&h, from + 2 * W * k, sizeof h);
-        const vu wide = __builtin_convertvector(h, vu);
-        x[k] = source == TYPE_BF16 ? (vf)(wide << 16) : from_half(wide);
-    }
+    for (int k = 0; k < PER_BLOCK; k++)
+        if (source == TYPE_F32)
+            x[k] = (vf)load(from + 4 * W * k);
+        else
+            x[k] = load_halves(source, from + 2 * W * k);
 }
 
 /* Levels: halves are rounded away from zero, as roundf does; what does not fit an int gives 0. */
@@ -66,18 +77,13 @@ INLINE vi encode_group(int source, const uint8_t *from, int count, uint8_t *out)
     for (int k = 1; k < W; k++)
         size[0] = i_max(size[0], size[k]);
     const vf d = (vf)size[0] / f_set(127);
-    float inverse[W];
-    uint32_t half[W];
-    const vf inverses = f_select(f_nonzero(d), f_set(1) / d, f_set(0));
-    const vu halves = to_half(d);
-    memcpy(inverse, &inverses, sizeof inverse);
-    memcpy(half, &halves, sizeof half);
+    const union lanes inverse = {.f = f_select(f_nonzero(d), f_set(1) / d, f_set(0))}, half = {.u = to_half(d)};
     for (int b = 0; b < count; b++) {
-        const uint16_t scale = (uint16_t)half[b];
+        const uint16_t scale = (uint16_t)half.word[b];
         vf x[PER_BLOCK];
         load_block(source, from + b * block_bytes, x);
         memcpy(out + 34 * b, &scale, 2);
-        store_levels(x, f_set(inverse[b]), out + 34 * b + 2);
+        store_levels(x, f_set(inverse.number[b]), out + 34 * b + 2);
     }
     return size[0];
 }
