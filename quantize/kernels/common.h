@@ -174,6 +174,35 @@ INLINE vf from_half(vu h) {
     return (vf)(sign | (vu)i_select(special, (vi)(magnitude | 0x7f800000), (vi)scaled));
 }
 
+/* ---- loading ----------------------------------------------------------------------------------------------- */
+
+INLINE int source_bytes(int source) { return source == TYPE_F32 ? 4 : 2; }
+
+/* A vector from any address. GCC 12 takes a memcpy into an array of vectors through general registers. */
+INLINE vi load(const uint8_t *from) {
+    typedef vi loose __attribute__((aligned(1), may_alias));
+    return *(const loose *)from;
+}
+
+/* W weights of a source, in order. */
+INLINE vf load_source(int source, const uint8_t *from) {
+    if (source == TYPE_F32)
+        return (vf)load(from);
+#if W == 16
+    const __m256i h = _mm256_loadu_si256((const __m256i *)from);
+    return source == TYPE_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
+#elif W == 8
+    const __m128i h = _mm_loadu_si128((const __m128i *)from);
+    return source == TYPE_BF16 ? (vf)((vu)_mm256_cvtepu16_epi32(h) << 16) : (vf)_mm256_cvtph_ps(h);
+#else
+    typedef uint16_t halves __attribute__((vector_size(2 * W)));
+    halves h;
+    memcpy(&h, from, sizeof h);
+    const vu wide = __builtin_convertvector(h, vu);
+    return source == TYPE_BF16 ? (vf)(wide << 16) : from_half(wide);
+#endif
+}
+
 /* ---- transposing ------------------------------------------------------------------------------------------- */
 
 /* Transposes r as a W x W matrix of 32-bit elements. */
@@ -236,14 +265,6 @@ struct tile {
     vf sigma2;
     vu words[MAX_WORDS];
 };
-
-/* A vector from any address. GCC 12 takes a memcpy into an array of vectors through general registers. */
-INLINE vi load(const uint8_t *from) {
-    typedef vi loose __attribute__((aligned(1), may_alias));
-    return *(const loose *)from;
-}
-
-INLINE int source_bytes(int source) { return source == TYPE_F32 ? 4 : 2; }
 
 /* Loads n weights (a multiple of 2 W) from each of W places, transposed. Returns bits that are nonzero
  * exactly when a weight is not finite: an exponent of all ones carries into the sign's place. */

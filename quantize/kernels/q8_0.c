@@ -10,30 +10,10 @@
 
 enum { PER_BLOCK = 32 / W };
 
-/* W weights of a 16-bit source, in order. */
-INLINE vf load_halves(int source, const uint8_t *from) {
-#if W == 16
-    const __m256i h = _mm256_loadu_si256((const __m256i *)from);
-    return source == TYPE_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
-#elif W == 8
-    const __m128i h = _mm_loadu_si128((const __m128i *)from);
-    return source == TYPE_BF16 ? (vf)((vu)_mm256_cvtepu16_epi32(h) << 16) : (vf)_mm256_cvtph_ps(h);
-#else
-    typedef uint16_t halves __attribute__((vector_size(2 * W)));
-    halves h;
-    memcpy(&h, from, sizeof h);
-    const vu wide = __builtin_convertvector(h, vu);
-    return source == TYPE_BF16 ? (vf)(wide << 16) : from_half(wide);
-#endif
-}
-
 /* The 32 weights at `from` as PER_BLOCK vectors, in order. */
 INLINE void load_block(int source, const uint8_t *from, vf x[PER_BLOCK]) {
     for (int k = 0; k < PER_BLOCK; k++)
-        if (source == TYPE_F32)
-            x[k] = (vf)load(from + 4 * W * k);
-        else
-            x[k] = load_halves(source, from + 2 * W * k);
+        x[k] = load_source(source, from + source_bytes(source) * W * k);
 }
 
 /* Levels: halves are rounded away from zero, as roundf does; what does not fit an int gives 0. */
