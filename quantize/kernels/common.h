@@ -33,6 +33,12 @@
 #include <emmintrin.h>
 #endif
 
+/* Below this a group of weights counts as zero. */
+#define GROUP_MAX_EPS 1e-15f
+
+/* Independent sub-blocks that are searched together, to hide latency. */
+#define INTERLEAVE (W == 16 ? 4 : 2)
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(4 * W)));
@@ -337,20 +343,44 @@ INLINE void store_words(const vu *words, int nbytes, int lanes, uint8_t *out) {
         memcpy(out + (size_t)lane * nbytes, rows[lane], nbytes);
 }
 
+/* Where lane's block begins, and its importance: block `first + lane`, or the last one where there are no more. */
+INLINE void point_lanes(const struct job *job, int n, int64_t first, int64_t blocks, const uint8_t *from[W],
+                        const uint8_t *weighing[W]) {
+    for (int lane = 0; lane < W; lane++) {
+        const int64_t block = first + lane < blocks ? first + lane : blocks - 1;
+        from[lane] = (const uint8_t *)job->rows + block * n * source_bytes(job->source);
+        weighing[lane] = (const uint8_t *)(job->importance + block % (job->n_per_row / n) * n);
+    }
+}
+
+/* The sum of squares of n weights, in order. */
+INLINE vf sum_of_squares(const vf *x, int n) {
+    vf sum = f_set(0);
+    for (int i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    return sum;
+}
+
+/* The low 2 bits of 256 levels as 16 words: in each 128, byte i (0..31) has levels i, i + 32, i + 64, i + 96. */
+INLINE void pack_2_bits(const vi *levels, vu *words) {
+    for (int k = 0; k < 16; k++) {
+        const vi *l = levels + 128 * (k / 8) + 4 * (k % 8);
+        vi word = i_set(0);
+        for (int b = 0; b < 4; b++)
+            word |= ((l[b] & 3) | (l[b + 32] & 3) << 2 | (l[b + 64] & 3) << 4 | (l[b + 96] & 3) << 6) << 8 * b;
+        words[k] = (vu)word;
+    }
+}
+
 /* Encodes a job of blocks of n weights and nbytes bytes. `encode` gets a tile with x, and importance when the job
  * has it, and fills words. Lanes past the last block repeat it and are not stored. */
 INLINE bool encode_blocks(const struct job *job, int n, int nbytes, void (*encode)(struct tile *)) {
-    const int64_t per_row = job->n_per_row / n, blocks = job->n_rows * per_row;
-    const int64_t block_bytes = (int64_t)n * source_bytes(job->source);
+    const int64_t blocks = job->n_rows * (job->n_per_row / n);
     struct tile tile;
     vu special = {0};
     for (int64_t first = 0; first < blocks; first += W) {
         const uint8_t *from[W], *weighing[W];
-        for (int lane = 0; lane < W; lane++) {
-            const int64_t block = first + lane < blocks ? first + lane : blocks - 1;
-            from[lane] = (const uint8_t *)job->rows + block * block_bytes;
-            weighing[lane] = job->importance ? (const uint8_t *)(job->importance + block % per_row * n) : NULL;
-        }
+        point_lanes(job, n, first, blocks, from, weighing);
         special |= load_weights(job->source, from, n, tile.x);
         if (job->importance)
             load_f32(weighing, n, tile.importance);

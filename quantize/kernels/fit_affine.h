@@ -9,12 +9,6 @@
 
 #include "common.h"
 
-#define GROUP_MAX_EPS 1e-15f
-
-#ifndef INTERLEAVE
-#define INTERLEAVE (W == 16 ? 4 : 2)
-#endif
-
 /* What is searched: levels 0..nmax; steps i of inverse scale (first + delta * i + nmax) / range; errors squared, or
  * absolute. */
 struct affine_search {

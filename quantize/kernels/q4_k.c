@@ -12,10 +12,7 @@
 
 /* Sub-blocks' weights without importance: the root mean square plus the magnitude. */
 INLINE void weigh_plain(const vf *x, vf *w) {
-    vf sum = f_set(0);
-    for (int i = 0; i < 32; i++)
-        sum += x[i] * x[i];
-    const vf mean = f_sqrt(sum / f_set(32));
+    const vf mean = f_sqrt(sum_of_squares(x, 32) / f_set(32));
     for (int i = 0; i < 32; i++)
         w[i] = mean + f_abs(x[i]);
 }
@@ -27,14 +24,6 @@ INLINE void weigh(const struct tile *t, int first, bool weighted, vf *w) {
     }
     for (int i = first; i < first + 32; i++)
         w[i - first] = t->importance[i] * f_sqrt(t->sigma2 + t->x[i] * t->x[i]);
-}
-
-/* 2 * mean square of the super-block, summed in order. */
-INLINE vf twice_mean_square(const vf *x) {
-    vf sum = f_set(0);
-    for (int i = 0; i < 256; i++)
-        sum += x[i] * x[i];
-    return f_set(2) * sum / f_set(256);
 }
 
 /* Levels (6 bits, or what a wrapped uint8_t holds) of scales and mins, and their factors d and dmin. */
@@ -109,7 +98,7 @@ INLINE void encode_tile(struct tile *t, int nmax, bool weighted) {
     struct shares s;
     vf w[32 * INTERLEAVE], scales[8], mins[8], sums[8];
     if (weighted)
-        t->sigma2 = twice_mean_square(t->x);
+        t->sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
     for (int j = 0; j < 8; j += INTERLEAVE) {
         for (int u = 0; u < INTERLEAVE; u++)
             weigh(t, 32 * (j + u), weighted, w + 32 * u);

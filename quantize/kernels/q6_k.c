@@ -43,7 +43,7 @@ INLINE void encode_tile(struct tile *t, bool weighted) {
             w[i] = weighted ? t->importance[16 * j + i] : x[i] * x[i];
             wx[i] = w[i] * x[i];
         }
-        fit_symmetric(16, 32, x, w, wx, false, fit + j);
+        fit_symmetric(INTERLEAVE, 16, 32, x, w, wx, false, fit + j);
     }
     for (int j = 0; j < 16; j++) {
         const vf size = f_abs(fit[j].scale);
