@@ -41,7 +41,9 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
         return all_finite(rows)
     if encode_with(isa, rows, type, importance, out):
         return True
-    ggml.encode(rows, type, importance, out)  # NaN and infinity are ggml's business: only there do their bytes have a meaning
+    ggml.encode(
+        rows, type, importance, out
+    )  # NaN and infinity are ggml's business: only there do their bytes have a meaning
     return False
 
 
@@ -104,7 +106,9 @@ def _chosen_isa(choice: str | None) -> str | None:
     if choice == "ggml":
         return None
     if choice not in isas:
-        raise InvalidInput(f"{SWITCH}={choice}: this machine and installation have ggml{''.join(f', {i}' for i in isas)}")
+        raise InvalidInput(
+            f"{SWITCH}={choice}: this machine and installation have ggml{''.join(f', {i}' for i in isas)}"
+        )
     return choice
 
 
