@@ -11,7 +11,7 @@ demo: .venv/installed
 	@mkdir -p demo
 	$(BIN)/borealis-gguf quantize Q4_K_M Q8_0 -m $(MODEL) -o demo
 	$(BIN)/borealis-gguf modelfile demo/nano-nb-7m-Q8_0.gguf -o demo/Modelfile
-	$(BIN)/borealis-gguf run demo/nano-nb-7m-Q8_0.gguf "Hva heter hovedstaden i Norge?"
+	$(BIN)/borealis-gguf run demo/nano-nb-7m-Q8_0.gguf "Skriv om Norge." --seed 2
 
 test: .venv/installed
 	$(BIN)/python -m pytest

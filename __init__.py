@@ -1,1 +1,43 @@
-"""borealis-gguf: from a checkpoint to running GGUFs in one pass."""
+"""borealis-gguf: from a checkpoint to GGUF files that run, in one pass."""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import BorealisError, Cancelled, InvalidInput
+
+if TYPE_CHECKING:
+    from .api import execute, plan_convert, plan_quantize
+    from .pipeline.execute import FileResult, Progress
+    from .pipeline.plan import FilePlan
+    from .runtime.chat import load
+
+__all__ = [
+    "BorealisError",
+    "Cancelled",
+    "FilePlan",
+    "FileResult",
+    "InvalidInput",
+    "Progress",
+    "execute",
+    "load",
+    "plan_convert",
+    "plan_quantize",
+]
+
+_HOMES = {
+    "FilePlan": "pipeline.plan",
+    "FileResult": "pipeline.execute",
+    "Progress": "pipeline.execute",
+    "execute": "api",
+    "load": "runtime.chat",
+    "plan_convert": "api",
+    "plan_quantize": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `import borealis_gguf` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

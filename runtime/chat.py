@@ -73,6 +73,8 @@ class Model:
 
         A new call ends an earlier one, whose iterator then raises BorealisError.
         """
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidInput(f"max_tokens: {max_tokens} is not 0 or more")
         ids = self.encode(prompt, raw)
         self._turn += 1
         made = self.engine.generate(ids, self.sampling, self.seed if seed is None else checked_seed(seed))

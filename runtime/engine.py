@@ -43,7 +43,9 @@ class Engine:
     ) -> None:
         """`context` None means the model's own, at most DEFAULT_CONTEXT. Raises BorealisError, InvalidInput."""
         llama.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+        llama.llama_backend_init()
         _errors.clear()
+        self.extra_buffers = extra_buffers
         self._context: Any = None
         self._model: Any = _load(path, extra_buffers, gpu_layers, on_progress)
         try:

@@ -82,7 +82,7 @@ def machine_identity() -> list[Any]:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise BorealisError("llama-cpp-python is not installed; install it with: pip install llama-cpp-python")
-    folder = Path(spec.origin).parent / "lib"
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(spec.origin).parent / "lib")
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
     libraries = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return [PROBE_VERSION, importlib.metadata.version("llama_cpp_python"), libraries, *_cpu()]

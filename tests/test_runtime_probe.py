@@ -1,5 +1,6 @@
 """The probe: llama.cpp on this very machine, and children that really die, hang or fail."""
 
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError
 from borealis_gguf.runtime.cache import cache_dir
+from borealis_gguf.runtime.chat import load
 from borealis_gguf.runtime.probe import (
     TYPES,
     extra_buffers_work,
@@ -67,6 +69,13 @@ def test_a_crash_turns_extra_buffers_off_and_is_remembered() -> None:
     assert extra_buffers_work(never) is False
 
 
+def test_models_are_loaded_as_the_answer_says(nano_q4: Path) -> None:
+    assert extra_buffers_work(children(DIES)) is False
+    with load(nano_q4, seed=1) as model:
+        assert model.engine.extra_buffers is False
+        assert model.generate("Hei", max_tokens=3) != ""
+
+
 def test_another_machine_or_library_is_asked_anew() -> None:
     assert extra_buffers_work(children(DIES), identity=["a", 1]) is False
     assert extra_buffers_work(children(FINE), identity=["a", 2]) is True
@@ -76,7 +85,7 @@ def test_another_machine_or_library_is_asked_anew() -> None:
 
 def test_the_identity_names_version_libraries_and_cpu() -> None:
     identity = machine_identity()
-    assert identity[1] == "0.3.36"
+    assert identity[1] == importlib.metadata.version("llama-cpp-python")
     assert all(size > 0 and mtime > 0 for _, size, mtime in identity[2])
     assert any("ggml-cpu" in name or "ggml" in name for name, _, _ in identity[2])
     assert any(identity[3:])

@@ -1,0 +1,81 @@
+/* The library's face: which instruction sets can be used here, and one call that encodes rows. */
+#include <stddef.h>
+
+#include "job.h"
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { BASELINE, AVX2, AVX512, N_ISAS };
+
+extern encoder_table encoders_baseline;
+#ifdef HAVE_AVX2
+extern encoder_table encoders_avx2;
+#endif
+#ifdef HAVE_AVX512
+extern encoder_table encoders_avx512;
+#endif
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <xmmintrin.h>
+
+/* The register files the operating system saves: bit 1 SSE, 2 AVX, 5..7 AVX-512. */
+static uint64_t saved_state(void) {
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static int processor(void) {
+    enum { F16C = 1 << 29, OSXSAVE = 1 << 27, HAS_AVX2 = 1 << 5, F = 1 << 16, DQ = 1 << 17, BW = 1 << 30 };
+    const uint32_t VL = 1u << 31, wide = F | DQ | BW | VL;
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) || !(c & F16C))
+        return BASELINE;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & HAS_AVX2) || (saved_state() & 0x06) != 0x06)
+        return BASELINE;
+    return (b & wide) == wide && (saved_state() & 0xe6) == 0xe6 ? AVX512 : AVX2;
+}
+#else
+static int processor(void) { return BASELINE; }
+#endif
+
+static encoder *find(int isa, int type) {
+    if (type < 0 || type >= TYPE_COUNT || isa > processor())
+        return NULL;
+#ifdef HAVE_AVX512
+    if (isa == AVX512)
+        return encoders_avx512[type];
+#endif
+#ifdef HAVE_AVX2
+    if (isa == AVX2)
+        return encoders_avx2[type];
+#endif
+    return isa == BASELINE ? encoders_baseline[type] : NULL;
+}
+
+/* Whether rows can be encoded to `type` with `isa` (0 baseline, 1 AVX2, 2 AVX-512) on this machine. */
+EXPORT int borealis_can_encode(int isa, int type) { return find(isa, type) != NULL; }
+
+/* Encodes rows as `struct job` says. Returns 1; 0 when a weight was not finite, and then the output is not to be
+ * used; -1 when there is no such encoder. */
+EXPORT int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
+                           const float *importance, void *out) {
+    encoder *encode = find(isa, type);
+    if (encode == NULL)
+        return -1;
+    const struct job job = {rows, source, n_rows, n_per_row, importance, out};
+#if defined(__x86_64__)
+    const unsigned mode = _mm_getcsr(); /* another library may have set flush-to-zero in this thread */
+    _mm_setcsr(0x1f80);
+    const int finite = encode(&job);
+    _mm_setcsr(mode);
+    return finite;
+#else
+    return encode(&job);
+#endif
+}

@@ -1,0 +1,22 @@
+/* The encoders of one instruction set. */
+#include "common.h"
+
+encoder ISA(f32), ISA(f16), ISA(bf16);
+encoder ISA(q4_0), ISA(q4_1), ISA(q5_0), ISA(q5_1), ISA(q2_k), ISA(q3_k);
+encoder ISA(q8_0), ISA(q4_k), ISA(q5_k), ISA(q6_k);
+
+encoder_table ISA(encoders) = {
+    [TYPE_F32] = ISA(f32),
+    [TYPE_F16] = ISA(f16),
+    [TYPE_BF16] = ISA(bf16),
+    [TYPE_Q4_0] = ISA(q4_0),
+    [TYPE_Q4_1] = ISA(q4_1),
+    [TYPE_Q5_0] = ISA(q5_0),
+    [TYPE_Q5_1] = ISA(q5_1),
+    [TYPE_Q2_K] = ISA(q2_k),
+    [TYPE_Q3_K] = ISA(q3_k),
+    [TYPE_Q8_0] = ISA(q8_0),
+    [TYPE_Q4_K] = ISA(q4_k),
+    [TYPE_Q5_K] = ISA(q5_k),
+    [TYPE_Q6_K] = ISA(q6_k),
+};

@@ -1,0 +1,55 @@
+"""Builds the native encoders (quantize/kernels) where a GCC or Clang is at hand; the install succeeds without them.
+
+The same sources are compiled once per instruction set, each into objects of its own, and linked into one library
+beside quantize/native.py, which loads it with ctypes. Everything else about the package stands in pyproject.toml.
+"""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+KERNELS = Path("quantize", "kernels")
+DISPATCH = str(KERNELS / "dispatch.c")
+
+# Plain IEEE arithmetic: no contraction, no reassociation; errno and the exception flags are nobody's business.
+STRICT = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+X86_ISAS = {
+    "avx2": ["-mavx2", "-mf16c"],
+    "avx512": ["-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels per instruction set. The extension is optional: setuptools reports a failure and goes on."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if self.compiler.compiler_type != "unix":
+            raise CompileError("the native encoders need GCC or Clang; ggml's own encoders will be used")
+        sources = [source for source in ext.sources if source != DISPATCH]
+        objects = self._compile(sources, "baseline", [])
+        defines = []
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            for isa, flags in X86_ISAS.items():
+                try:
+                    objects += self._compile(sources, isa, flags)
+                    defines.append(f"-DHAVE_{isa.upper()}")
+                except CompileError as error:
+                    self.warn(f"no {isa} encoders: {error}")
+        objects += self._compile([DISPATCH], "dispatch", defines)
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=["m"])
+
+    def _compile(self, sources: list[str], isa: str, flags: list[str]) -> list[str]:
+        folder = str(Path(self.build_temp, isa))
+        return self.compiler.compile(sources, output_dir=folder, extra_postargs=[*STRICT, *flags], depends=HEADERS)
+
+
+HEADERS = sorted(map(str, KERNELS.glob("*.h")))
+SOURCES = sorted(map(str, KERNELS.glob("*.c")))
+
+setup(
+    ext_modules=[Extension("borealis_gguf.quantize._kernels", SOURCES, depends=HEADERS, optional=True)],
+    cmdclass={"build_ext": BuildKernels},
+)
