@@ -11,7 +11,7 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
-from . import bloom, gemma3, llama
+from . import bloom, gemma3, llama, qwen2
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "MistralForCausalLM": llama.read_mistral,
     "LlamaForCausalLM": llama.read_llama,
     "BloomForCausalLM": bloom.read_text,
+    "Qwen2ForCausalLM": qwen2.read_text,
 }
 """What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
 

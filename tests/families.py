@@ -1,4 +1,4 @@
-"""Miniature checkpoints of the other families: Mistral, Llama, BLOOM."""
+"""Miniature checkpoints of the other families: Mistral, Llama, BLOOM, Qwen 2."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from borealis_gguf.convert.pre_type import BLOOM, TEKKEN
+from borealis_gguf.convert.pre_type import BLOOM, QWEN2, TEKKEN
 from borealis_gguf.convert.sentencepiece import read_sentencepiece
 
 from . import sentencepiece_models as sp
@@ -77,6 +77,10 @@ def llama_shapes(config: dict[str, Any], qkv_bias: bool = False) -> Shapes:
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return shapes
+
+
+def qwen2_shapes(config: dict[str, Any]) -> Shapes:
+    return llama_shapes(config, qkv_bias=True)
 
 
 def bloom_shapes(config: dict[str, Any], prefix: str = "transformer.") -> Shapes:
@@ -323,6 +327,24 @@ FAMILIES = (
         shapes=bloom_shapes,
         tolerance=5e-4,  # ggml's GELU is a table in half precision
         pre="bloom",
+    ),
+    Family(
+        "qwen2-mini",
+        mistral(
+            architectures=["Qwen2ForCausalLM"],
+            model_type="qwen2",
+            sliding_window=None,
+            use_sliding_window=False,
+            rms_norm_eps=1e-6,
+            rope_theta=1000000.0,
+            tie_word_embeddings=True,
+            vocab_size=N_BPE,
+        ),
+        tokenizer=bpe(
+            bpe_json([split(QWEN2), byte_level()], [{"type": "NFC"}], post_processor=byte_level()), add_bos_token=False
+        ),
+        shapes=qwen2_shapes,
+        pre="qwen2",
     ),
 )
 """Those whose entries and bytes llama.cpp's converter must agree with, but for the `purposeful` keys."""
