@@ -22,12 +22,8 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-.venv/installed: .venv/dependencies $(SOURCES)
-	$(BIN)/pip install --quiet --no-deps --force-reinstall .
-	@touch $@
-
-.venv/dependencies: pyproject.toml runtime/build_flags.py
-	$(PYTHON) -m venv .venv
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	CMAKE_ARGS="$$($(PYTHON) runtime/build_flags.py)" $(BIN)/pip install --quiet ".[dev]"
 	@touch $@
 

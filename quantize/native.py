@@ -1,4 +1,4 @@
-"""The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Where they cannot be used, ggml encodes.
+"""The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Elsewhere, ggml encodes.
 
 Before a type is first encoded, both sides encode a small sample; on any difference ggml is used, and one warning says
 so. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml, baseline, avx2 or avx512.
@@ -33,7 +33,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`; returns whether all weights are finite.
 
     rows: float32, float16, or uint16 which means BF16, read as they are. importance: float32 [n_per_row] or None.
-    The bytes are those of `ggml.encode` for every input, and so are the errors raised. Thread-safe, the GIL is released.
+    The bytes and the errors are those of `ggml.encode` for every input. Thread-safe, and the GIL is released.
     """
     isa = encoder(type) if rows.ndim == 2 and rows.size else None
     if isa is None or (importance is not None and not np.isfinite(importance).all()):
