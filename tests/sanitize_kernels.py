@@ -1,4 +1,4 @@
-"""Builds the kernels with the address and undefined-behaviour sanitizers and runs them: python tests/sanitize_kernels.py
+"""Builds the kernels with the address and undefined-behaviour sanitizers and runs them.
 
 Needs GCC or Clang (CC, default cc) with their sanitizer libraries, nothing of Python's packages. About a minute.
 """

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from borealis_gguf.checkpoint.types import row_nbytes
-from borealis_gguf.errors import InvalidInput
-from borealis_gguf.quantize import bench, ggml, native
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from borealis_gguf.checkpoint.types import row_nbytes
+from borealis_gguf.errors import InvalidInput
+from borealis_gguf.quantize import bench, ggml, native
 
 sys.path.insert(0, str(Path(__file__).parent))
 import kernel_inputs as inputs
