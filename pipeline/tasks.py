@@ -42,7 +42,7 @@ class Task:
 
 
 def is_copy(tensor: Tensor, type: GGMLQuantizationType) -> bool:
-    return type == tensor.source.slice.type and not tensor.source.shift
+    return type == tensor.source.slice.type and tensor.source.as_stored
 
 
 def rows_at_once(tensor: Tensor, encodings: Sequence[Encoding], chunk_weights: int) -> int:
