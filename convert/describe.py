@@ -12,6 +12,7 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
 from . import gemma3
+from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
@@ -24,14 +25,17 @@ ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
 
 
 def describe(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
-    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it.
+    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
+    adapters to merge, each with a scale.
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
-    text = ARCHITECTURES[architecture(checkpoint)](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    text = ARCHITECTURES[architecture(checkpoint)](merge.checkpoint)
+    text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
