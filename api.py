@@ -22,6 +22,7 @@ from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
 from .checkpoint.types import KV
+from .convert.adapter_file import describe_adapter
 from .convert.describe import describe
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
@@ -38,6 +39,7 @@ T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate)
 TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d_0|MXFP4\w*)$", re.IGNORECASE)
+LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 SPLIT_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -66,6 +68,33 @@ def plan_convert(
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+
+
+def plan_convert_lora(
+    adapter: str | Path,
+    base: str | Path,
+    output: Path | None = None,
+    *,
+    outtype: str = "f32",
+    model_name: str | None = None,
+    revision: str | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> FilePlan:
+    """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
+
+    `base` is the checkpoint it was trained on (folder or Hub id), of which only headers are read; `outtype` is f32,
+    f16, bf16 or auto (the adapter's own). The other arguments are those of `plan_convert`.
+    Raises InvalidInput for whatever can be known to go wrong without reading a weight.
+    """
+    read = read_adapter(adapter)
+    found = resolve_source(base, revision=revision, on_progress=on_download)
+    if found.kind == "gguf":
+        raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
+    # without the type in its name, no llama-server takes it for the model of that type
+    path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
+    return lay_out(path, model, types, label=types[0].name)
 
 
 def plan_quantize(

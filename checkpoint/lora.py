@@ -182,7 +182,7 @@ def _sort(
     saved = _names(path.parent / CONFIG, config)
     for name, slice in tensors.items():
         plain = name.removeprefix(PREFIX)
-        if match := MATRIX.fullmatch(plain):
+        if name.startswith(PREFIX) and (match := MATRIX.fullmatch(plain)):
             kind = match["plain"] or f"embedding {match['embedding']}"
             pairs.setdefault(match[1], []).append((kind, slice))
             continue
@@ -191,6 +191,10 @@ def _sort(
         if "lora_" in plain or not name.startswith(PREFIX) or not module.endswith(saved) or target in replaced:
             raise InvalidInput(f"{path}: {quote(name)}: {_why(plain, target in replaced)}")
         replaced[target] = slice
+    for target in replaced:
+        # PEFT calls the weight beside LoRA's matrices base_layer, and does not load it under its plain name
+        if target.rpartition(".")[0] in pairs and f"{PREFIX}{target}" in tensors:
+            raise InvalidInput(f"{path}: {quote(target)}: saved whole, and there are LoRA matrices for it")
     return pairs, replaced
 
 

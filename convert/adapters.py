@@ -126,11 +126,16 @@ def _replaced(checkpoint: Checkpoint, loras: Loras) -> tuple[dict[str, Slice], d
                 raise InvalidInput(f"{adapter.path}: {quote(name)}: two adapters replace this tensor; merge only one")
             seen.add(plain)
             home = homes.get(plain, plain)
-            if plain not in homes and plain != HEAD:
+            if plain not in homes and (plain != HEAD or _embedding(homes) is None):
                 raise InvalidInput(
                     f"{adapter.path}: replaces {quote(name)}, which the model does not have; is it its adapter?"
                 )
-            like = tensors.get(home) or next(iter(tensors.values()))
+            like = checkpoint.tensors.get(home) or checkpoint.tensors[_embedding(homes) or home]
+            if like.shape != slice.shape:
+                raise InvalidInput(
+                    f"{slice.path}: {quote(name)}: its shape is {list(slice.shape)[:9]}, but the checkpoint's is "
+                    f"{list(like.shape)}; an adapter that changes shapes must be merged with PEFT"
+                )
             tensors[home], precision[slice] = slice, like.type
     return tensors, precision
 
@@ -145,9 +150,13 @@ def _by_plain_name(checkpoint: Checkpoint, tensors: Mapping[str, Slice]) -> dict
 
 
 def _warn_of_tied(homes: Mapping[str, str], tensors: Mapping[str, Slice], changed: Iterable[Slice]) -> None:
-    embedding = next((tensors[homes[name]] for name in EMBEDDINGS if name in homes), None)
-    if embedding in set(changed) and HEAD not in {plain_name(name) for name in tensors}:
+    embedding = _embedding(homes)
+    if embedding and tensors[embedding] in set(changed) and HEAD not in {plain_name(name) for name in tensors}:
         log.warning("an adapter changes the embedding, and with it the output layer, which is tied to it")
+
+
+def _embedding(homes: Mapping[str, str]) -> str | None:
+    return next((homes[name] for name in EMBEDDINGS if name in homes), None)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ def describe(
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
     merge = plan_merge(checkpoint, loras)
-    text = ARCHITECTURES[architecture(checkpoint)](merge.checkpoint)
+    text = read_text(merge.checkpoint)
     text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
     kv = (
@@ -47,6 +47,11 @@ def describe(
     )
     _check_text(str(checkpoint.path), kv)
     return Model(kv, text.tensors), outtypes(text.tensors, outtype)
+
+
+def read_text(checkpoint: Checkpoint) -> Text:
+    """What the text side of `checkpoint` means, as its architecture has it."""
+    return ARCHITECTURES[architecture(checkpoint)](checkpoint)
 
 
 def architecture(checkpoint: Checkpoint) -> str:
