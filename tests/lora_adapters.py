@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoints import Miniature, config, text_shapes
+from .checkpoints import NANO, Miniature, config, text_shapes
 from .tiny import bf16, weights
 
 LAYERS = 2
@@ -40,6 +40,7 @@ class Lora:
     prefix: str = "base_model.model.model."
     readme: str | None = None
     extra: dict[str, tuple[str, tuple[int, ...], bytes]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
 
     def write(self, folder: Path) -> Path:
         path = folder / self.name
@@ -54,7 +55,7 @@ class Lora:
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         found = {}
-        for name, shape in SHAPES.items():
+        for name, shape in self.shapes.items():
             module = name.removesuffix(".weight")
             last = module.rpartition(".")[2]
             if last in self.ranks:
@@ -120,6 +121,13 @@ EMBEDDING = Lora(
     "embedding", {"fan_in_fan_out": True}, {"embed_tokens": 4, "k_proj": 4}, dtype="F16", saved=("embed_tokens",)
 )
 WITHOUT_CARD = Lora("Borealis-norsk-7B", {"lora_alpha": 3}, {"v_proj": 4, "down_proj": 4}, dtype="BF16")
+
+FOR_NANO = Lora(
+    "for-nano",
+    {},
+    dict.fromkeys(ALL_LINEAR, 4),
+    shapes=text_shapes(json.loads((NANO / "config.json").read_text(encoding="utf-8"))),
+)
 
 MERGES: dict[str, tuple[tuple[Lora, float], ...]] = {
     "plain": ((PLAIN, 1.0),),

@@ -274,7 +274,8 @@ TENSORS = [
      "the output layer is the embedding here"),
     (extra("model.layers.9.mlp.x.lora_A.weight", 4, 64, prefix="base_model.model.")
      | extra("model.layers.9.mlp.x.lora_B.weight", 8, 4, prefix="base_model.model."), "changes model.layers.9.mlp.x"),
-    (extra("model.embed_tokens.weight", 5000, 64, prefix="base_model.model."), "its shape is [5000, 64], but the checkpoint's is [4096, 64]"),
+    (extra("model.embed_tokens.weight", 5000, 64, prefix="base_model.model."),
+     "its shape is [5000, 64], but the checkpoint's is [4096, 64]"),
 ]  # fmt: skip
 
 
@@ -284,8 +285,8 @@ def test_refused_tensors(tmp_path: Path, tensors: dict[str, Any], words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [((4, 63), (128, 4)), ((4, 64), (127, 4)), ((64, 4), (4, 128)), ((4, 64, 1), (128, 4)), ((3, 64), (128, 4)),
-                 ((0, 64), (128, 0))]
+    ("a", "b"), [((4, 63), (128, 4)), ((4, 64), (127, 4)), ((64, 4), (4, 128)), ((4, 64, 1), (128, 4)),
+                 ((3, 64), (128, 4)), ((0, 64), (128, 0))]
 )  # fmt: skip
 def test_refused_shapes(tmp_path: Path, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     pair = extra("self_attn.q_proj.lora_A.weight", *a) | extra("self_attn.q_proj.lora_B.weight", *b)
@@ -362,8 +363,9 @@ NAME = "model.layers.11.self_attn.q_proj"
 @pytest.mark.parametrize(
     "pattern",
     [
-        "q_proj", "self_attn.q_proj", "attn.q_proj", "^model.layers.11.self_attn.q_proj", "^q_proj", r"layers\.(1|11)\..*",
-        r".*\.1{2}\..*", "[kq]_proj", "[^k]_proj", r"layers\.\d+\.self_attn\.(?:q|k|v)_proj", "(q|v)_pro", "", "(q_proj|)",
+        "q_proj", "self_attn.q_proj", "attn.q_proj", "^model.layers.11.self_attn.q_proj", "^q_proj",
+        r"layers\.(1|11)\..*", r".*\.1{2}\..*", "[kq]_proj", "[^k]_proj", "(q|v)_pro", "", "(q_proj|)",
+        r"layers\.\d+\.self_attn\.(?:q|k|v)_proj",
         "self_attn.q_proj$", "(model.layers.1)+.*", "(.*)*q_proj", "[a-p]_proj", r"\w+_proj", "q_proj.*?", "q_proj{1,3}",
         ".{31}", ".{32}", ".+?", "x|q_proj", "[q-]_proj", "[]q]_proj",
     ],
@@ -378,8 +380,8 @@ def test_patterns_match_as_in_peft(pattern: str) -> None:
         assert pattern == "[]q]_proj"
 
 
-@pytest.mark.parametrize("pattern", ["(", ")", "a)", "[", "[]", "*a", "a**", "a{2", "a{9999}", "a{3,2}", r"\b", "\\", r"\1",
-                                     "(?i)a", "(?P<x>a)", "(" * 20 + ")" * 20, "a" * 600, "a++"])  # fmt: skip
+@pytest.mark.parametrize("pattern", ["(", ")", "a)", "[", "[]", "*a", "a**", "a{2", "a{9999}", "a{3,2}", r"\b", "\\",
+                                     r"\1", "(?i)a", "(?P<x>a)", "(" * 20 + ")" * 20, "a" * 600, "a++"])  # fmt: skip
 def test_patterns_that_are_not_understood(pattern: str) -> None:
     with pytest.raises(InvalidInput, match="a regular expression that is not understood"):
         matches(pattern, NAME)
