@@ -366,7 +366,8 @@ NAME = "model.layers.11.self_attn.q_proj"
         "q_proj", "self_attn.q_proj", "attn.q_proj", "^model.layers.11.self_attn.q_proj", "^q_proj",
         r"layers\.(1|11)\..*", r".*\.1{2}\..*", "[kq]_proj", "[^k]_proj", "(q|v)_pro", "", "(q_proj|)",
         r"layers\.\d+\.self_attn\.(?:q|k|v)_proj",
-        "self_attn.q_proj$", "(model.layers.1)+.*", "(.*)*q_proj", "[a-p]_proj", r"\w+_proj", "q_proj.*?", "q_proj{1,3}",
+        "self_attn.q_proj$", "(model.layers.1)+.*", "(.*)*q_proj", "[a-p]_proj", r"\w+_proj", "q_proj.*?",
+        "q_proj{1,3}",
         ".{31}", ".{32}", ".+?", "x|q_proj", "[q-]_proj", "[]q]_proj",
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def expected(base: Slice, updates: tuple[LowRank, ...]) -> tuple[np.ndarray, np.
     return total, bound
 
 
-def written(folder: Path, source: TensorSource, type: T, **options: int) -> np.ndarray:
+def written(folder: Path, source: TensorSource, type: T, **options: Any) -> np.ndarray:
     tensor = Tensor("blk.0.ffn_up.weight", source, source.slice.shape)
     plan = lay_out(folder / "out.gguf", Model((), (tensor,)), [type])
     execute([plan], CODEC, **options)
@@ -79,7 +80,7 @@ def test_the_sum_is_rounded_once_to_the_type_of_the_checkpoint(tmp_path: Path, t
     same_type, wide = written(tmp_path, source, type), written(tmp_path, source, T.F32).view(np.float32)
     sums = np.ascontiguousarray(numbers(base).astype(np.float32))
     for u in updates:
-        lowrank.add_product(sums, *(numbers(s).astype(np.float32) for s in (u.up, u.down)), u.scale)
+        lowrank.add_product(sums, numbers(u.up).astype(np.float32), numbers(u.down).astype(np.float32), u.scale)
     rounded = np.empty((ROWS, 2 * COLUMNS), np.uint8)
     CODEC.encode(sums, type, None, rounded)
     assert np.array_equal(same_type, rounded.reshape(-1))
