@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_results, work_options
 
 
 @click.command()
@@ -17,11 +17,14 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
     show_default=True,
     help="Type of the matrices; auto keeps the checkpoint's own.",
 )
+@lora_options
 @work_options
 def convert(
     source: str,
     output: Path | None,
     outtype: str,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -36,10 +39,12 @@ def convert(
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
 
-    plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
+    merged = loras(lora_folders, lora_scales)
+    plan = api.plan_convert(source, output, outtype=outtype, loras=merged, model_name=model_name)
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

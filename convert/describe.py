@@ -12,6 +12,7 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
 from . import bloom, gemma3, llama, qwen2
+from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
@@ -28,14 +29,17 @@ ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
 
 
 def describe(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
-    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it.
+    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
+    adapters to merge, each with a scale.
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
-    text = ARCHITECTURES[architecture(checkpoint)](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    text = read_text(merge.checkpoint)
+    text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
@@ -47,6 +51,11 @@ def describe(
     )
     _check_text(str(checkpoint.path), kv)
     return Model(kv, text.tensors), outtypes(text.tensors, outtype)
+
+
+def read_text(checkpoint: Checkpoint) -> Text:
+    """What the text side of `checkpoint` means, as its architecture has it."""
+    return ARCHITECTURES[architecture(checkpoint)](checkpoint)
 
 
 def architecture(checkpoint: Checkpoint) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.gguf import read_gguf
 from ..errors import BorealisError, InvalidInput
+from .loras import checked_loras
 from .probe import extra_buffers_work
 from .prompt import encode_chat, with_bos
 from .sampling import Sampling, override, sampling_of
@@ -112,6 +113,7 @@ def load(
     seed: int | None = None,
     sampling: Mapping[str, float] | None = None,
     gpu_layers: int = -1,
+    loras: Sequence[tuple[str | Path, float]] = (),
     extra_buffers: bool | None = None,
     on_progress: "Progress | None" = None,
 ) -> Model:
@@ -120,6 +122,7 @@ def load(
     context: tokens; None is the model's own, at most 8192. threads: None is the CPUs this process may use.
     seed: makes answers repeatable; None draws one. sampling: fields of `Sampling` over what the file says.
     gpu_layers: -1 is all, if llama.cpp was built for a GPU. extra_buffers: None asks the probe (see `probe`).
+    loras: adapter GGUFs, each with its scale.
     Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
     """
     path = Path(model)
@@ -127,6 +130,7 @@ def load(
     if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
         raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
     chosen = override(sampling_of(header), sampling or {})
+    adapters = checked_loras(header, loras)
     seed = secrets.randbelow(MAX_SEED + 1) if seed is None else checked_seed(seed)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads: {threads} is not 1 or more")
@@ -137,6 +141,7 @@ def load(
         threads=threads or _cpus(),
         extra_buffers=safe,
         gpu_layers=gpu_layers,
+        loras=adapters,
         on_progress=on_progress,
     )
     source = header.value(TEMPLATE_KEY)
