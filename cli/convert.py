@@ -13,15 +13,17 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
 @click.option(
     "--outtype",
     type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
-    default="auto",
-    show_default=True,
-    help="Type of the matrices; auto keeps the checkpoint's own.",
+    help="Type of the matrices; auto keeps the checkpoint's own. Default: auto; f16 with --mmproj.",
+)
+@click.option(
+    "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
 )
 @work_options
 def convert(
     source: str,
     output: Path | None,
-    outtype: str,
+    outtype: str | None,
+    mmproj: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -36,10 +38,14 @@ def convert(
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --mmproj
     """
     from .. import api
 
-    plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
+    if mmproj:
+        plan = api.plan_mmproj(source, output, outtype=outtype or api.MMPROJ_OUTTYPE, model_name=model_name)
+    else:
+        plan = api.plan_convert(source, output, outtype=outtype or "auto", model_name=model_name)
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)
