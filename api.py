@@ -27,7 +27,7 @@ from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
-from .quantize import ggml
+from .quantize import ggml, native
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
 from .quantize.importance import importance_of
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
@@ -35,7 +35,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
-CODEC = Codec(ggml.encode, ggml.decode, ggml.validate)
+CODEC = Codec(native.encode, ggml.decode, ggml.validate)
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
