@@ -24,6 +24,13 @@ from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_r
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
+@click.option(
+    "--mmproj",
+    type=click.Choice(["auto", "f16", "bf16", "f32", "q8_0", "none"]),
+    default="auto",
+    show_default=True,
+    help="Type of the vision side's file (mmproj); auto is f16 where the checkpoint can see.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
 @lora_options
@@ -39,6 +46,7 @@ def quantize(
     leave_output_tensor: bool,
     pure: bool,
     allow_requantize: bool,
+    mmproj: str,
     dry_run: bool,
     as_json: bool,
     lora_folders: tuple[Path, ...],
@@ -50,7 +58,8 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
 
-    A checkpoint is converted and quantized at once, without a file in between.
+    A checkpoint is converted and quantized at once, without a file in between. One that can see also gets an mmproj
+    file, which holds that side of it.
 
     \b
     Presets:
@@ -83,6 +92,7 @@ def quantize(
         leave_output_tensor=leave_output_tensor,
         pure=pure,
         allow_requantize=allow_requantize,
+        mmproj=mmproj,
         model_name=model_name,
     )
     if dry_run:

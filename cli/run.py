@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,8 @@ from .shared import PATH, ScaledFile
 @click.option(
     "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
 )
+@click.option("--image", "images", type=PATH, multiple=True, help="A PNG or JPEG to ask about; repeatable.")
+@click.option("--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
 @click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
@@ -32,6 +35,8 @@ def run(
     model: Path,
     prompt: str | None,
     system: str | None,
+    images: tuple[Path, ...],
+    mmproj: Path | None,
     raw: bool,
     max_tokens: int | None,
     context: int | None,
@@ -49,6 +54,7 @@ def run(
     Examples:
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Skriv eit dikt om nordlyset."
       borealis-gguf run borealis-4b-Q4_K_M.gguf < notat.txt
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Kva ser du?" --image fjord.jpg
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --system "Svar på nynorsk." --temperature 0
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --lora dialekt-lora.gguf:0.5
     """
@@ -62,7 +68,12 @@ def run(
         raise click.UsageError("no prompt: give one after MODEL, or on standard input")
     if system is not None and raw:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
-    messages = [{"role": "user", "content": prompt}]
+    if images and raw:
+        raise click.UsageError("--image needs the chat template, which --raw leaves out")
+    seen = [{"type": "image", "path": str(image.absolute())} for image in images]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [*seen, {"type": "text", "text": prompt}] if seen else prompt}
+    ]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     pieces = answer(
@@ -76,6 +87,7 @@ def run(
         sampling=None if temperature is None else {"temperature": temperature},
         gpu_layers=gpu_layers,
         loras=loras,
+        mmproj=mmproj,
     )
     for piece in pieces:
         click.echo(piece, nl=False)
