@@ -40,7 +40,7 @@ INLINE uint32_t nearest_point(struct shape shape, const float *x, const float *w
     const __m256 q = shape.bits == 3 ? _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15) : _mm256_setr_ps(1, 3, 5, 7, 1, 3, 5, 7);
     const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), q);
     __m256 part[8], best = _mm256_set1_ps(3.40282347e+38f);
-    __m256i winner = _mm256_set1_epi32(INT32_MAX);
+    __m256i winner = _mm256_set1_epi32((int)neighbours[0]);
     for (int i = 0; i < shape.dims; i++) {
         const __m256 difference = _mm256_sub_ps(scaled, _mm256_set1_ps(x[i]));
         part[i] = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(w[i]), difference), difference);

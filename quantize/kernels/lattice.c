@@ -23,37 +23,54 @@ const struct lattice *lattice_of(int type) { return lattices[type].index ? &latt
 struct builder {
     int dims, bits, n_points, wanted;
     const uint16_t *points;
-    int *distance;        /* of every point to the code at hand */
-    int count[MAX_DISTANCE];
+    int *distance;          /* of every point to the code at hand */
+    uint32_t *neighbours;   /* grows */
+    uint32_t used, room;
+    int start[MAX_DISTANCE];
 };
 
 static int distance(const struct builder *b, int code, int point) {
+    const int mask = (1 << b->bits) - 1;
     int sum = 0;
     for (int i = 0; i < b->dims; i++) {
-        const int mask = (1 << b->bits) - 1;
         const int step = (code >> b->bits * i & mask) - (point >> b->bits * i & mask);
         sum += step * step;
     }
     return sum;
 }
 
-/* Writes the neighbours of `code`, or only counts them: all points at the `wanted` smallest distances, by distance and
- * then by number. Returns how many entries there are, padding included. */
-static uint32_t list_neighbours(struct builder *b, int code, uint32_t *out) {
-    memset(b->count, 0, sizeof b->count);
+/* Appends the neighbours of `code`: all points at the `wanted` smallest distances, by distance and then by number, and
+ * padding. Returns how many entries that is, or 0 without memory. */
+static uint32_t append_neighbours(struct builder *b, int code) {
+    memset(b->start, 0, sizeof b->start);
     for (int j = 0; j < b->n_points; j++)
-        b->count[b->distance[j] = distance(b, code, b->points[j])]++;
-    uint32_t n = 0;
-    for (int d = 0, have = 0; d < MAX_DISTANCE && have < b->wanted; d++) {
-        have += b->count[d] > 0;
-        for (int j = 0; out && b->count[d] && j < b->n_points; j++)
-            if (b->distance[j] == d)
-                *out++ = n++ << 16 | b->points[j];
-        n += out ? 0 : (uint32_t)b->count[d];
+        b->start[b->distance[j] = distance(b, code, b->points[j])]++;
+    int n = 0, farthest = 0;
+    for (int d = 0, have = 0; d < MAX_DISTANCE && have < b->wanted; d++) { /* counts become places */
+        const int count = b->start[d];
+        b->start[d] = n;
+        n += count;
+        have += count > 0;
+        farthest = d;
     }
     const uint32_t padded = (n + NEIGHBOURS_AT_A_TIME - 1) / NEIGHBOURS_AT_A_TIME * NEIGHBOURS_AT_A_TIME;
-    for (; out && n < padded; n++, out++)
-        *out = out[-1];
+    if (b->used + padded > b->room) {
+        const uint32_t room = 2 * b->room + padded;
+        uint32_t *more = realloc(b->neighbours, room * sizeof *more);
+        if (!more)
+            return 0;
+        b->neighbours = more;
+        b->room = room;
+    }
+    uint32_t *out = b->neighbours + b->used;
+    for (int j = 0; j < b->n_points; j++)
+        if (b->distance[j] <= farthest) {
+            const uint32_t place = b->start[b->distance[j]]++;
+            out[place] = place << 16 | b->points[j];
+        }
+    for (uint32_t k = n; k < padded; k++)
+        out[k] = out[n - 1];
+    b->used += padded;
     return padded;
 }
 
@@ -74,7 +91,7 @@ EXPORT int borealis_set_lattice(int type, int dims, int bits, int wanted, const 
     const int codes = 1 << dims * bits;
     struct builder b = {.dims = dims, .bits = bits, .n_points = n_points, .wanted = wanted, .points = points};
     int16_t *index = malloc(codes * sizeof *index);
-    uint32_t *first = calloc(codes, sizeof *first), *neighbours = NULL, total = 0;
+    uint32_t *first = calloc(codes, sizeof *first);
     uint16_t *eights = calloc(codes, sizeof *eights);
     b.distance = malloc(n_points * sizeof *b.distance);
     if (!index || !first || !eights || !b.distance)
@@ -84,24 +101,19 @@ EXPORT int borealis_set_lattice(int type, int dims, int bits, int wanted, const 
         index[points[j]] = (int16_t)j;
     for (int code = 0; code < codes; code++)
         if (index[code] < 0 && occurs(&b, code)) {
-            const uint32_t n = list_neighbours(&b, code, NULL);
-            first[code] = total;
-            eights[code] = (uint16_t)(n / NEIGHBOURS_AT_A_TIME);
-            total += n;
+            first[code] = b.used;
+            eights[code] = (uint16_t)(append_neighbours(&b, code) / NEIGHBOURS_AT_A_TIME);
+            if (!eights[code])
+                goto fail;
         }
-    neighbours = malloc((total ? total : 1) * sizeof *neighbours);
-    if (!neighbours)
-        goto fail;
-    for (int code = 0; code < codes; code++)
-        if (eights[code])
-            list_neighbours(&b, code, neighbours + first[code]);
     free(b.distance);
-    lattices[type] = (struct lattice){index, first, eights, neighbours};
+    lattices[type] = (struct lattice){index, first, eights, b.neighbours};
     return 0;
 fail:
     free(index);
     free(first);
     free(eights);
     free(b.distance);
+    free(b.neighbours);
     return -1;
 }
