@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
 from borealis_gguf.checkpoint.types import row_nbytes
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize import ggml, native

@@ -26,7 +26,10 @@ struct lattice_fit {
 
 /* ---- the neighbour search ----------------------------------------------------------------------------------- */
 
-/* The code nearest to a group of magnitudes among n times 8 neighbours: the first with the least sum of
+/* What the levels stand for; 2-bit levels twice. */
+static const float ODD_8[8] = {1, 3, 5, 7, 9, 11, 13, 15}, ODD_4[8] = {1, 3, 5, 7, 1, 3, 5, 7};
+
+/* The code nearest to a group of weights among n times 8 neighbours: the first with the least sum of
  * w (scale q - x)^2. What each level adds to the sum is worked out once; neighbours then only pick and add. */
 #if W > 4
 /* part[i] for level numbers in `code`: 3-bit levels pick among 8 entries, 2-bit levels among 4, twice the same. */
@@ -35,10 +38,9 @@ INLINE __m256 pick(struct shape shape, __m256 part, __m256i code, int i) {
     return shape.bits == 3 ? _mm256_permutevar8x32_ps(part, level) : _mm256_permutevar_ps(part, level);
 }
 
-INLINE uint32_t nearest_point(struct shape shape, const float *x, const float *w, float scale,
+INLINE uint32_t nearest_point(struct shape shape, const float *q, const float *x, const float *w, float scale,
                               const uint32_t *neighbours, int n) {
-    const __m256 q = shape.bits == 3 ? _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15) : _mm256_setr_ps(1, 3, 5, 7, 1, 3, 5, 7);
-    const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), q);
+    const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(q));
     __m256 part[8], best = _mm256_set1_ps(3.40282347e+38f);
     __m256i winner = _mm256_set1_epi32((int)neighbours[0]);
     for (int i = 0; i < shape.dims; i++) {
@@ -67,14 +69,14 @@ INLINE uint32_t nearest_point(struct shape shape, const float *x, const float *w
     return (uint32_t)_mm256_cvtsi256_si32(first) & 0xffff;
 }
 #else
-INLINE uint32_t nearest_point(struct shape shape, const float *x, const float *w, float scale,
+INLINE uint32_t nearest_point(struct shape shape, const float *q, const float *x, const float *w, float scale,
                               const uint32_t *neighbours, int n) {
     float part[8][8], best = 3.40282347e+38f;
     uint32_t winner = neighbours[0];
     const uint32_t mask = (1u << shape.bits) - 1;
     for (int i = 0; i < shape.dims; i++)
         for (int l = 0; l <= shape.top; l++) {
-            const float difference = scale * (float)(2 * l + 1) - x[i];
+            const float difference = scale * q[l] - x[i];
             part[i][l] = w[i] * difference * difference;
         }
     for (int k = 0; k < 8 * n; k++) {
@@ -111,9 +113,10 @@ INLINE void move_to_points(struct shape shape, const struct lattice *lattice, co
         for (int lane = 0; lane < W; lane++) {
             const uint32_t c = codes.word[lane];
             if (lattice->eights[c])
-                codes.word[lane] = nearest_point(shape, f->row_x[lane] + shape.dims * k, f->row_w[lane] + shape.dims * k,
-                                                 scales.number[lane], lattice->neighbours + lattice->first[c],
-                                                 lattice->eights[c]);
+                codes.word[lane] =
+                    nearest_point(shape, shape.bits == 3 ? ODD_8 : ODD_4, f->row_x[lane] + shape.dims * k,
+                                  f->row_w[lane] + shape.dims * k, scales.number[lane],
+                                  lattice->neighbours + lattice->first[c], lattice->eights[c]);
         }
         code[k] = (vi)codes.u;
     }
@@ -196,8 +199,21 @@ INLINE vi make_even(struct lattice_fit *f, int k, const vf *x, vi sign) {
     return sign & 127;
 }
 
+/* n (a multiple of W, at most 32) vectors lane by lane. */
+INLINE void to_rows(int n, const vf *x, float rows[W][32]) {
+    for (int i = 0; i < n; i += W) {
+        vi r[W];
+        for (int k = 0; k < W; k++)
+            r[k] = (vi)x[i + k];
+        transpose(r);
+        for (int lane = 0; lane < W; lane++)
+            memcpy(rows[lane] + i, &r[lane], sizeof r[lane]);
+    }
+}
+
 /* Fills f from a sub-block whose weights of the fit, f->w, are there already: magnitudes, signs, the largest. */
 INLINE void prepare(struct shape shape, const vf *x, bool even, struct lattice_fit *f) {
+    vf root[32];
     for (int k = 0; k < shape.n / 8; k++) {
         f->sign[k] = i_set(0);
         for (int i = 0; i < 8; i++) {
@@ -212,19 +228,10 @@ INLINE void prepare(struct shape shape, const vf *x, bool even, struct lattice_f
     f->max = f->x[0];
     for (int i = 1; i < shape.n; i++)
         f->max = f_max(f->max, f->x[i]);
-    for (int i = 0; i < shape.n; i += W) {
-        vi rows_x[W], rows_w[W];
-        for (int k = 0; k < W; k++) {
-            rows_x[k] = (vi)f->x[i + k];
-            rows_w[k] = (vi)f_sqrt(f->w[i + k]);
-        }
-        transpose(rows_x);
-        transpose(rows_w);
-        for (int lane = 0; lane < W; lane++) {
-            memcpy(f->row_x[lane] + i, &rows_x[lane], sizeof rows_x[lane]);
-            memcpy(f->row_w[lane] + i, &rows_w[lane], sizeof rows_w[lane]);
-        }
-    }
+    for (int i = 0; i < shape.n; i++)
+        root[i] = f_sqrt(f->w[i]);
+    to_rows(shape.n, f->x, f->row_x);
+    to_rows(shape.n, root, f->row_w);
 }
 
 /* A negative scale becomes positive, and all signs turn. */

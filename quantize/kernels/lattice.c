@@ -107,7 +107,7 @@ EXPORT int borealis_set_lattice(int type, int dims, int bits, int wanted, const 
                 goto fail;
         }
     free(b.distance);
-    lattices[type] = (struct lattice){index, first, eights, b.neighbours};
+    lattices[type] = (struct lattice){index, first, eights, b.neighbours, points[0]};
     return 0;
 fail:
     free(index);

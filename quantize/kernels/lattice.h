@@ -13,6 +13,7 @@ struct lattice {
     const uint32_t *first;      /* by code: where its neighbours begin */
     const uint16_t *eights;     /* by code: how many times 8 there are; 0 for a point */
     const uint32_t *neighbours;
+    uint16_t origin;            /* the code of point 0 */
 };
 
 /* The lattice of a type, NULL until borealis_set_lattice has been called for it. */
