@@ -6,6 +6,8 @@
 This is the one module that puts the rooms together: checkpoint, convert, quantize and pipeline.
 """
 
+import math
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +21,9 @@ from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
+from .checkpoint.lora import Adapter, read_adapter
 from .checkpoint.types import KV
+from .convert.adapter_file import describe_adapter
 from .convert.describe import can_see, describe, describe_vision
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
@@ -36,6 +40,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate)
+LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
@@ -45,6 +50,7 @@ def plan_convert(
     output: Path | None = None,
     *,
     outtype: str = "auto",
+    loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
     on_download: Callable[[int, int], None] | None = None,
@@ -52,15 +58,45 @@ def plan_convert(
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
     `on_download(done, total)` is called in bytes while a Hub id is fetched.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
+    adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    model, types = describe(open_checkpoint(found.path, repo_id=found.repo_id), outtype, model_name=model_name)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+
+
+def plan_convert_lora(
+    adapter: str | Path,
+    base: str | Path,
+    output: Path | None = None,
+    *,
+    outtype: str = "f32",
+    model_name: str | None = None,
+    revision: str | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> FilePlan:
+    """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
+
+    `base` is the checkpoint it was trained on (folder or Hub id), of which only headers are read; `outtype` is f32,
+    f16, bf16 or auto (the adapter's own). The other arguments are those of `plan_convert`.
+    Raises InvalidInput for whatever can be known to go wrong without reading a weight.
+    """
+    read = read_adapter(adapter)
+    found = resolve_source(base, revision=revision, on_progress=on_download)
+    if found.kind == "gguf":
+        raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
+    # without the type in its name, no llama-server takes it for the model of that type
+    path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
+    return lay_out(path, model, types, label=types[0].name)
 
 
 def plan_mmproj(
@@ -96,6 +132,7 @@ def plan_quantize(
     presets: Sequence[str],
     output: Path | None = None,
     *,
+    loras: Sequence[tuple[str | Path, float]] = (),
     imatrix: Path | None = None,
     tensor_types: Sequence[str] = (),
     output_tensor_type: str | None = None,
@@ -114,6 +151,7 @@ def plan_quantize(
     for F16 if the checkpoint can see.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
+    `loras` as in `plan_convert`; a GGUF takes none.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -128,9 +166,10 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
+    adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, on_progress=on_download)
     checkpoint = open_checkpoint(found.path, repo_id=found.repo_id) if found.kind == "checkpoint" else None
-    model, types = _open(found, checkpoint, model_name)
+    model, types = _open(found, checkpoint, model_name, adapters)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
     plans = [
@@ -178,17 +217,29 @@ def execute(
     )
 
 
+def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
+    for path, scale in loras:
+        if not math.isfinite(scale):
+            raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
+    return [(read_adapter(path), scale) for path, scale in loras]
+
+
 def _open(
-    found: Source, checkpoint: Checkpoint | None, model_name: str | None
+    found: Source,
+    checkpoint: Checkpoint | None,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
     if checkpoint is None:
+        if adapters:
+            raise InvalidInput(f"{found.path}: an adapter is merged into the checkpoint, not into a GGUF; give that")
         if model_name:
             raise InvalidInput(f"{found.path}: --model-name needs a checkpoint; a GGUF keeps its name")
         model = _gguf_model(read_gguf(found.path))
         types = [t.source.slice.type for t in model.tensors]
     else:
-        model, types = describe(checkpoint, "f32", model_name=model_name)
+        model, types = describe(checkpoint, "f32", model_name=model_name, loras=adapters)
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]
     return Model(model.kv, tuple(t for t, _ in ordered)), [type for _, type in ordered]

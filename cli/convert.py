@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_results, work_options
 
 
 @click.command()
@@ -18,12 +18,15 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
 @click.option(
     "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
 )
+@lora_options
 @work_options
 def convert(
     source: str,
     output: Path | None,
     outtype: str | None,
     mmproj: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -38,14 +41,18 @@ def convert(
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert ./borealis-4b --lora ./safety-lora --lora-scale 0.25
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --mmproj
     """
     from .. import api
 
+    merged = loras(lora_folders, lora_scales)
     if mmproj:
+        if merged:
+            raise click.UsageError("--lora changes the text model; the side that sees has none to merge")
         plan = api.plan_mmproj(source, output, outtype=outtype or api.MMPROJ_OUTTYPE, model_name=model_name)
     else:
-        plan = api.plan_convert(source, output, outtype=outtype or "auto", model_name=model_name)
+        plan = api.plan_convert(source, output, outtype=outtype or "auto", loras=merged, model_name=model_name)
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_results, work_options
 
 
 @click.command()
@@ -33,6 +33,7 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
+@lora_options
 @work_options
 def quantize(
     presets: tuple[str, ...],
@@ -48,6 +49,8 @@ def quantize(
     mmproj: str,
     dry_run: bool,
     as_json: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -72,6 +75,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M Q5_K_M Q8_0 -m NbAiLab/borealis-4b -o ./gguf
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+      borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
     from . import report
@@ -80,6 +84,7 @@ def quantize(
         model,
         presets,
         output,
+        loras=loras(lora_folders, lora_scales),
         imatrix=imatrix,
         tensor_types=tensor_types,
         output_tensor_type=output_tensor_type,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .shared import PATH
+from .shared import PATH, ScaledFile
 
 
 @click.command()
@@ -23,6 +23,13 @@ from .shared import PATH
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    type=ScaledFile(),
+    help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
+)
 @click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
 def run(
     model: Path,
@@ -36,6 +43,7 @@ def run(
     threads: int | None,
     seed: int | None,
     temperature: float | None,
+    loras: tuple[tuple[Path, float], ...],
     gpu_layers: int,
 ) -> None:
     """Ask a GGUF model, with its own chat template; the answer streams.
@@ -48,6 +56,7 @@ def run(
       borealis-gguf run borealis-4b-Q4_K_M.gguf < notat.txt
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Kva ser du?" --image fjord.jpg
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --system "Svar på nynorsk." --temperature 0
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --lora dialekt-lora.gguf:0.5
     """
     from ..runtime.run import run as answer
 
@@ -77,6 +86,7 @@ def run(
         seed=seed,
         sampling=None if temperature is None else {"temperature": temperature},
         gpu_layers=gpu_layers,
+        loras=loras,
         mmproj=mmproj,
     )
     for piece in pieces:

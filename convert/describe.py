@@ -12,7 +12,8 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
-from . import gemma3, siglip
+from . import bloom, gemma3, llama, qwen2, siglip
+from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
@@ -20,6 +21,10 @@ from .outtype import file_type, outtypes
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
     "Gemma3ForConditionalGeneration": gemma3.read_text,
+    "MistralForCausalLM": llama.read_mistral,
+    "LlamaForCausalLM": llama.read_llama,
+    "BloomForCausalLM": bloom.read_text,
+    "Qwen2ForCausalLM": qwen2.read_text,
 }
 """What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
 
@@ -30,14 +35,17 @@ log = logging.getLogger("borealis_gguf")
 
 
 def describe(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
-    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it.
+    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
+    adapters to merge, each with a scale.
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
-    text = ARCHITECTURES[architecture(checkpoint)](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    text = read_text(merge.checkpoint)
+    text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
@@ -49,6 +57,11 @@ def describe(
     )
     _check_text(str(checkpoint.path), kv)
     return Model(kv, text.tensors), outtypes(text.tensors, outtype)
+
+
+def read_text(checkpoint: Checkpoint) -> Text:
+    """What the text side of `checkpoint` means, as its architecture has it."""
+    return ARCHITECTURES[architecture(checkpoint)](checkpoint)
 
 
 def describe_vision(

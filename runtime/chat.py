@@ -13,6 +13,7 @@ from ..checkpoint.file_names import mmproj_beside, model_stem
 from ..checkpoint.gguf import read_gguf
 from ..errors import BorealisError, InvalidInput
 from .image import read_image
+from .loras import checked_loras
 from .probe import extra_buffers_work
 from .prompt import encode_chat, image_places, parts, with_bos
 from .sampling import Sampling, override, sampling_of
@@ -149,6 +150,7 @@ def load(
     seed: int | None = None,
     sampling: Mapping[str, float] | None = None,
     gpu_layers: int = -1,
+    loras: Sequence[tuple[str | Path, float]] = (),
     extra_buffers: bool | None = None,
     mmproj: str | Path | None = None,
     on_progress: "Progress | None" = None,
@@ -159,6 +161,7 @@ def load(
     seed: makes answers repeatable; None draws one. sampling: fields of `Sampling` over what the file says.
     gpu_layers: -1 is all, if llama.cpp was built for a GPU. mmproj: the file to see images with; None takes the one
     that lies beside the model and has its name. extra_buffers: None asks the probe (see `probe`).
+    loras: adapter GGUFs, each with its scale.
     Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
     """
     path = Path(model)
@@ -166,6 +169,7 @@ def load(
     if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
         raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
     chosen = override(sampling_of(header), sampling or {})
+    adapters = checked_loras(header, loras)
     seed = secrets.randbelow(MAX_SEED + 1) if seed is None else checked_seed(seed)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads: {threads} is not 1 or more")
@@ -176,6 +180,7 @@ def load(
         threads=threads or _cpus(),
         extra_buffers=safe,
         gpu_layers=gpu_layers,
+        loras=adapters,
         on_progress=on_progress,
     )
     source = header.value(TEMPLATE_KEY)

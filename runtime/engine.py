@@ -46,9 +46,13 @@ class Engine:
         threads: int,
         extra_buffers: bool,
         gpu_layers: int = -1,
+        loras: Sequence[tuple[Path, float]] = (),
         on_progress: Progress | None = None,
     ) -> None:
-        """`context` None means the model's own, at most DEFAULT_CONTEXT. Raises BorealisError, InvalidInput."""
+        """`context` None means the model's own, at most DEFAULT_CONTEXT; `loras` are adapter GGUFs with their scales.
+
+        Raises BorealisError, InvalidInput.
+        """
         llama.llama_log_set(keep_errors, ctypes.c_void_p(0))
         llama.llama_backend_init()
         forget()
@@ -63,6 +67,7 @@ class Engine:
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
             self._context = _new_context(path, self._model, self.n_context, threads)
+            _add_adapters(self._model, self._context, loras)
         except BaseException:
             self.close()
             raise
@@ -220,6 +225,22 @@ def _new_context(path: Path, model: Any, n_context: int, threads: int) -> Any:
     if context is None:
         raise BorealisError(f"{path}: no room for a context of {n_context} tokens; ask for a smaller one{reason()}")
     return context
+
+
+def _add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Load adapters, which are freed with the model, and have the context use all of them."""
+    if not loras:
+        return
+    adapters = (llama.llama_adapter_lora_p_ctypes * len(loras))()
+    for slot, (path, _) in enumerate(loras):
+        _errors.clear()
+        adapter: Any = llama.llama_adapter_lora_init(model, str(path).encode("utf-8", "surrogateescape"))
+        if not adapter:
+            raise BorealisError(f"{path}: llama.cpp cannot use this adapter{reason()}")
+        adapters[slot] = adapter
+    scales = (ctypes.c_float * len(loras))(*(scale for _, scale in loras))
+    if status := llama.llama_set_adapters_lora(context, adapters, len(loras), scales):
+        raise BorealisError(f"{loras[0][0]}: llama.cpp cannot use the adapters together (status {status}{reason()})")
 
 
 def _new_sampler(sampling: Sampling, seed: int, n_vocab: int) -> Any:

@@ -61,7 +61,7 @@ def merge(files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for outtype, file in files.items():
         if without_file_type(file["kv"]) != golden["kv"]:
             raise SystemExit(f"{outtype}: its metadata differ in more than general.file_type")
-        golden["file_type"][outtype] = next(kv[2] for kv in file["kv"] if kv[0] == "general.file_type")
+        golden["file_type"][outtype] = next((kv[2] for kv in file["kv"] if kv[0] == "general.file_type"), None)
         golden["types"][outtype] = " ".join(t[2] for t in file["tensors"])
     for row in zip(*(file["tensors"] for file in files.values()), strict=True):
         golden["tensors"].append([row[0][0], row[0][1], {t[2]: t[3] for t in row}])
