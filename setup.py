@@ -12,7 +12,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 KERNELS = Path("quantize", "kernels")
-DISPATCH = str(KERNELS / "dispatch.c")
+SHARED = [str(KERNELS / "dispatch.c"), str(KERNELS / "lattice.c")]
+"""Sources that no instruction set changes: compiled once."""
 
 # Plain IEEE arithmetic: no contraction, no reassociation; errno and the exception flags are nobody's business.
 STRICT = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -28,7 +29,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "unix":
             raise CompileError("the native encoders need GCC or Clang; ggml's own encoders will be used")
-        sources = [source for source in ext.sources if source != DISPATCH]
+        sources = [source for source in ext.sources if source not in SHARED]
         objects = self._compile(sources, "baseline", [])
         defines = []
         if platform.machine().lower() in ("x86_64", "amd64"):
@@ -38,7 +39,7 @@ class BuildKernels(build_ext):
                     defines.append(f"-DHAVE_{isa.upper()}")
                 except CompileError as error:
                     self.warn(f"no {isa} encoders: {error}")
-        objects += self._compile([DISPATCH], "dispatch", defines)
+        objects += self._compile(SHARED, "shared", defines)
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=["m"])
 
     def _compile(self, sources: list[str], isa: str, flags: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.types import row_nbytes
 from ..errors import InvalidInput
-from . import ggml
+from . import ggml, lattice
 
 T = GGMLQuantizationType
 
@@ -53,6 +53,8 @@ def encode_with(
     library = _library()
     if library is None:
         raise InvalidInput(f"there are no native encoders in this installation; use {SWITCH}=ggml")
+    if type in ggml.GRID_TYPES:
+        lattice.build(library, type)
     rows = np.require(rows, requirements=["C", "A"])
     weights = None if importance is None else np.require(importance, requirements=["C", "A"])
     result = library.borealis_encode(
