@@ -124,7 +124,7 @@ int borealis_set_lattice(int type, int points, int coordinates, const uint8_t *l
     b->wanted = type == TYPE_IQ1_S || type == TYPE_IQ3_S ? 3 : type == TYPE_IQ2_S ? 1 : 2;
     const bool built = fill(b, levels);
     if (built)
-        lattices[type] = (struct lattice){b->map, b->lists};
+        lattices[type] = (struct lattice){b->map, b->lists, b->codes[0]};
     else
         free(b->map), free(b->lists);
     free(b);

@@ -16,6 +16,7 @@ enum { LIST_UNIT = 16, LIST_BITS = 6 };
 struct lattice {
     int32_t *map;
     uint16_t *lists;
+    uint16_t first; /* the code of point 0 */
 };
 
 /* The lattice of a type, or NULL before it was built. */
