@@ -25,9 +25,9 @@ INLINE uint32_t m_bits(vm m) {
 
 enum { MAX_UNITS = 1 << LIST_BITS };
 
-INLINE const uint16_t *list_of(const struct lattice *lattice, int32_t entry, int *units) {
+INLINE const uint16_t *list_of(const struct lattice *lattice, int32_t entry, int unit, int *units) {
     *units = ~entry & (MAX_UNITS - 1);
-    return lattice->lists + LIST_UNIT * (size_t)((uint32_t)~entry >> LIST_BITS);
+    return lattice->lists + (size_t)unit * ((uint32_t)~entry >> LIST_BITS);
 }
 
 #if W == 16
@@ -53,7 +53,7 @@ INLINE __m512 distances_8(__m512i codes, const __m512 terms[7]) {
 INLINE uint32_t find_point_8(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale,
                              const float value[4]) {
     int units;
-    const uint16_t *list = list_of(lattice, entry, &units);
+    const uint16_t *list = list_of(lattice, entry, UNIT_8, &units);
     const __m512 values = _mm512_broadcast_f32x4(_mm_loadu_ps(value));
     const __m512i by_upper = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512 even = _mm512_mul_ps(_mm512_set1_ps(scale), values);
@@ -112,19 +112,19 @@ INLINE __m256i load_codes(const uint16_t *list) { return _mm256_cvtepu16_epi32(_
 /* The same for 4 weights, whose levels 0..7 stand for 1, 3, ..., 15. */
 INLINE uint32_t find_point_4(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale) {
     int units;
-    const uint16_t *list = list_of(lattice, entry, &units);
+    const uint16_t *list = list_of(lattice, entry, UNIT_4, &units);
     const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15));
-    __m256 terms[4], d[2 * MAX_UNITS], least = _mm256_set1_ps(INFINITY);
+    __m256 terms[4], d[MAX_UNITS], least = _mm256_set1_ps(INFINITY);
     for (int k = 0; k < 4; k++)
         terms[k] = term_256(scaled, x[k], w[k]);
-    for (int u = 0; u < 2 * units; u++) {
+    for (int u = 0; u < units; u++) {
         const __m256i codes = load_codes(list + 8 * u);
         d[u] = _mm256_permutevar8x32_ps(terms[0], codes);
         for (int k = 1; k < 4; k++)
             d[u] = _mm256_add_ps(d[u], _mm256_permutevar8x32_ps(terms[k], _mm256_srli_epi32(codes, 3 * k)));
         least = _mm256_min_ps(d[u], least);
     }
-    return first_least(list, d, 2 * units, least);
+    return first_least(list, d, units, least);
 }
 #endif
 
@@ -132,7 +132,7 @@ INLINE uint32_t find_point_4(const struct lattice *lattice, int32_t entry, const
 INLINE uint32_t find_point_8(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale,
                              const float value[4]) {
     int units;
-    const uint16_t *list = list_of(lattice, entry, &units);
+    const uint16_t *list = list_of(lattice, entry, UNIT_8, &units);
     const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_broadcast_ps((const __m128 *)value));
     __m256 terms[8], d[2 * MAX_UNITS], least = _mm256_set1_ps(INFINITY);
     for (int k = 0; k < 8; k++)
@@ -144,35 +144,39 @@ INLINE uint32_t find_point_8(const struct lattice *lattice, int32_t entry, const
     return first_least(list, d, 2 * units, least);
 }
 #elif W == 4
-/* Without permutations: tables in memory, one candidate at a time. */
+/* Without permutations: tables in memory, one candidate at a time. Not inlined: it wants all registers. */
+#define CALLED static __attribute__((noinline, unused))
+
 INLINE uint32_t find_point(const struct lattice *lattice, int32_t entry, int n, int bits, const float *x, const float *w,
                            float scale, const float *value) {
+    const int unit = n == 4 ? UNIT_4 : UNIT_8;
     int units;
-    const uint16_t *list = list_of(lattice, entry, &units);
+    const uint16_t *list = list_of(lattice, entry, unit, &units);
     const int levels = 1 << bits;
     float terms[8 * 4], best = INFINITY;
-    int won = 0;
+    uint32_t won = list[0];
     for (int k = 0; k < n; k++)
         for (int l = 0; l < levels; l++) {
             const float difference = scale * value[l] - x[k];
             terms[k * levels + l] = w[k] * difference * difference;
         }
-    for (int j = 0; j < LIST_UNIT * units; j++) {
-        float d = terms[list[j] & (levels - 1)];
+    for (int j = 0; j < unit * units; j++) {
+        const uint32_t code = list[j];
+        float d = terms[code & (levels - 1)];
         for (int k = 1; k < n; k++)
-            d += terms[k * levels + (list[j] >> (bits * k) & (levels - 1))];
-        won = d < best ? j : won;
+            d += terms[k * levels + (code >> (bits * k) & (levels - 1))];
+        won = d < best ? code : won;
         best = d < best ? d : best;
     }
-    return list[won];
+    return won;
 }
 
-INLINE uint32_t find_point_8(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale,
+CALLED uint32_t find_point_8(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale,
                              const float value[4]) {
     return find_point(lattice, entry, 8, 2, x, w, scale, value);
 }
 
-INLINE uint32_t find_point_4(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale) {
+CALLED uint32_t find_point_4(const struct lattice *lattice, int32_t entry, const float *x, const float *w, float scale) {
     static const float VALUE[8] = {1, 3, 5, 7, 9, 11, 13, 15};
     return find_point(lattice, entry, 4, 3, x, w, scale, VALUE);
 }

@@ -64,17 +64,18 @@ static int distances(struct builder *b, uint32_t code) {
 static bool list_candidates(struct builder *b, uint32_t code) {
     const int last = distances(b, code);
     uint16_t *const list = b->lists + b->used;
+    const size_t unit = b->coordinates == 4 ? UNIT_4 : UNIT_8;
     size_t n = 0;
-    if (b->room - b->used < MAX_POINTS + LIST_UNIT)
+    if (b->room - b->used < MAX_POINTS + UNIT_8)
         return false;
     for (int d = 0; d <= last; d++)
         for (const uint8_t *at = b->distance, *end = at + b->points; (at = memchr(at, d, (size_t)(end - at))); at++)
             list[n++] = b->codes[at - b->distance];
-    while (n % LIST_UNIT)
+    while (n % unit)
         list[n++] = list[0];
-    b->map[code] = ~(int32_t)(b->used / LIST_UNIT << LIST_BITS | n / LIST_UNIT);
+    b->map[code] = ~(int32_t)(b->used / unit << LIST_BITS | n / unit);
     b->used += n;
-    return n / LIST_UNIT < 1 << LIST_BITS;
+    return n / unit < 1 << LIST_BITS;
 }
 
 static bool fill(struct builder *b, const uint8_t *levels) {

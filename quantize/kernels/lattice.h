@@ -8,11 +8,12 @@
 
 #include <stdint.h>
 
-/* Lists are padded to this many codes with their first one, which never wins against itself. */
-enum { LIST_UNIT = 16, LIST_BITS = 6 };
+/* Lists are padded with their first code, which never wins against itself: to units of 8 codes where lists are short
+ * (groups of 4), else to 16. */
+enum { UNIT_4 = 8, UNIT_8 = 16, LIST_BITS = 6 };
 
-/* Entry of the map: the index of the point with this code; or, when negative, ~(unit << LIST_BITS | units): the list
- * of candidates starts at lists + LIST_UNIT * unit, in the order in which they are to be tried. */
+/* Entry of the map: the index of the point with this code; or, when negative, ~(unit << LIST_BITS | units): a list of
+ * this many units starts at `unit` of lists, its candidates in the order in which they are to be tried. */
 struct lattice {
     int32_t *map;
     uint16_t *lists;
