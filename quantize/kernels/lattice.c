@@ -1,5 +1,5 @@
-/* Builds the lattices. Candidates of a cell are the points of the two smallest distances (one for IQ2_S, three for
- * IQ1 and IQ3_S), nearest first, and among equals by index. */
+/* Builds the lattices. Candidates of a cell are the points of its smallest one to three distances, nearest first, and
+ * among equals by index. */
 #include "lattice.h"
 
 #include <stdlib.h>
@@ -11,9 +11,11 @@ enum { MAX_POINTS = 2048, MAX_COORDINATES = 8, MAX_LEVELS = 8 };
 
 static struct lattice lattices[TYPE_COUNT];
 
+/* IQ1_M has IQ1_S's lattice. */
+static int owner_of(int type) { return type == TYPE_IQ1_M ? TYPE_IQ1_S : type; }
+
 const struct lattice *lattice_of(int type) {
-    const int owner = type == TYPE_IQ1_M ? TYPE_IQ1_S : type;
-    return lattices[owner].map ? &lattices[owner] : NULL;
+    return lattices[owner_of(type)].map ? &lattices[owner_of(type)] : NULL;
 }
 
 /* Work space: squares[k][v][p] is the squared distance of point p from level v in coordinate k. */
@@ -27,16 +29,13 @@ struct builder {
     size_t used, room;
 };
 
-static void measure(struct builder *b, const uint8_t *levels) {
-    for (int p = 0; p < b->points; p++) {
-        b->codes[p] = 0;
+static void measure(struct builder *b) {
+    for (int p = 0; p < b->points; p++)
         for (int k = 0; k < b->coordinates; k++) {
-            const int level = levels[p * b->coordinates + k];
-            b->codes[p] |= (uint16_t)(level << (b->bits * k));
+            const int level = b->codes[p] >> (b->bits * k) & ((1 << b->bits) - 1);
             for (int v = 0; v < b->levels; v++)
                 b->squares[k][v][p] = (uint8_t)((level - v) * (level - v));
         }
-    }
 }
 
 /* Fills distance for the cell of this code, and returns the largest distance that is still wanted. */
@@ -78,14 +77,14 @@ static bool list_candidates(struct builder *b, uint32_t code) {
     return n / unit < 1 << LIST_BITS;
 }
 
-static bool fill(struct builder *b, const uint8_t *levels) {
+static bool fill(struct builder *b) {
     const uint32_t cells = 1u << (b->bits * b->coordinates);
     b->room = (size_t)MAX_POINTS * 256;
     b->map = malloc(cells * sizeof *b->map);
     b->lists = malloc(b->room * sizeof *b->lists);
     if (!b->map || !b->lists)
         return false;
-    measure(b, levels);
+    measure(b);
     memset(b->map, 0xff, cells * sizeof *b->map);
     for (int p = 0; p < b->points; p++)
         b->map[b->codes[p]] = p;
@@ -99,35 +98,32 @@ static bool fill(struct builder *b, const uint8_t *levels) {
     return true;
 }
 
-/* Builds the lattice of a type from its points (`levels` has their coordinates). Not to be called for two types or
- * from two threads at once. Returns 1, or 0 when it cannot be built. */
+/* Gives `type` its points: codes of `dims` levels of `bits` bits (8 of 2, or 4 of 3), in the order of their numbers.
+ * `wanted` is how many different distances a list of candidates covers. Returns 0, or -1 without memory. Not to be
+ * called while the type is being encoded, or by two threads at once; a second call does nothing. */
 #if defined(_WIN32)
 __declspec(dllexport)
 #else
 __attribute__((visibility("default")))
 #endif
-int borealis_set_lattice(int type, int points, int coordinates, const uint8_t *levels) {
-    const int top = coordinates == 4 ? 7 : 2;
-    if (type < 0 || type >= TYPE_COUNT || points < 1 || points > MAX_POINTS || (coordinates != 4 && coordinates != 8))
+int borealis_set_lattice(int type, int dims, int bits, int wanted, const uint16_t *points, int n_points) {
+    struct lattice *const target = &lattices[owner_of(type)];
+    if (target->map)
         return 0;
-    for (int i = 0; i < points * coordinates; i++)
-        if (levels[i] > top)
-            return 0;
-    if (lattices[type].map)
-        return 1;
-    struct builder *b = calloc(1, sizeof *b);
+    struct builder *b = n_points > MAX_POINTS ? NULL : calloc(1, sizeof *b);
     if (!b)
-        return 0;
-    b->points = points;
-    b->coordinates = coordinates;
-    b->levels = top + 1;
-    b->bits = coordinates == 4 ? 3 : 2;
-    b->wanted = type == TYPE_IQ1_S || type == TYPE_IQ3_S ? 3 : type == TYPE_IQ2_S ? 1 : 2;
-    const bool built = fill(b, levels);
+        return -1;
+    b->points = n_points;
+    b->coordinates = dims;
+    b->levels = bits == 3 ? 8 : 3;
+    b->bits = bits;
+    b->wanted = wanted;
+    memcpy(b->codes, points, (size_t)n_points * sizeof *points);
+    const bool built = fill(b);
     if (built)
-        lattices[type] = (struct lattice){b->map, b->lists, b->codes[0]};
+        *target = (struct lattice){b->map, b->lists, b->codes[0]};
     else
         free(b->map), free(b->lists);
     free(b);
-    return built;
+    return built ? 0 : -1;
 }
