@@ -1,206 +1,42 @@
-/* The search behind the IQ2 and IQ3 types: magnitudes 1, 3, 5, … times a scale, in groups that are points of a lattice.
+/* The search of IQ2 and IQ3: x ~ scale * (2 * level + 1), where groups of levels must be points of a lattice.
  *
- * Lanes hold sub-blocks of different super-blocks, as everywhere; only the search among neighbours, whose lists differ
- * in length, is done group by group, with eight neighbours in a vector.
+ * Lanes hold super-blocks, as everywhere; but the candidates of a group that is not on the lattice are compared with
+ * one lane per candidate, for one super-block after the other. Their weights lie in memory by rows for that.
  */
 #ifndef BOREALIS_FIT_LATTICE_H
 #define BOREALIS_FIT_LATTICE_H
 
-#include "common.h"
-#include "lattice.h"
+#include "find_point.h"
 
-/* Sub-blocks of n weights, in groups of `dims` with levels 0..top of `bits` bits. */
-struct shape {
-    int n, dims, bits, top;
-};
-
-/* One sub-block in every lane: magnitudes, their weights in the fit and those of the neighbour search, and what came
- * out: scale, the lattice codes of the groups, and the signs of 8 weights each. */
-struct lattice_fit {
-    vf x[32], w[32];
-    float row_x[W][32], row_w[W][32]; /* x and the root of w, lane by lane, for the neighbour search */
-    vf max, scale;
-    vm dead;
-    vi code[8], sign[4];
-};
-
-/* ---- the neighbour search ----------------------------------------------------------------------------------- */
-
-/* What the levels stand for; 2-bit levels twice. */
-static const float ODD_8[8] = {1, 3, 5, 7, 9, 11, 13, 15}, ODD_4[8] = {1, 3, 5, 7, 1, 3, 5, 7};
-
-/* The code nearest to a group of weights among n times 8 neighbours: the first with the least sum of
- * w (scale q - x)^2. What each level adds to the sum is worked out once; neighbours then only pick and add. */
-#if W > 4
-/* part[i] for level numbers in `code`: 3-bit levels pick among 8 entries, 2-bit levels among 4, twice the same. */
-INLINE __m256 pick(struct shape shape, __m256 part, __m256i code, int i) {
-    const __m256i level = _mm256_srli_epi32(code, shape.bits * i);
-    return shape.bits == 3 ? _mm256_permutevar8x32_ps(part, level) : _mm256_permutevar_ps(part, level);
-}
-
-INLINE uint32_t nearest_point(struct shape shape, const float *q, const float *x, const float *w, float scale,
-                              const uint32_t *neighbours, int n) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(q));
-    __m256 part[8], best = _mm256_set1_ps(3.40282347e+38f);
-    __m256i winner = _mm256_set1_epi32((int)neighbours[0]);
-    for (int i = 0; i < shape.dims; i++) {
-        const __m256 difference = _mm256_sub_ps(scaled, _mm256_set1_ps(x[i]));
-        part[i] = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(w[i]), difference), difference);
-    }
-    for (int k = 0; k < n; k++) {
-        const __m256i code = _mm256_loadu_si256((const __m256i *)(neighbours + 8 * k));
-        __m256 sum = pick(shape, part[0], code, 0);
-        for (int i = 1; i < shape.dims; i++)
-            sum = _mm256_add_ps(sum, pick(shape, part[i], code, i));
-        const __m256 less = _mm256_cmp_ps(sum, best, _CMP_LT_OQ);
-        best = _mm256_blendv_ps(best, sum, less);
-        winner = _mm256_blendv_epi8(winner, code, _mm256_castps_si256(less));
-    }
-    __m256 least = _mm256_min_ps(best, _mm256_permute2f128_ps(best, best, 1));
-    least = _mm256_min_ps(least, _mm256_permute_ps(least, 0x4e));
-    least = _mm256_min_ps(least, _mm256_permute_ps(least, 0xb1));
-    const __m256i equal = _mm256_castps_si256(_mm256_cmp_ps(best, least, _CMP_EQ_OQ));
-    if (n == 1) /* lanes are in the list's order */
-        return neighbours[__builtin_ctz(_mm256_movemask_ps(_mm256_castsi256_ps(equal)) | 0x80)] & 0xffff;
-    __m256i first = _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), winner, equal);
-    first = _mm256_min_epi32(first, _mm256_permute2x128_si256(first, first, 1));
-    first = _mm256_min_epi32(first, _mm256_shuffle_epi32(first, 0x4e));
-    first = _mm256_min_epi32(first, _mm256_shuffle_epi32(first, 0xb1));
-    return (uint32_t)_mm256_cvtsi256_si32(first) & 0xffff;
-}
-#else
-INLINE uint32_t nearest_point(struct shape shape, const float *q, const float *x, const float *w, float scale,
-                              const uint32_t *neighbours, int n) {
-    float part[8][8], best = 3.40282347e+38f;
-    uint32_t winner = neighbours[0];
-    const uint32_t mask = (1u << shape.bits) - 1;
-    for (int i = 0; i < shape.dims; i++)
-        for (int l = 0; l <= shape.top; l++) {
-            const float difference = scale * q[l] - x[i];
-            part[i][l] = w[i] * difference * difference;
-        }
-    for (int k = 0; k < 8 * n; k++) {
-        const uint32_t c = neighbours[k];
-        float sum = part[0][c & mask];
-        for (int i = 1; i < shape.dims; i++)
-            sum += part[i][c >> shape.bits * i & mask];
-        winner = sum < best ? c : winner;
-        best = sum < best ? sum : best;
-    }
-    return winner & 0xffff;
-}
-#endif
-
-/* ---- one sub-block ------------------------------------------------------------------------------------------ */
-
-/* The codes of plain rounding with inverse scale `inverse`; lattice points or not. */
-INLINE void round_codes(struct shape shape, const struct lattice_fit *f, vf inverse, vi *code) {
-    for (int k = 0; k < shape.n / shape.dims; k++) {
-        code[k] = i_set(0);
-        for (int i = 0; i < shape.dims; i++) {
-            const vf t = f_set(0.5f) * (inverse * f->x[shape.dims * k + i] - f_set(1));
-            code[k] |= i_clamp(nearest(t), 0, shape.top) << shape.bits * i;
-        }
-    }
-}
-
-/* Replaces codes that are no points by the best neighbours at `scale`. */
-INLINE void move_to_points(struct shape shape, const struct lattice *lattice, const struct lattice_fit *f, vf scale,
-                           vi *code) {
-    const union lanes scales = {.f = scale};
-    for (int k = 0; k < shape.n / shape.dims; k++) {
-        union lanes codes = {.u = (vu)code[k]};
-        for (int lane = 0; lane < W; lane++) {
-            const uint32_t c = codes.word[lane];
-            if (lattice->eights[c])
-                codes.word[lane] =
-                    nearest_point(shape, shape.bits == 3 ? ODD_8 : ODD_4, f->row_x[lane] + shape.dims * k,
-                                  f->row_w[lane] + shape.dims * k, scales.number[lane],
-                                  lattice->neighbours + lattice->first[c], lattice->eights[c]);
-        }
-        code[k] = (vi)codes.u;
-    }
-}
-
-/* The sums of w x q and w q^2 for the codes' magnitudes q. */
-INLINE void sums_of(struct shape shape, const struct lattice_fit *f, const vi *code, vf *sum_qx, vf *sum_q2) {
-    *sum_qx = *sum_q2 = f_set(0);
-    for (int i = 0; i < shape.n; i++) {
-        const vi level = code[i / shape.dims] >> shape.bits * (i % shape.dims) & ((1 << shape.bits) - 1);
-        const vf q = i_float(level * 2 + 1);
-        *sum_qx += f->w[i] * f->x[i] * q;
-        *sum_q2 += f->w[i] * q * q;
-    }
-}
-
-/* How the scale is searched: `steps` inverse scales to both sides of (2 top + 1) / max, `delta` apart; then once more
- * with the scale found: in all groups, or only in those that rounding had not put on points. Without a group off its
- * point there is no second time, except where `always`. */
+/* What is searched: blocks of n weights in groups of `group` (8, or 4 with more levels); steps first..-first of
+ * inverse scale (top value + delta * step) / limit. */
 struct lattice_search {
-    int steps;
+    int n, group;
+    int first;
     float delta;
-    bool all, always;
 };
 
-INLINE void search(struct shape shape, struct lattice_search how, const struct lattice *lattice,
-                   struct lattice_fit *f) {
-    const int groups = shape.n / shape.dims;
-    vf best = f_set(0), sum_qx, sum_q2;
-    vi code[8], rounded[8], off[8], any_off = i_set(0); /* off: 1 where the winner's group was moved to a point */
-    for (int k = 0; k < groups; k++) {
-        f->code[k] = i_set(0);
-        off[k] = i_set(how.all);
-    }
-    for (int step = -how.steps; step <= how.steps; step++) {
-        const vf inverse = f_set(2 * shape.top + 1 + step * how.delta) / f->max;
-        round_codes(shape, f, inverse, rounded);
-        memcpy(code, rounded, groups * sizeof *code);
-        move_to_points(shape, lattice, f, f_set(1) / inverse, code);
-        sums_of(shape, f, code, &sum_qx, &sum_q2);
-        const vm better = f_gt(sum_q2, f_set(0)) & f_gt(sum_qx * sum_qx, best * sum_q2);
-        const vf scale = sum_qx / sum_q2;
-        f->scale = f_select(better, scale, f->scale);
-        best = f_select(better, scale * sum_qx, best);
-        for (int k = 0; k < groups; k++) {
-            const vi moved = i_select(i_eq(code[k], rounded[k]), i_set(0), i_set(1));
-            off[k] = i_select(better, moved, off[k]);
-            f->code[k] = i_select(better, code[k], f->code[k]);
-        }
-    }
-    for (int k = 0; k < groups; k++)
-        any_off |= how.always ? i_set(1) : off[k];
-    const vm again = i_eq(any_off, i_set(1)) & f_gt(f->scale, f_set(0));
-    round_codes(shape, f, f_set(1) / f->scale, code);
-    move_to_points(shape, lattice, f, f->scale, code);
-    for (int k = 0; k < groups; k++) {
-        const vm here = how.all ? again : again & i_eq(off[k], i_set(1));
-        f->code[k] = i_select(here, code[k], f->code[k]);
-    }
-    sums_of(shape, f, f->code, &sum_qx, &sum_q2);
-    f->scale = f_select(again & f_gt(sum_q2, f_set(0)), sum_qx / sum_q2, f->scale);
-}
+/* One block of weights in every lane: magnitudes (some may be negative), their weights w, the products w * x; and by
+ * rows the magnitudes and the roots of w, which measure the distance to a point. */
+struct lattice_block {
+    vf x[32], w[32], wx[32];
+    float row_x[W][32], row_w[W][32];
+    vi signs[4]; /* a bit a weight, 8 weights a vector */
+    vf max;
+};
 
-/* Makes 8 signs even in number by flipping that of the weight which matters least. */
-INLINE vi make_even(struct lattice_fit *f, int k, const vf *x, vi sign) {
-    vi flips = i_set(0), which = i_set(0);
-    vf least = f->w[8 * k] * x[0] * x[0];
-    for (int i = 0; i < 8; i++)
-        flips ^= sign >> i & 1;
-    for (int i = 1; i < 8; i++) {
-        const vf size = f->w[8 * k + i] * x[i] * x[i];
-        which = i_select(f_lt(size, least), i_set(i), which);
-        least = f_select(f_lt(size, least), size, least);
-    }
-    for (int i = 0; i < 8; i++) {
-        const vm flip = i_eq(which, i_set(i)) & i_eq(flips, i_set(1));
-        f->x[8 * k + i] = f_select(flip, -f->x[8 * k + i], f->x[8 * k + i]);
-        sign ^= i_select(flip, i_set(1 << i), i_set(0));
-    }
-    return sign & 127;
-}
+/* What was found: a point's code per group, whether it was rounding alone that led there, and the scale. */
+struct lattice_fit {
+    vi codes[8];
+    vm rounded[8];
+    vf scale;
+};
 
-/* n (a multiple of W, at most 32) vectors lane by lane. */
-INLINE void to_rows(int n, const vf *x, float rows[W][32]) {
+INLINE int level_bits(int group) { return group == 8 ? 2 : 3; }
+INLINE int top_level(int group) { return group == 8 ? 2 : 7; }
+INLINE float top_value(int group) { return group == 8 ? 5 : 15; }
+
+INLINE void to_rows(const vf *x, int n, float rows[W][32]) {
     for (int i = 0; i < n; i += W) {
         vi r[W];
         for (int k = 0; k < W; k++)
@@ -211,58 +47,224 @@ INLINE void to_rows(int n, const vf *x, float rows[W][32]) {
     }
 }
 
-/* Fills f from a sub-block whose weights of the fit, f->w, are there already: magnitudes, signs, the largest. */
-INLINE void prepare(struct shape shape, const vf *x, bool even, struct lattice_fit *f) {
+/* Splits 8 weights into magnitudes and signs. With `even`, the number of signs is made even: the weight that matters
+ * least becomes a magnitude below zero. */
+INLINE vi split_signs(const vf *x, const vf *w, bool even, vf *magnitude) {
+    vi signs = i_set(0), odd = i_set(0);
+    for (int i = 0; i < 8; i++) {
+        const vi negative = i_select(f_lt(x[i], f_set(0)), i_set(1), i_set(0));
+        magnitude[i] = (vf)((vi)x[i] ^ negative << 31);
+        signs |= negative << i;
+        odd ^= negative;
+    }
+    if (!even)
+        return signs;
+    vf least = w[0] * x[0] * x[0];
+    vi at = i_set(1);
+    for (int i = 1; i < 8; i++) {
+        const vf size = w[i] * x[i] * x[i];
+        const vm smaller = f_lt(size, least);
+        least = f_select(smaller, size, least);
+        at = i_select(smaller, i_set(1 << i), at);
+    }
+    at &= -odd;
+    for (int i = 0; i < 8; i++)
+        magnitude[i] = (vf)((vi)magnitude[i] ^ ((at >> i) & 1) << 31);
+    return signs ^ at;
+}
+
+/* Prepares n weights x, whose weights are in b->w already. */
+INLINE void prepare_block(const vf *x, int n, bool even, struct lattice_block *b) {
     vf root[32];
-    for (int k = 0; k < shape.n / 8; k++) {
-        f->sign[k] = i_set(0);
-        for (int i = 0; i < 8; i++) {
-            const vf xi = x[8 * k + i];
-            const vm negative = m_not(f_le(f_set(0), xi));
-            f->x[8 * k + i] = f_select(negative, -xi, xi);
-            f->sign[k] |= i_select(negative, i_set(1 << i), i_set(0));
+    for (int k = 0; k < n / 8; k++)
+        b->signs[k] = split_signs(x + 8 * k, b->w + 8 * k, even, b->x + 8 * k);
+    b->max = b->x[0];
+    for (int i = 0; i < n; i++) {
+        b->max = i ? f_max(b->max, b->x[i]) : b->max;
+        b->wx[i] = b->w[i] * b->x[i];
+        root[i] = f_sqrt(b->w[i]);
+    }
+    to_rows(b->x, n, b->row_x);
+    to_rows(root, n, b->row_w);
+}
+
+/* The codes of the levels nearest to inverse * x. */
+INLINE vi round_group(const vf *x, int group, vf inverse) {
+    vi code = i_set(0);
+    for (int i = 0; i < group; i++) {
+        const vi level = i_clamp(nearest(f_set(0.5f) * (inverse * x[i] - f_set(1))), 0, top_level(group));
+        code |= level << (level_bits(group) * i);
+    }
+    return code;
+}
+
+/* Replaces the codes that are not points, in the lanes that want it, by the nearest candidates at this scale. Says
+ * which codes were points. `first` is the group's first weight in the rows. */
+INLINE vm snap_group(const struct lattice *lattice, const struct lattice_block *b, int group, int first, vf scale,
+                     vm wanted, vi *code) {
+    static const float VALUE[4] = {1, 3, 5, 7};
+    union lanes codes = {.u = (vu)*code}, entries, scales = {.f = scale};
+    for (int lane = 0; lane < W; lane++)
+        entries.word[lane] = (uint32_t)lattice->map[codes.word[lane]];
+    const vm outside = i_lt((vi)entries.u, i_set(0));
+    for (uint32_t left = m_bits(outside & wanted); left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        const float *x = b->row_x[lane] + first, *w = b->row_w[lane] + first;
+        const int32_t entry = (int32_t)entries.word[lane];
+        codes.word[lane] = group == 8 ? find_point_8(lattice, entry, x, w, scales.number[lane], VALUE)
+                                      : find_point_4(lattice, entry, x, w, scales.number[lane]);
+    }
+    *code = (vi)codes.u;
+    return m_not(outside);
+}
+
+/* The value 2 * level + 1 of coordinate i of a code. */
+INLINE vf value_of(vi code, int group, int i) {
+    const vi shifted = (vi)((vu)code >> (level_bits(group) * i));
+#if W == 16
+    const __m512 eight = _mm512_setr_ps(1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m512 four = _mm512_setr_ps(1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7);
+    return (vf)_mm512_permutexvar_ps((__m512i)shifted, group == 8 ? four : eight);
+#elif W == 8
+    const __m256 eight = _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15), four = _mm256_setr_ps(1, 3, 5, 7, 1, 3, 5, 7);
+    return (vf)_mm256_permutevar8x32_ps(group == 8 ? four : eight, (__m256i)shifted);
+#else
+    return i_float((shifted & ((1 << level_bits(group)) - 1)) * 2 + 1);
+#endif
+}
+
+/* The sums of w * x * value and of w * value^2. */
+INLINE void lattice_sums(const struct lattice_block *b, int n, int group, const vi *codes, vf *sum_xq, vf *sum_q2) {
+    *sum_xq = *sum_q2 = f_set(0);
+    for (int i = 0; i < n; i++) {
+        const vf q = value_of(codes[i / group], group, i % group);
+        *sum_xq += b->wx[i] * q;
+        *sum_q2 += b->w[i] * q * q;
+    }
+}
+
+/* Tries all steps; keeps the codes and the scale that explain most. fit->scale and `rounded` are what stays where none
+ * does. */
+INLINE void fit_lattice(const struct lattice_search s, const struct lattice *lattice, const struct lattice_block *b,
+                        vf limit, vm rounded, struct lattice_fit *fit) {
+    const int groups = s.n / s.group;
+    const vm all = i_eq(i_set(0), i_set(0));
+    vf best = f_set(0);
+    for (int k = 0; k < groups; k++) {
+        fit->codes[k] = i_set(0);
+        fit->rounded[k] = rounded;
+    }
+    for (int step = s.first; step <= -s.first; step++) {
+        const vf inverse = f_set(top_value(s.group) + step * s.delta) / limit, scale = f_set(1) / inverse;
+        vi codes[8];
+        vm now[8];
+        for (int k = 0; k < groups; k++) {
+            codes[k] = round_group(b->x + s.group * k, s.group, inverse);
+            now[k] = snap_group(lattice, b, s.group, s.group * k, scale, all, &codes[k]);
         }
-        if (even)
-            f->sign[k] = make_even(f, k, x + 8 * k, f->sign[k]);
+        vf sum_xq, sum_q2;
+        lattice_sums(b, s.n, s.group, codes, &sum_xq, &sum_q2);
+        const vm better = f_gt(sum_q2, f_set(0)) & f_gt(sum_xq * sum_xq, best * sum_q2);
+        const vf fitted = sum_xq / sum_q2;
+        fit->scale = f_select(better, fitted, fit->scale);
+        best = f_select(better, fitted * sum_xq, best);
+        for (int k = 0; k < groups; k++) {
+            fit->codes[k] = i_select(better, codes[k], fit->codes[k]);
+            fit->rounded[k] = (better & now[k]) | (m_not(better) & fit->rounded[k]);
+        }
     }
-    f->max = f->x[0];
-    for (int i = 1; i < shape.n; i++)
-        f->max = f_max(f->max, f->x[i]);
-    for (int i = 0; i < shape.n; i++)
-        root[i] = f_sqrt(f->w[i]);
-    to_rows(shape.n, f->x, f->row_x);
-    to_rows(shape.n, root, f->row_w);
 }
 
-/* A negative scale becomes positive, and all signs turn. */
-INLINE void make_positive(struct shape shape, struct lattice_fit *f, int sign_bits) {
-    const vm negative = f_lt(f->scale, f_set(0));
-    f->scale = f_select(negative, -f->scale, f->scale);
-    for (int k = 0; k < shape.n / 8; k++)
-        f->sign[k] = i_select(negative, ~f->sign[k] & sign_bits, f->sign[k]);
-}
-
-/* ---- super-blocks ------------------------------------------------------------------------------------------- */
-
-/* Scales as 4 bits: of 2 s + 1, where 31 is the largest. */
-INLINE vi share(vf inverse, vf scale) {
-    return i_clamp(nearest(f_set(0.5f) * (inverse * scale - f_set(1))), 0, 15);
-}
-
-/* Bytes of each lane's encoding, put together one by one. */
-union block {
-    vu words[28];
-    uint8_t bytes[112];
-};
-
-/* Hands the lanes' blocks to the tile, transposed. */
-INLINE void hand_over(struct tile *t, const union block blocks[W], int n_words) {
-    for (int k = 0; k < n_words; k++) {
-        union lanes word;
-        for (int lane = 0; lane < W; lane++)
-            memcpy(&word.word[lane], blocks[lane].bytes + 4 * k, 4);
-        t->words[k] = word.u;
+/* Rounds the groups of `again` once more, with the scale found, and fits the scale anew in the lanes where any was. */
+INLINE void refit_lattice(const struct lattice_search s, const struct lattice *lattice, const struct lattice_block *b,
+                          const vm *again, struct lattice_fit *fit) {
+    const vm usable = f_gt(fit->scale, f_set(0));
+    const vf inverse = f_set(1) / fit->scale;
+    vm some = m_not(i_eq(i_set(0), i_set(0)));
+    for (int k = 0; k < s.n / s.group; k++) {
+        const vm wanted = again[k] & usable;
+        if (!m_any(wanted))
+            continue;
+        vi code = round_group(b->x + s.group * k, s.group, inverse);
+        snap_group(lattice, b, s.group, s.group * k, fit->scale, wanted, &code);
+        fit->codes[k] = i_select(wanted, code, fit->codes[k]);
+        some |= wanted;
     }
+    vf sum_xq, sum_q2;
+    lattice_sums(b, s.n, s.group, fit->codes, &sum_xq, &sum_q2);
+    fit->scale = f_select(some & f_gt(sum_q2, f_set(0)), sum_xq / sum_q2, fit->scale);
+}
+
+/* The index of each lane's code, a point; 0 in the lanes of `zero`. */
+INLINE vi index_of(const struct lattice *lattice, vi code, vm zero) {
+    union lanes codes = {.u = (vu)code}, index;
+    for (int lane = 0; lane < W; lane++)
+        index.word[lane] = (uint32_t)lattice->map[codes.word[lane]];
+    return i_select(zero, i_set(0), (vi)index.u);
+}
+
+/* 4 bits for each of m scales, and d times `factor` as fp16; both 0 where all scales are: in the
+ * lanes of `zero`. */
+INLINE vu share_scales(const vf *scales, int m, float factor, vi *share, vm *zero) {
+    vf max = f_set(0);
+    for (int j = 0; j < m; j++)
+        max = f_max(max, scales[j]);
+    *zero = f_eq(max, f_set(0));
+    const vf d = max / f_set(31), inverse = f_set(1) / d;
+    for (int j = 0; j < m; j++) {
+        const vi l = i_clamp(nearest(f_set(0.5f) * (inverse * scales[j] - f_set(1))), 0, 15);
+        share[j] = i_select(*zero, i_set(0), l);
+    }
+    return (vu)i_select(*zero, i_set(0), (vi)to_half(d * f_set(factor)));
+}
+
+/* Sets n values to 0 in some lanes. */
+INLINE void clear_lanes(vu *values, int n, vm lanes) {
+    for (int k = 0; k < n; k++)
+        values[k] = (vu)i_select(lanes, i_set(0), (vi)values[k]);
+}
+
+/* Joins n 16-bit values to words. */
+INLINE void join_halves(const vu *halves, int n, vu *words) {
+    for (int k = 0; k < n; k += 2)
+        words[k / 2] = k + 1 < n ? halves[k] | halves[k + 1] << 16 : halves[k];
+}
+
+/* Whether weights and importance stay where the squares of sums of their products are finite, no importance is
+ * negative and nothing is NaN: elsewhere the search can leave the lattice, and ggml's own path decides. */
+INLINE bool stays_finite(const struct job *job) {
+    const int64_t n = job->n_rows * job->n_per_row;
+    const int bytes = source_bytes(job->source);
+    const uint8_t *from = job->rows;
+    vi size = i_set(0);
+    if (job->source == TYPE_F32)
+        for (int64_t i = 0; i < n; i += W)
+            size = i_max(size, (vi)f_abs(load_source(TYPE_F32, from + i * bytes)));
+    else if (job->source == TYPE_F16)
+        for (int64_t i = 0; i < n; i += W)
+            size = i_max(size, (vi)f_abs(load_source(TYPE_F16, from + i * bytes)));
+    else
+        for (int64_t i = 0; i < n; i += W)
+            size = i_max(size, (vi)f_abs(load_source(TYPE_BF16, from + i * bytes)));
+    const union lanes lanes = {.f = (vf)size};
+    double peak = 0, largest = 0;
+    for (int lane = 0; lane < W; lane++) {
+        if (!(lanes.number[lane] < 0.999e15))
+            return false;
+        peak = lanes.number[lane] > peak ? lanes.number[lane] : peak;
+    }
+    if (!job->importance)
+        return peak * peak * peak * peak < 0.999e15;
+    for (int64_t i = 0; i < job->n_per_row; i++) {
+        if (!(job->importance[i] >= 0))
+            return false;
+        largest = job->importance[i] > largest ? job->importance[i] : largest;
+    }
+    return peak * peak * largest < 0.999e15;
+}
+
+INLINE bool encode_lattice(const struct job *job, int nbytes, void (*encode)(struct tile *)) {
+    return stays_finite(job) && encode_blocks(job, 256, nbytes, 1, encode);
 }
 
 #endif

@@ -1,359 +1,336 @@
-/* IQ1_S and IQ1_M: super-blocks of 256 weights; groups of 8 levels -1, 0, 1 are points of a lattice of 2048. All levels
- * of a group are shifted by an eighth up or down, x = d * (2 * scale + 1) * (level + shift), up to a constant.
+/* IQ1_S and IQ1_M: x = d * scale * (level + delta), level -1, 0 or 1 in groups of 8 that are points of a lattice, delta
+ * 1/8 or -1/8.
  *
- *   IQ1_S  byte  0..1   d, fp16                8 sub-blocks of 32
- *                2..33  point numbers, low 8 bits
- *               34..49  two bytes a sub-block: bits 8 to 10 of its 4 point numbers, scale in 3 bits, shift
- *   IQ1_M  byte  0..31  point numbers, low 8 bits        16 sub-blocks of 16
- *               32..47  a byte a sub-block: for each of its two groups bits 8 to 10 of the number, and the shift
- *               48..55  four times two bytes: scales of 4 sub-blocks in 3 bits, and 4 bits of d, fp16
+ *   IQ1_S  byte 0..1   d, fp16
+ *               2..33  per group the low 8 bits of the index
+ *              34..49  per 32 weights 16 bits: 4 x 3 bits of the indices, 3 bits of scale, the sign of delta
+ *   IQ1_M       0..31  per group the low 8 bits of the index
+ *              32..47  per 16 weights 2 x (3 bits of the index, the sign of delta)
+ *              48..55  4 x 16 bits: 4 scales of 3 bits, and 4 bits of d, fp16
  *
- * In a sorted sub-block two boundaries separate the three levels; all pairs of boundaries are tried.
+ * A block's weights are sorted; two cuts split them into the three levels, and all pairs of cuts are tried with sums
+ * from the left. One lane is one super-block, so the sort is a network and the cuts are the same loop for all.
  */
 #include "fit_lattice.h"
 
-#define UP {-1 + 0.125f, 0.125f, 1 + 0.125f, 0, -1 + 0.125f, 0.125f, 1 + 0.125f, 0}
-#define DOWN {-1 - 0.125f, -0.125f, 1 - 0.125f, 0, -1 - 0.125f, -0.125f, 1 - 0.125f, 0}
+#define DELTA 0.125f
 
-/* What levels 0, 1 and 2 stand for with each shift, twice. */
-static const float SHIFTED[2][8] = {UP, DOWN};
-
-static const struct shape WIDE = {32, 8, 2, 2}, NARROW = {16, 8, 2, 2};
-
-/* One sub-block in every lane. `down` is, per group, 1 where the shift is down. */
-struct ternary_fit {
-    const vf *x;
-    vf w[32], scale;
-    vm dead;
-    vi code[4], down[4];
-};
-
-/* A sub-block sorted by weight, equal ones in their order, as the C library's merge sort leaves them. */
+/* A block in every lane: the weights by size with their weights and places, and what the cuts found. */
 struct sorted {
     vf x[32], w[32];
     vi place[32];
+    vf scale, best;
+    vi cut[2], choice; /* -1 where nothing was found */
 };
 
-INLINE void sort(int n, const vf *x, const vf *w, struct sorted *s) {
+/* Exchanges a and b unless they are in order; equal weights keep their order. */
+INLINE void order(struct sorted *s, int a, int b) {
+    const vf xa = s->x[a], xb = s->x[b], wa = s->w[a], wb = s->w[b];
+    const vi pa = s->place[a], pb = s->place[b];
+    const vm swap = f_lt(xb, xa) | (f_eq(xb, xa) & i_lt(pb, pa));
+    s->x[a] = f_select(swap, xb, xa);
+    s->x[b] = f_select(swap, xa, xb);
+    s->w[a] = f_select(swap, wb, wa);
+    s->w[b] = f_select(swap, wa, wb);
+    s->place[a] = i_select(swap, pb, pa);
+    s->place[b] = i_select(swap, pa, pb);
+}
+
+/* Batcher's merge exchange. */
+INLINE void sort(const vf *x, const vf *w, int n, struct sorted *s) {
     for (int i = 0; i < n; i++) {
         s->x[i] = x[i];
         s->w[i] = w[i];
         s->place[i] = i_set(i);
     }
-    for (int round = 0; round < n; round++)
-        for (int i = round & 1; i + 1 < n; i += 2) {
-            const vf a = s->x[i], b = s->x[i + 1], wa = s->w[i], wb = s->w[i + 1];
-            const vi pa = s->place[i], pb = s->place[i + 1];
-            const vm swap = f_lt(b, a);
-            s->x[i] = f_select(swap, b, a);
-            s->x[i + 1] = f_select(swap, a, b);
-            s->w[i] = f_select(swap, wb, wa);
-            s->w[i + 1] = f_select(swap, wa, wb);
-            s->place[i] = i_select(swap, pb, pa);
-            s->place[i + 1] = i_select(swap, pa, pb);
-        }
+    for (int p = 1; p < n; p *= 2)
+        for (int k = p; k >= 1; k /= 2)
+            for (int j = k % p; j <= n - 1 - k; j += 2 * k)
+                for (int i = 0; i < k && i < n - j - k; i++)
+                    if ((i + j) / (2 * p) == (i + j + k) / (2 * p))
+                        order(s, i + j, i + j + k);
 }
 
-/* The best split so far: levels change at places `first` and `second` of the sorted weights; `choice` of shifts. */
-struct split {
-    vf score, scale;
-    vi first, second, choice;
-};
-
-INLINE void consider(struct split *s, vf sum_qx, vf sum_q2, int first, int second, int choice) {
-    const vm better = f_gt(sum_q2, f_set(0)) & f_gt(sum_qx * sum_qx, s->score * sum_q2);
+/* Keeps cuts i, j with these sums in the lanes where they explain more. */
+INLINE void keep_cuts(struct sorted *s, vf sum_xq, vf sum_q2, int i, int j, int choice) {
+    const vm better = f_gt(sum_q2, f_set(0)) & f_gt(sum_xq * sum_xq, s->best * sum_q2);
     if (!m_any(better))
         return;
-    const vf scale = sum_qx / sum_q2;
+    const vf scale = sum_xq / sum_q2;
     s->scale = f_select(better, scale, s->scale);
-    s->score = f_select(better, scale * sum_qx, s->score);
-    s->first = i_select(better, i_set(first), s->first);
-    s->second = i_select(better, i_set(second), s->second);
+    s->best = f_select(better, scale * sum_xq, s->best);
+    s->cut[0] = i_select(better, i_set(i), s->cut[0]);
+    s->cut[1] = i_select(better, i_set(j), s->cut[1]);
     s->choice = i_select(better, i_set(choice), s->choice);
 }
 
-INLINE struct split no_split(void) {
-    return (struct split){f_set(-3.40282347e+38f), f_set(0), i_set(-1), i_set(-1), i_set(-1)};
+INLINE void start_cuts(struct sorted *s) {
+    s->scale = f_set(0);
+    s->best = f_set(-3.40282347e+38f);
+    s->cut[0] = s->cut[1] = s->choice = i_set(-1);
 }
 
-/* Codes from the split, in the weights' own order; a negative scale turns the levels round. */
-INLINE void take_split(int n, const struct sorted *s, const struct split *best, struct ternary_fit *f) {
-    const vm negative = f_lt(best->scale, f_set(0));
-    const union lanes turned = {.u = (vu)i_select(negative, i_set(1), i_set(0))};
-    const union lanes first = {.u = (vu)best->first}, second = {.u = (vu)best->second};
-    union lanes code[4];
-    f->dead |= i_lt(best->first, i_set(0));
-    f->scale = f_select(negative, -best->scale, best->scale);
-    memset(code, 0, sizeof code);
-    for (int i = 0; i < n; i++) {
-        const union lanes place = {.u = (vu)s->place[i]};
-        for (int lane = 0; lane < W; lane++) {
-            const uint32_t level = (i >= (int32_t)first.word[lane]) + (i >= (int32_t)second.word[lane]);
-            const uint32_t at = place.word[lane];
-            code[at / 8].word[lane] |= (turned.word[lane] ? 2 - level : level) << 2 * (at % 8);
-        }
-    }
-    for (int k = 0; k < n / 8; k++)
-        f->code[k] = (vi)code[k].u;
-}
-
-/* What weight i's level stands for. */
-INLINE vf value_of(const struct ternary_fit *f, int i) {
-    const vf level = i_float((f->code[i / 8] >> 2 * (i % 8) & 3) - 1);
-    return level + f_select(i_eq(f->down[i / 8], i_set(1)), f_set(-0.125f), f_set(0.125f));
-}
-
-/* Moves codes to points; where one moved, the scale is fitted again. */
-INLINE void settle(struct shape shape, const struct lattice *lattice, struct ternary_fit *f) {
-    float row_x[W][32], row_w[W][32];
-    const union lanes scale = {.f = f->scale};
-    union lanes moved = {.f = f_set(0)};
-    vf sum_qx = f_set(0), sum_q2 = f_set(0);
-    to_rows(shape.n, f->x, row_x);
-    to_rows(shape.n, f->w, row_w);
-    for (int k = 0; k < shape.n / 8; k++) {
-        const union lanes down = {.u = (vu)f->down[k]};
-        union lanes code = {.u = (vu)f->code[k]};
-        for (int lane = 0; lane < W; lane++) {
-            const uint32_t c = code.word[lane];
-            if (!lattice->eights[c])
-                continue;
-            moved.word[lane] = 1;
-            code.word[lane] = nearest_point(shape, SHIFTED[down.word[lane]], row_x[lane] + 8 * k, row_w[lane] + 8 * k,
-                                            scale.number[lane], lattice->neighbours + lattice->first[c],
-                                            lattice->eights[c]);
-        }
-        f->code[k] = (vi)code.u;
-    }
-    for (int i = 0; i < shape.n; i++) {
-        const vf q = value_of(f, i);
-        sum_qx += f->w[i] * q * f->x[i];
-        sum_q2 += f->w[i] * q * q;
-    }
-    const vm again = i_eq((vi)moved.u, i_set(1)) & f_gt(sum_qx, f_set(0)) & f_gt(sum_q2, f_set(0));
-    f->scale = f_select(again, sum_qx / sum_q2, f->scale);
-}
-
-INLINE vf largest(int n, const vf *x) {
-    vf max = f_abs(x[0]);
-    for (int i = 1; i < n; i++)
-        max = f_max(max, f_abs(x[i]));
-    return max;
-}
-
-INLINE void weigh(const struct tile *t, int first, int n, bool weighted, vf *w) {
-    for (int i = 0; i < n; i++) {
-        const vf square = t->x[first + i] * t->x[first + i];
-        w[i] = weighted ? t->importance[first + i] * f_sqrt(t->sigma2[0] + square) : square;
-    }
-}
-
-/* ---- IQ1_S -------------------------------------------------------------------------------------------------- */
-
-/* All splits of 32 sorted weights, shifted up and down. up[i] and down[i]: what the weights before and after place i
- * contribute to the sums. */
-INLINE struct split split_wide(const struct sorted *s) {
-    struct {
-        vf before_qx, before_q2, after_qx, after_q2;
-    } up[33], down[33];
-    vf sum_x[33], sum_w[33];
-    struct split best = no_split();
-    sum_x[0] = sum_w[0] = f_set(0);
+/* The cuts of 32 weights with one delta: choice 0 is 1/8, 1 is -1/8. */
+INLINE void cut_32(struct sorted *s) {
+    const float plus[3] = {-1 + DELTA, DELTA, 1 + DELTA}, minus[3] = {-1 - DELTA, -DELTA, 1 - DELTA};
+    vf xs[33], ws[33], x_after[2][33], w_after[2][33];
+    start_cuts(s);
+    xs[0] = ws[0] = f_set(0);
     for (int i = 0; i < 32; i++) {
-        sum_x[i + 1] = sum_x[i] + s->w[i] * s->x[i];
-        sum_w[i + 1] = sum_w[i] + s->w[i];
+        xs[i + 1] = xs[i] + s->w[i] * s->x[i];
+        ws[i + 1] = ws[i] + s->w[i];
     }
     for (int i = 0; i <= 32; i++) {
-        const vf x_before = sum_x[i] - sum_x[0], x_after = sum_x[32] - sum_x[i];
-        const vf w_before = sum_w[i] - sum_w[0], w_after = sum_w[32] - sum_w[i];
-        up[i].before_qx = x_before * f_set(-0.875f);
-        up[i].before_q2 = w_before * f_set(-0.875f) * f_set(-0.875f);
-        up[i].after_qx = x_after * f_set(1.125f);
-        up[i].after_q2 = w_after * f_set(1.125f) * f_set(1.125f);
-        down[i].before_qx = x_before * f_set(-1.125f);
-        down[i].before_q2 = w_before * f_set(-1.125f) * f_set(-1.125f);
-        down[i].after_qx = x_after * f_set(0.875f);
-        down[i].after_q2 = w_after * f_set(0.875f) * f_set(0.875f);
+        const vf x = xs[32] - xs[i], w = ws[32] - ws[i];
+        x_after[0][i] = x * f_set(plus[2]);
+        x_after[1][i] = x * f_set(minus[2]);
+        w_after[0][i] = w * f_set(plus[2]) * f_set(plus[2]);
+        w_after[1][i] = w * f_set(minus[2]) * f_set(minus[2]);
     }
-    for (int i = 0; i <= 32; i++)
+    for (int i = 0; i <= 32; i++) {
+        const vf x_plus = xs[i] * f_set(plus[0]), w_plus = ws[i] * f_set(plus[0]) * f_set(plus[0]);
+        const vf x_minus = xs[i] * f_set(minus[0]), w_minus = ws[i] * f_set(minus[0]) * f_set(minus[0]);
         for (int j = i; j <= 32; j++) {
-            const vf middle = (sum_x[j] - sum_x[i]) * f_set(0.125f);
-            const vf middle2 = (sum_w[j] - sum_w[i]) * f_set(0.125f) * f_set(0.125f);
-            consider(&best, up[i].before_qx + middle + up[j].after_qx, up[i].before_q2 + middle2 + up[j].after_q2, i, j, 0);
-            consider(&best, down[i].before_qx - middle + down[j].after_qx,
-                     down[i].before_q2 + middle2 + down[j].after_q2, i, j, 1);
-        }
-    return best;
-}
-
-static void encode_s(struct tile *t) {
-    const struct lattice *lattice = lattice_of(TYPE_IQ1_S);
-    union block blocks[W];
-    vf scales[8], max_scale = f_set(0);
-    vi down[8];
-    memset(blocks, 0, sizeof blocks);
-    t->sigma2[0] = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
-    for (int j = 0; j < 8; j++) {
-        struct ternary_fit f = {.x = t->x + 32 * j};
-        struct sorted sorted;
-        weigh(t, 32 * j, 32, true, f.w);
-        f.dead = f_lt(largest(32, f.x), f_set(1e-12f));
-        sort(32, f.x, f.w, &sorted);
-        const struct split best = split_wide(&sorted);
-        take_split(32, &sorted, &best, &f);
-        for (int k = 0; k < 4; k++)
-            f.down[k] = i_select(f_lt(best.scale, f_set(0)), i_set(1) - best.choice, best.choice) & 1;
-        settle(WIDE, lattice, &f);
-        scales[j] = f_select(f.dead, f_set(0), f.scale);
-        down[j] = i_select(f.dead, i_set(0), f.down[0]);
-        max_scale = f_select(f.dead, max_scale, f_max(max_scale, scales[j]));
-        for (int k = 0; k < 4; k++) {
-            const union lanes code = {.u = (vu)i_select(f.dead, i_set(-1), f.code[k])};
-            for (int lane = 0; lane < W; lane++) {
-                if (code.word[lane] == UINT32_MAX)
-                    continue;
-                const int number = lattice->index[code.word[lane]];
-                uint8_t *bytes = blocks[lane].bytes;
-                bytes[2 + 4 * j + k] = (uint8_t)number;
-                bytes[34 + 2 * j] |= (uint8_t)(number >> 8 << 3 * k);
-                bytes[35 + 2 * j] |= (uint8_t)(number >> 8 << 3 * k >> 8);
-            }
+            const vf x = (xs[j] - xs[i]) * f_set(DELTA), w = (ws[j] - ws[i]) * f_set(DELTA) * f_set(DELTA);
+            keep_cuts(s, x_plus + x + x_after[0][j], w_plus + w + w_after[0][j], i, j, 0);
+            keep_cuts(s, x_minus - x + x_after[1][j], w_minus + w + w_after[1][j], i, j, 1);
         }
     }
-    const vm none = f_eq(max_scale, f_set(0));
-    const vf step = max_scale / f_set(15), inverse = f_set(1) / step;
-    const union lanes d = {.u = (vu)i_select(none, i_set(0), (vi)to_half(step * f_set(1.125f)))};
-    for (int j = 0; j < 8; j++) {
-        const vi share = i_clamp(nearest(f_set(0.5f) * (inverse * scales[j] - f_set(1))), 0, 7);
-        const union lanes top = {.u = (vu)i_select(none, i_set(0), share | down[j] << 3)};
-        for (int lane = 0; lane < W; lane++)
-            blocks[lane].bytes[35 + 2 * j] |= (uint8_t)(top.word[lane] << 4);
-    }
-    for (int lane = 0; lane < W; lane++)
-        memcpy(blocks[lane].bytes, &d.word[lane], 2);
-    hand_over(t, blocks, 13);
 }
 
-/* ---- IQ1_M -------------------------------------------------------------------------------------------------- */
-
-/* All splits of 16 sorted weights whose two halves (by their own order) are shifted each on its own: choice 0 is up, up;
- * 1 up, down; 2 down, up; 3 down, down. */
-INLINE struct split split_narrow(const struct sorted *s) {
-    const float up[3] = {-1 + 0.125f, 0.125f, 1 + 0.125f}, down[3] = {-1 - 0.125f, -0.125f, 1 - 0.125f};
-    vf sum_x[2][17], up_1[2][17], up_2[2][17], down_1[2][17], down_2[2][17], total_up[2], total_down[2];
-    struct split best = no_split();
+/* The cuts of 16 weights whose halves each have a delta: bit 1 of the choice is set for -1/8 in the first half, bit 0
+ * in the second. */
+INLINE void cut_16(struct sorted *s) {
+    const float top[2] = {1 + DELTA, 1 - DELTA}, first[2] = {0.75f, 1.25f}, second[2] = {-1.25f, -0.75f};
+    vf xs[2][17], ws[2][17], w_first[2][2][17], w_second[2][2][17], x_all[2][2];
+    start_cuts(s);
     for (int h = 0; h < 2; h++) {
-        vf sum_w[17];
-        sum_x[h][0] = sum_w[0] = f_set(0);
+        xs[h][0] = ws[h][0] = f_set(0);
         for (int i = 0; i < 16; i++) {
-            const vm here = i_eq(s->place[i] >> 3, i_set(h));
-            sum_x[h][i + 1] = f_select(here, sum_x[h][i] + s->w[i] * s->x[i], sum_x[h][i]);
-            sum_w[i + 1] = f_select(here, sum_w[i] + s->w[i], sum_w[i]);
+            const vm here = h ? i_lt(i_set(7), s->place[i]) : i_lt(s->place[i], i_set(8));
+            xs[h][i + 1] = f_select(here, xs[h][i] + s->w[i] * s->x[i], xs[h][i]);
+            ws[h][i + 1] = f_select(here, ws[h][i] + s->w[i], ws[h][i]);
         }
-        total_up[h] = sum_x[h][16] * f_set(up[2]);
-        total_down[h] = sum_x[h][16] * f_set(down[2]);
-        for (int i = 0; i <= 16; i++) {
-            up_1[h][i] = sum_w[16] * f_set(up[2]) * f_set(up[2]) + sum_w[i] * f_set(up[0] * up[0] - up[1] * up[1]);
-            up_2[h][i] = sum_w[i] * f_set(up[1] * up[1] - up[2] * up[2]);
-            down_1[h][i] = sum_w[16] * f_set(down[2]) * f_set(down[2])
-                         + sum_w[i] * f_set(down[0] * down[0] - down[1] * down[1]);
-            down_2[h][i] = sum_w[i] * f_set(down[1] * down[1] - down[2] * down[2]);
+        for (int d = 0; d < 2; d++) {
+            x_all[d][h] = xs[h][16] * f_set(top[d]);
+            for (int i = 0; i <= 16; i++) {
+                w_first[d][h][i] = ws[h][16] * f_set(top[d]) * f_set(top[d]) + ws[h][i] * f_set(first[d]);
+                w_second[d][h][i] = ws[h][i] * f_set(second[d]);
+            }
         }
     }
     for (int i = 0; i <= 16; i++)
         for (int j = i; j <= 16; j++) {
-            vf qx[2][2], q2[2][2]; /* by half, by shift */
+            vf x[2][2], w[2][2];
             for (int h = 0; h < 2; h++) {
-                const vf sum = sum_x[h][i] + sum_x[h][j];
-                qx[h][0] = total_up[h] - sum;
-                qx[h][1] = total_down[h] - sum;
-                q2[h][0] = up_1[h][i] + up_2[h][j];
-                q2[h][1] = down_1[h][i] + down_2[h][j];
+                const vf sum = xs[h][i] + xs[h][j];
+                for (int d = 0; d < 2; d++) {
+                    x[d][h] = x_all[d][h] - sum;
+                    w[d][h] = w_first[d][h][i] + w_second[d][h][j];
+                }
             }
-            for (int k = 0; k < 4; k++)
-                consider(&best, qx[0][k / 2] + qx[1][k % 2], q2[0][k / 2] + q2[1][k % 2], i, j, k);
+            for (int c = 0; c < 4; c++)
+                keep_cuts(s, x[c >> 1][0] + x[c & 1][1], w[c >> 1][0] + w[c & 1][1], i, j, c);
         }
-    return best;
 }
 
-/* The factor d by least squares over the super-block, with the scales as rounded. */
-INLINE vf refit(const struct ternary_fit *fits, const vi *shares, vf d) {
-    vf sum_qx = f_set(0), sum_q2 = f_set(0);
-    for (int j = 0; j < 16; j++)
-        for (int i = 0; i < 16; i++) {
-            const struct ternary_fit *f = &fits[j];
-            const vf q = value_of(f, i) * i_float(shares[j] * 2 + 1);
-            sum_qx += f->w[i] * q * f->x[i];
-            sum_q2 += f->w[i] * q * q;
+/* A block of n weights, by rows too, and what was found: levels 0..2 as codes of groups of 8, and the scale. */
+struct ternary {
+    const vf *x;
+    const vf *w;
+    float row_x[W][32], row_w[W][32];
+    vi codes[4];
+    vf delta[4], scale;
+    vm found;
+};
+
+/* The levels that the cuts mean, by place; a negative scale turns them. */
+INLINE void cut_levels(const struct sorted *s, int n, struct ternary *b) {
+    const vm turned = f_lt(s->scale, f_set(0));
+    vi low = i_set(0), high = i_set(0);
+    for (int i = 0; i < n; i++) {
+        const vi above = i_select(i_lt(i_set(i), s->cut[0]), i_set(0), i_set(1))
+                       + i_select(i_lt(i_set(i), s->cut[1]), i_set(0), i_set(1));
+        const vi level = i_select(turned, 2 - above, above) << (2 * (s->place[i] & 15));
+        const vm early = i_lt(s->place[i], i_set(16));
+        low |= i_select(early, level, i_set(0));
+        high |= i_select(early, i_set(0), level);
+    }
+    b->codes[0] = low & 0xffff;
+    b->codes[1] = (vi)((vu)low >> 16);
+    b->codes[2] = high & 0xffff;
+    b->codes[3] = (vi)((vu)high >> 16);
+    b->scale = f_select(turned, -s->scale, s->scale);
+}
+
+/* Where a group's levels are no point, takes the nearest candidate. Returns the lanes where that happened. */
+INLINE vm snap_ternary(const struct lattice *lattice, int k, struct ternary *b) {
+    union lanes codes = {.u = (vu)b->codes[k]}, entries, scales = {.f = b->scale}, delta = {.f = b->delta[k]};
+    for (int lane = 0; lane < W; lane++)
+        entries.word[lane] = (uint32_t)lattice->map[codes.word[lane]];
+    const vm outside = i_lt((vi)entries.u, i_set(0)) & b->found;
+    for (uint32_t left = m_bits(outside); left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        const float d = delta.number[lane], value[4] = {d - 1, d, d + 1};
+        codes.word[lane] = find_point_8(lattice, (int32_t)entries.word[lane], b->row_x[lane] + 8 * k,
+                                        b->row_w[lane] + 8 * k, scales.number[lane], value);
+    }
+    b->codes[k] = (vi)codes.u;
+    return outside;
+}
+
+/* Adds up w * q * x and w * q^2 over a group's weights, in order; q is (level + delta) * factor. */
+INLINE void add_group(const struct ternary *b, int k, vf factor, vf *sum_xq, vf *sum_q2) {
+    for (int i = 8 * k; i < 8 * k + 8; i++) {
+        const vi level = (b->codes[k] >> (2 * (i & 7))) & 3;
+        const vf q = (i_float(level - 1) + b->delta[k]) * factor, wq = b->w[i] * q;
+        *sum_xq += wq * b->x[i];
+        *sum_q2 += wq * q;
+    }
+}
+
+/* Searches a block of n weights (32, or 16 with a delta per half). Lanes whose weights are all below `smallest` find
+ * nothing, and have scale 0. Returns the choice of deltas. */
+INLINE vi fit_ternary(const struct lattice *lattice, int n, float smallest, struct ternary *b) {
+    struct sorted s;
+    vf max = f_abs(b->x[0]);
+    for (int i = 1; i < n; i++)
+        max = f_max(max, f_abs(b->x[i]));
+    sort(b->x, b->w, n, &s);
+    if (n == 32)
+        cut_32(&s);
+    else
+        cut_16(&s);
+    b->found = m_not(f_lt(max, f_set(smallest)) | i_lt(s.choice, i_set(0)));
+    const vm turned = f_lt(s.scale, f_set(0));
+    vi choice = i_select(turned, (n == 32 ? 1 : 3) - s.choice, s.choice);
+    choice = i_select(b->found, choice, i_set(0));
+    cut_levels(&s, n, b);
+    to_rows(b->x, n, b->row_x);
+    to_rows(b->w, n, b->row_w);
+    vm snapped = m_not(i_eq(choice, choice));
+    for (int k = 0; k < n / 8; k++) {
+        const vi minus = n == 32 ? choice : (choice >> (1 - k)) & 1;
+        b->delta[k] = f_select(i_eq(minus, i_set(0)), f_set(DELTA), f_set(-DELTA));
+        snapped |= snap_ternary(lattice, k, b);
+    }
+    vf sum_xq = f_set(0), sum_q2 = f_set(0);
+    for (int k = 0; k < n / 8; k++)
+        add_group(b, k, f_set(1), &sum_xq, &sum_q2);
+    const vm refit = snapped & f_gt(sum_xq, f_set(0)) & f_gt(sum_q2, f_set(0));
+    b->scale = f_select(refit, sum_xq / sum_q2, b->scale);
+    b->scale = f_select(b->found, b->scale, f_set(0));
+    return choice;
+}
+
+INLINE vf largest(const vf *scales, int m) {
+    vf max = f_set(0);
+    for (int j = 0; j < m; j++)
+        max = f_max(max, scales[j]);
+    return max;
+}
+
+INLINE void weigh(const struct tile *t, int first, int n, bool weighted, vf sigma2, vf *w) {
+    for (int i = first; i < first + n; i++)
+        w[i - first] = weighted ? t->importance[i] * f_sqrt(sigma2 + t->x[i] * t->x[i]) : t->x[i] * t->x[i];
+}
+
+INLINE void encode_s(struct tile *t) {
+    const struct lattice *lattice = lattice_of(TYPE_IQ1_S);
+    const vf sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+    vf scales[8], w[32];
+    vi choice[8];
+    vu halves[25];
+    for (int j = 0; j < 8; j++) {
+        struct ternary b = {.x = t->x + 32 * j, .w = w};
+        vi index[4], high = i_set(0);
+        weigh(t, 32 * j, 32, true, sigma2, w);
+        choice[j] = fit_ternary(lattice, 32, 1e-12f, &b);
+        scales[j] = b.scale;
+        for (int k = 0; k < 4; k++) {
+            index[k] = index_of(lattice, b.codes[k], m_not(b.found));
+            high |= (index[k] >> 8) << 3 * k;
         }
-    return f_select(f_gt(sum_q2, f_set(0)), sum_qx / sum_q2, d);
+        halves[1 + 2 * j] = (vu)((index[0] & 255) | (index[1] & 255) << 8);
+        halves[2 + 2 * j] = (vu)((index[2] & 255) | (index[3] & 255) << 8);
+        halves[17 + j] = (vu)high;
+    }
+    const vf max = largest(scales, 8), d = max / f_set(15), inverse = f_set(1) / d;
+    const vm zero = f_eq(max, f_set(0));
+    halves[0] = (vu)i_select(zero, i_set(0), (vi)to_half(d * f_set(1.125f)));
+    for (int j = 0; j < 8; j++) {
+        const vi share = i_clamp(nearest(f_set(0.5f) * (inverse * scales[j] - f_set(1))), 0, 7) | choice[j] << 3;
+        halves[17 + j] |= (vu)i_select(zero, i_set(0), share << 12);
+    }
+    join_halves(halves, 25, t->words);
+}
+
+/* The factor d of IQ1_M: a least squares fit over the whole super-block. */
+INLINE vf fit_factor(const struct tile *t, struct ternary *b, const vf *scales, vi codes[32], bool weighted, vf sigma2,
+                     const vi *choice, vf max, vi *share) {
+    const vf d = max / f_set(15), inverse = f_set(1) / d;
+    vf sum_xq = f_set(0), sum_q2 = f_set(0), w[16];
+    for (int j = 0; j < 16; j++) {
+        share[j] = i_clamp(nearest(f_set(0.5f) * (inverse * scales[j] - f_set(1))), 0, 7);
+        weigh(t, 16 * j, 16, weighted, sigma2, w);
+        b->x = t->x + 16 * j;
+        b->w = w;
+        for (int k = 0; k < 2; k++) {
+            b->codes[k] = codes[2 * j + k];
+            b->delta[k] = f_select(i_eq((choice[j] >> (1 - k)) & 1, i_set(0)), f_set(DELTA), f_set(-DELTA));
+            add_group(b, k, i_float(2 * share[j] + 1), &sum_xq, &sum_q2);
+        }
+    }
+    return f_select(f_gt(sum_q2, f_set(0)), sum_xq / sum_q2, d);
 }
 
 INLINE void encode_m(struct tile *t, bool weighted) {
     const struct lattice *lattice = lattice_of(TYPE_IQ1_M);
-    struct ternary_fit fits[16];
-    union block blocks[W];
-    vf max_scale = f_set(0);
-    vi shares[16];
-    memset(blocks, 0, sizeof blocks);
-    t->sigma2[0] = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+    const vf sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+    struct ternary b;
+    vf scales[16], w[16];
+    vi choice[16], codes[32], low[16], high[16], share[16];
+    vu halves[28];
     for (int j = 0; j < 16; j++) {
-        struct ternary_fit *f = &fits[j];
-        struct sorted sorted;
-        f->x = t->x + 16 * j;
-        weigh(t, 16 * j, 16, weighted, f->w);
-        f->dead = f_lt(largest(16, f->x), f_set(1e-7f));
-        sort(16, f->x, f->w, &sorted);
-        const struct split best = split_narrow(&sorted);
-        take_split(16, &sorted, &best, f);
-        const vi choice = i_select(f_lt(best.scale, f_set(0)), i_set(3) - best.choice, best.choice);
-        f->down[0] = choice >> 1 & 1;
-        f->down[1] = choice & 1;
-        settle(NARROW, lattice, f);
-        f->scale = f_select(f->dead, f_set(0), f->scale);
-        max_scale = f_select(f->dead, max_scale, f_max(max_scale, f->scale));
-        for (int k = 0; k < 2; k++) { /* nothing there: point 0, shifted up */
-            f->code[k] = i_select(f->dead, i_set(lattice->origin), f->code[k]);
-            f->down[k] = i_select(f->dead, i_set(0), f->down[k]);
-        }
-    }
-    const vm none = f_eq(max_scale, f_set(0));
-    const vf step = max_scale / f_set(15), inverse = f_set(1) / step;
-    for (int j = 0; j < 16; j++)
-        shares[j] = i_clamp(nearest(f_set(0.5f) * (inverse * fits[j].scale - f_set(1))), 0, 7);
-    const union lanes d = {.u = to_half(refit(fits, shares, step) * f_set(1.1125f))};
-    const union lanes empty = {.u = (vu)i_select(none, i_set(1), i_set(0))};
-    for (int j = 0; j < 16; j++) {
-        const union lanes share = {.u = (vu)shares[j]};
+        vi index[2];
+        b.x = t->x + 16 * j;
+        b.w = w;
+        weigh(t, 16 * j, 16, weighted, sigma2, w);
+        choice[j] = fit_ternary(lattice, 16, 1e-7f, &b);
+        scales[j] = b.scale;
         for (int k = 0; k < 2; k++) {
-            const union lanes code = {.u = (vu)fits[j].code[k]}, down = {.u = (vu)fits[j].down[k]};
-            for (int lane = 0; lane < W; lane++) {
-                const int number = lattice->index[code.word[lane]];
-                const int shift = empty.word[lane] ? 0 : (int)down.word[lane];
-                blocks[lane].bytes[2 * j + k] = (uint8_t)number;
-                blocks[lane].bytes[32 + j] |= (uint8_t)((number >> 8 | shift << 3) << 4 * k);
-            }
+            index[k] = index_of(lattice, b.codes[k], m_not(b.found));
+            codes[2 * j + k] = i_select(b.found, b.codes[k], i_set(lattice->first));
         }
-        for (int lane = 0; lane < W; lane++) {
-            if (empty.word[lane])
-                continue;
-            const uint32_t bits = share.word[lane] << 3 * (j % 4);
-            blocks[lane].bytes[48 + 2 * (j / 4)] |= (uint8_t)bits;
-            blocks[lane].bytes[49 + 2 * (j / 4)] |= (uint8_t)(bits >> 8);
-        }
+        low[j] = (index[0] & 255) | (index[1] & 255) << 8;
+        high[j] = index[0] >> 8 | index[1] >> 8 << 4;
     }
-    for (int lane = 0; lane < W; lane++)
-        for (int k = 0; k < 4 && !empty.word[lane]; k++)
-            blocks[lane].bytes[49 + 2 * k] |= (uint8_t)((d.word[lane] >> 4 * k & 15) << 4);
-    hand_over(t, blocks, 14);
+    const vf max = largest(scales, 16);
+    const vm zero = f_eq(max, f_set(0));
+    const vf d = fit_factor(t, &b, scales, codes, weighted, sigma2, choice, max, share);
+    const vu half = to_half(d * f_set(1.1125f));
+    for (int j = 0; j < 16; j++) {
+        halves[j] = (vu)low[j];
+        high[j] |= i_select(zero, i_set(0), (choice[j] >> 1) << 3 | (choice[j] & 1) << 7);
+    }
+    for (int k = 0; k < 8; k++)
+        halves[16 + k] = (vu)(high[2 * k] | high[2 * k + 1] << 8);
+    for (int k = 0; k < 4; k++) {
+        vi word = share[4 * k] | share[4 * k + 1] << 3 | share[4 * k + 2] << 6 | share[4 * k + 3] << 9;
+        word |= (vi)((half >> 4 * k & 15) << 12);
+        halves[24 + k] = (vu)i_select(zero, i_set(0), word);
+    }
+    join_halves(halves, 28, t->words);
 }
 
+static void s_weighted(struct tile *t) { encode_s(t); }
 static void m_plain(struct tile *t) { encode_m(t, false); }
 static void m_weighted(struct tile *t) { encode_m(t, true); }
 
-/* Without importance IQ1_S does not exist: nothing is encoded then, and the output is not to be used. */
-bool ISA(iq1_s)(const struct job *job) { return job->importance && encode_blocks(job, 256, 50, 1, encode_s); }
+bool ISA(iq1_s)(const struct job *job) {
+    return job->importance && lattice_of(TYPE_IQ1_S) && encode_lattice(job, 50, s_weighted);
+}
 
 bool ISA(iq1_m)(const struct job *job) {
-    return encode_blocks(job, 256, 56, 1, job->importance ? m_weighted : m_plain);
+    return lattice_of(TYPE_IQ1_M) && encode_lattice(job, 56, job->importance ? m_weighted : m_plain);
 }

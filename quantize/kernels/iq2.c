@@ -1,184 +1,147 @@
-/* IQ2_XXS, IQ2_XS and IQ2_S: super-blocks of 256 weights; groups of 8 magnitudes (1, 3 or 5) are points of a lattice of
- * 256, 512 or 1024, x = sign * d * (2 * scale + 1) * magnitude, up to a constant.
+/* IQ2_XXS, IQ2_XS and IQ2_S: magnitudes 1, 3, 5 in groups of 8 that are points of a lattice, times a scale.
  *
- *   IQ2_XXS  byte  0..1   d, fp16             8 sub-blocks of 32
- *                  2..65  8 bytes a sub-block: four point numbers; four times 7 signs, scale in 4 bits
- *   IQ2_XS   byte  0..1   d, fp16             16 sub-blocks of 16
- *                  2..65  two bytes a group: point number in 9 bits, 7 signs
- *                 66..73  scales, 4 bits each
- *   IQ2_S    byte  0..1   d, fp16             16 sub-blocks of 16
- *                  2..33  point numbers, low 8 bits
- *                 34..65  signs, 8 a group
- *                 66..73  bits 8 and 9 of the point numbers, four a byte
- *                 74..81  scales, 4 bits each
- *
- * Where there are 7 signs, the eighth makes their number even.
+ *   IQ2_XXS  byte 0..1   d, fp16; then, for each 32 weights, two 32-bit words: 4 indices of 8 bits;
+ *                        and 4 x 7 signs (the eighth makes their number even) below 4 bits of scale
+ *   IQ2_XS        0..1   d, fp16
+ *                 2..65  per group 9 bits of index, 7 signs above
+ *                66..73  scales, 4 bits each
+ *   IQ2_S         0..1   d, fp16
+ *                 2..33  per group the low 8 bits of the index
+ *                34..65  per group 8 signs
+ *                66..73  per group 2 more bits of the index
+ *                74..81  scales, 4 bits each
  */
 #include "fit_affine.h"
 #include "fit_lattice.h"
 
-static const struct shape WIDE = {32, 8, 2, 2}, NARROW = {16, 8, 2, 2};
-
-INLINE void weigh(const struct tile *t, int first, int n, bool weighted, struct lattice_fit *f) {
-    for (int i = 0; i < n; i++) {
-        const vf square = t->x[first + i] * t->x[first + i];
-        f->w[i] = weighted ? t->importance[first + i] * f_sqrt(t->sigma2[0] + square)
-                           : f_set(0.25f) * t->sigma2[0] + square;
-    }
-}
-
-/* The lanes' point numbers and signs of group k as numbers; -1 in lanes that are all zero. */
-struct group {
-    int32_t number[W];
-    union lanes sign;
+/* What was found for one super-block: a scale per block of weights, and an index and signs per group of 8. */
+struct iq2_result {
+    vf scales[16];
+    vi index[32], signs[32];
 };
 
-INLINE void look_up(const struct lattice *lattice, const struct lattice_fit *f, int k, struct group *g) {
-    const union lanes code = {.u = (vu)i_select(f->dead, i_set(-1), f->code[k])};
-    g->sign.u = (vu)f->sign[k];
-    for (int lane = 0; lane < W; lane++)
-        g->number[lane] = code.word[lane] == UINT32_MAX ? -1 : lattice->index[code.word[lane]];
-}
-
-/* The half-precision factor of each lane's super-block, and its sub-blocks' scales in 4 bits; zeros without one. */
-INLINE void finish(int n, const vf *scales, vf max_scale, float fudge, union block blocks[W], int at) {
-    const vm none = f_eq(max_scale, f_set(0));
-    const vf step = max_scale / f_set(31), inverse = f_set(1) / step;
-    const union lanes d = {.u = (vu)i_select(none, i_set(0), (vi)to_half(step * f_set(fudge)))};
-    for (int j = 0; j < n; j++) {
-        const union lanes s = {.u = (vu)i_select(none, i_set(0), share(inverse, scales[j]))};
-        for (int lane = 0; lane < W; lane++) {
-            if (at)
-                blocks[lane].bytes[at + j / 2] |= (uint8_t)(s.word[lane] << 4 * (j & 1));
-            else
-                blocks[lane].bytes[2 + 8 * j + 7] |= (uint8_t)(s.word[lane] << 4);
-        }
+/* Keeps a block's result: no index and no signs where all is zero; where the scale is negative all signs turn. */
+INLINE void keep_block(const struct lattice *lattice, const struct lattice_block *b, const struct lattice_fit *fit,
+                       int j, int groups, vm zero, int sign_mask, struct iq2_result *r) {
+    const vm turned = f_lt(fit->scale, f_set(0));
+    for (int k = 0; k < groups; k++) {
+        const vi signs = i_select(turned, ~b->signs[k], b->signs[k]) & sign_mask;
+        r->index[groups * j + k] = index_of(lattice, fit->codes[k], zero);
+        r->signs[groups * j + k] = i_select(zero, i_set(0), signs);
     }
-    for (int lane = 0; lane < W; lane++)
-        memcpy(blocks[lane].bytes, &d.word[lane], 2);
+    r->scales[j] = f_select(zero, f_set(0), f_select(turned, -fit->scale, fit->scale));
 }
 
-/* IQ2_XXS starts from the scale of a search that knows nothing of the lattice. */
-INLINE void start_xxs(struct lattice_fit *f) {
-    vi levels[32];
-    f->dead = f_lt(f->max, f_set(GROUP_MAX_EPS));
-    f->scale = fit_positive(32, 4, f->x, f->w, levels);
-    f->max = f->scale * f_set(3);
-    f->dead |= f_le(f->max, f_set(0));
+INLINE void weigh(const vf *x, const vf *importance, vf sigma2, int n, vf *w) {
+    for (int i = 0; i < n; i++)
+        w[i] = importance ? importance[i] * f_sqrt(sigma2 + x[i] * x[i]) : f_set(0.25f) * sigma2 + x[i] * x[i];
 }
 
-static void encode_xxs(struct tile *t) {
-    const struct lattice *lattice = lattice_of(TYPE_IQ2_XXS);
-    union block blocks[W];
-    vf scales[8], max_scale = f_set(0);
-    memset(blocks, 0, sizeof blocks);
-    t->sigma2[0] = sum_of_squares(t->x, 256) / f_set(256);
-    for (int j = 0; j < 8; j++) {
-        struct lattice_fit f;
-        weigh(t, 32 * j, 32, true, &f);
-        prepare(WIDE, t->x + 32 * j, true, &f);
-        start_xxs(&f);
-        search(WIDE, (struct lattice_search){6, 0.1f, true, true}, lattice, &f);
-        make_positive(WIDE, &f, 127);
-        scales[j] = f_select(f.dead, f_set(0), f.scale);
-        max_scale = f_select(f.dead, max_scale, f_max(max_scale, scales[j]));
-        for (int k = 0; k < 4; k++) {
-            struct group g;
-            look_up(lattice, &f, k, &g);
-            for (int lane = 0; lane < W; lane++) {
-                uint32_t signs;
-                uint8_t *bytes = blocks[lane].bytes + 2 + 8 * j;
-                if (g.number[lane] < 0)
-                    continue;
-                bytes[k] = (uint8_t)g.number[lane];
-                memcpy(&signs, bytes + 4, 4);
-                signs |= g.sign.word[lane] << 7 * k;
-                memcpy(bytes + 4, &signs, 4);
-            }
-        }
-    }
-    finish(8, scales, max_scale, 1, blocks, 0);
-    const union lanes max = {.f = max_scale};
-    for (int lane = 0; lane < W; lane++)
-        if (max.number[lane] == 0)
-            memset(blocks[lane].bytes, 0, 66);
-    hand_over(t, blocks, 17);
-}
-
-static void encode_xs(struct tile *t) {
-    const struct lattice *lattice = lattice_of(TYPE_IQ2_XS);
-    union block blocks[W];
-    vf scales[16], max_scale = f_set(0);
-    memset(blocks, 0, sizeof blocks);
-    t->sigma2[0] = sum_of_squares(t->x, 256) / f_set(256);
+/* Blocks of 16, as IQ2_XS and IQ2_S have them. */
+INLINE void fit_16(const struct tile *t, bool weighted, vf sigma2, const struct lattice *lattice, bool even,
+                   float smallest, struct iq2_result *r) {
+    const struct lattice_search search = {16, 8, -9, 0.1f};
     for (int j = 0; j < 16; j++) {
-        struct lattice_fit f;
-        weigh(t, 16 * j, 16, true, &f);
-        prepare(NARROW, t->x + 16 * j, true, &f);
-        f.dead = f_lt(f.max, f_set(GROUP_MAX_EPS));
-        f.scale = f.max / f_set(5);
-        search(NARROW, (struct lattice_search){9, 0.1f, false, false}, lattice, &f);
-        make_positive(NARROW, &f, 127);
-        scales[j] = f_select(f.dead, f_set(0), f.scale);
-        max_scale = f_select(f.dead, max_scale, f_max(max_scale, scales[j]));
-        for (int k = 0; k < 2; k++) {
-            struct group g;
-            look_up(lattice, &f, k, &g);
-            for (int lane = 0; lane < W; lane++) {
-                const uint16_t both = (uint16_t)(g.number[lane] | g.sign.word[lane] << 9);
-                if (g.number[lane] >= 0)
-                    memcpy(blocks[lane].bytes + 2 + 4 * j + 2 * k, &both, 2);
-            }
-        }
+        struct lattice_block b;
+        struct lattice_fit fit;
+        vm again[2];
+        weigh(t->x + 16 * j, weighted ? t->importance + 16 * j : NULL, sigma2, 16, b.w);
+        prepare_block(t->x + 16 * j, 16, even, &b);
+        fit.scale = b.max / f_set(5);
+        fit_lattice(search, lattice, &b, b.max, i_eq(i_set(0), i_set(0)), &fit);
+        for (int k = 0; k < 2; k++)
+            again[k] = m_not(fit.rounded[k]);
+        refit_lattice(search, lattice, &b, again, &fit);
+        keep_block(lattice, &b, &fit, j, 2, f_lt(b.max, f_set(smallest)), even ? 127 : 255, r);
     }
-    finish(16, scales, max_scale, 1, blocks, 66);
-    const union lanes max = {.f = max_scale};
-    for (int lane = 0; lane < W; lane++)
-        if (max.number[lane] == 0)
-            memset(blocks[lane].bytes, 0, 74);
-    hand_over(t, blocks, 19);
+}
+
+INLINE void encode_xs(struct tile *t) {
+    struct iq2_result r;
+    vi share[16];
+    vm zero;
+    vu halves[37];
+    fit_16(t, true, sum_of_squares(t->x, 256) / f_set(256), lattice_of(TYPE_IQ2_XS), true, GROUP_MAX_EPS, &r);
+    halves[0] = share_scales(r.scales, 16, 1, share, &zero);
+    for (int k = 0; k < 32; k++)
+        halves[1 + k] = (vu)(r.index[k] | r.signs[k] << 9);
+    for (int k = 0; k < 4; k++)
+        halves[33 + k] = (vu)(share[4 * k] | share[4 * k + 1] << 4 | share[4 * k + 2] << 8 | share[4 * k + 3] << 12);
+    clear_lanes(halves + 1, 32, zero);
+    join_halves(halves, 37, t->words);
 }
 
 INLINE void encode_s(struct tile *t, bool weighted) {
-    const struct lattice *lattice = lattice_of(TYPE_IQ2_S);
-    union block blocks[W];
-    vf scales[16], max_scale = f_set(0);
-    memset(blocks, 0, sizeof blocks);
-    t->sigma2[0] = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
-    for (int j = 0; j < 16; j++) {
-        struct lattice_fit f;
-        weigh(t, 16 * j, 16, weighted, &f);
-        prepare(NARROW, t->x + 16 * j, false, &f);
-        f.dead = f_lt(f.max, f_set(1e-8f));
-        f.scale = f.max / f_set(5);
-        search(NARROW, (struct lattice_search){9, 0.1f, false, false}, lattice, &f);
-        make_positive(NARROW, &f, 255);
-        scales[j] = f_select(f.dead, f_set(0), f.scale);
-        max_scale = f_select(f.dead, max_scale, f_max(max_scale, scales[j]));
-        for (int k = 0; k < 2; k++) {
-            struct group g;
-            const int at = 2 * j + k;
-            look_up(lattice, &f, k, &g);
-            for (int lane = 0; lane < W; lane++) {
-                if (g.number[lane] < 0)
-                    continue;
-                blocks[lane].bytes[2 + at] = (uint8_t)g.number[lane];
-                blocks[lane].bytes[34 + at] = (uint8_t)g.sign.word[lane];
-                blocks[lane].bytes[66 + at / 4] |= (uint8_t)(g.number[lane] >> 8 << 2 * (at % 4));
-            }
-        }
+    struct iq2_result r;
+    vi share[16];
+    vm zero;
+    vu halves[41];
+    const vf sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+    fit_16(t, weighted, sigma2, lattice_of(TYPE_IQ2_S), false, 1e-8f, &r);
+    halves[0] = share_scales(r.scales, 16, 0.9875f, share, &zero);
+    for (int k = 0; k < 16; k++) {
+        halves[1 + k] = (vu)((r.index[2 * k] & 255) | (r.index[2 * k + 1] & 255) << 8);
+        halves[17 + k] = (vu)(r.signs[2 * k] | r.signs[2 * k + 1] << 8);
     }
-    finish(16, scales, max_scale, 0.9875f, blocks, 74);
-    hand_over(t, blocks, 21);
+    for (int k = 0; k < 4; k++) {
+        vi high = i_set(0);
+        for (int i = 0; i < 8; i++)
+            high |= (r.index[8 * k + i] >> 8) << 2 * i;
+        halves[33 + k] = (vu)high;
+        halves[37 + k] = (vu)(share[4 * k] | share[4 * k + 1] << 4 | share[4 * k + 2] << 8 | share[4 * k + 3] << 12);
+    }
+    join_halves(halves, 41, t->words);
 }
 
+/* IQ2_XXS starts from the scale of a search without lattice, and rounds all groups again. */
+INLINE void encode_xxs(struct tile *t) {
+    const struct lattice_search search = {32, 8, -6, 0.1f};
+    const struct lattice *lattice = lattice_of(TYPE_IQ2_XXS);
+    const vf sigma2 = sum_of_squares(t->x, 256) / f_set(256);
+    const vm all = i_eq(i_set(0), i_set(0)), again[4] = {all, all, all, all};
+    struct iq2_result r;
+    vi share[8];
+    vm zero;
+    vu halves[33];
+    for (int j = 0; j < 8; j++) {
+        struct lattice_block b;
+        struct lattice_fit fit;
+        vi levels[32];
+        weigh(t->x + 32 * j, t->importance + 32 * j, sigma2, 32, b.w);
+        prepare_block(t->x + 32 * j, 32, true, &b);
+        fit.scale = fit_positive(32, 4, b.x, b.w, levels);
+        const vf limit = fit.scale * f_set(3);
+        fit_lattice(search, lattice, &b, limit, all, &fit);
+        refit_lattice(search, lattice, &b, again, &fit);
+        keep_block(lattice, &b, &fit, j, 4, f_le(limit, f_set(0)) | f_lt(b.max, f_set(GROUP_MAX_EPS)), 127, &r);
+    }
+    halves[0] = share_scales(r.scales, 8, 1, share, &zero);
+    for (int j = 0; j < 8; j++) {
+        const vi *index = r.index + 4 * j, *signs = r.signs + 4 * j;
+        const vi high = signs[0] | signs[1] << 7 | signs[2] << 14 | signs[3] << 21 | share[j] << 28;
+        halves[1 + 4 * j] = (vu)(index[0] | index[1] << 8);
+        halves[2 + 4 * j] = (vu)(index[2] | index[3] << 8);
+        halves[3 + 4 * j] = (vu)high & 0xffff;
+        halves[4 + 4 * j] = (vu)high >> 16;
+    }
+    clear_lanes(halves + 1, 32, zero);
+    join_halves(halves, 33, t->words);
+}
+
+static void xxs(struct tile *t) { encode_xxs(t); }
+static void xs(struct tile *t) { encode_xs(t); }
 static void s_plain(struct tile *t) { encode_s(t, false); }
 static void s_weighted(struct tile *t) { encode_s(t, true); }
 
-/* Without importance these two do not exist: nothing is encoded then, and the output is not to be used. */
-bool ISA(iq2_xxs)(const struct job *job) { return job->importance && encode_blocks(job, 256, 66, 1, encode_xxs); }
-bool ISA(iq2_xs)(const struct job *job) { return job->importance && encode_blocks(job, 256, 74, 1, encode_xs); }
+/* Without importance IQ2_XXS and IQ2_XS cannot be made; without their lattice none can. */
+bool ISA(iq2_xxs)(const struct job *job) {
+    return job->importance && lattice_of(TYPE_IQ2_XXS) && encode_lattice(job, 66, xxs);
+}
+
+bool ISA(iq2_xs)(const struct job *job) {
+    return job->importance && lattice_of(TYPE_IQ2_XS) && encode_lattice(job, 74, xs);
+}
 
 bool ISA(iq2_s)(const struct job *job) {
-    return encode_blocks(job, 256, 82, 1, job->importance ? s_weighted : s_plain);
+    return lattice_of(TYPE_IQ2_S) && encode_lattice(job, 82, job->importance ? s_weighted : s_plain);
 }

@@ -1,22 +1,26 @@
-/* The point sets of the IQ types: 4 levels of 3 bits, or 8 levels of 2 bits, of which only some combinations exist. */
+/* The lattices of IQ1, IQ2 and IQ3: a map from cells to points, and for a cell without a point the points to try.
+ *
+ * A point has 8 coordinates of levels 0..2 (IQ3: 4 of levels 0..7). Its code holds them in 2 (3) bits each, the first
+ * lowest. Built once from the points; shared by the objects of all instruction sets.
+ */
 #ifndef BOREALIS_LATTICE_H
 #define BOREALIS_LATTICE_H
 
 #include <stdint.h>
 
-enum { NEIGHBOURS_AT_A_TIME = 8 };
+/* Lists are padded with their first code, which never wins against itself: to units of 8 codes where lists are short
+ * (groups of 4), else to 16. */
+enum { UNIT_4 = 8, UNIT_8 = 16, LIST_BITS = 6 };
 
-/* A combination of levels is a code: level i in bits 3 i (or 2 i) and up. A code that is no point has a list of nearby
- * points in ggml's order, as `place in the list << 16 | code`; the last repeats until the list is a multiple of 8. */
+/* Entry of the map: the index of the point with this code; or, when negative, ~(unit << LIST_BITS | units): a list of
+ * this many units starts at `unit` of lists, its candidates in the order in which they are to be tried. */
 struct lattice {
-    const int16_t *index;       /* by code: the point's number, or -1 */
-    const uint32_t *first;      /* by code: where its neighbours begin */
-    const uint16_t *eights;     /* by code: how many times 8 there are; 0 for a point */
-    const uint32_t *neighbours;
-    uint16_t origin;            /* the code of point 0 */
+    int32_t *map;
+    uint16_t *lists;
+    uint16_t first; /* the code of point 0 */
 };
 
-/* The lattice of a type, NULL until borealis_set_lattice has been called for it. */
+/* The lattice of a type, or NULL before it was built. */
 const struct lattice *lattice_of(int type);
 
 #endif
