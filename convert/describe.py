@@ -11,7 +11,7 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
-from . import gemma3
+from . import bloom, gemma3, llama, qwen2
 from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
@@ -20,6 +20,10 @@ from .outtype import file_type, outtypes
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
     "Gemma3ForConditionalGeneration": gemma3.read_text,
+    "MistralForCausalLM": llama.read_mistral,
+    "LlamaForCausalLM": llama.read_llama,
+    "BloomForCausalLM": bloom.read_text,
+    "Qwen2ForCausalLM": qwen2.read_text,
 }
 """What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
 

@@ -6,7 +6,8 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
 from .architecture import Text
-from .gemma3_config import SCALING_KEYS, Config, read_config, text_config
+from .gemma3_config import Config, read_config, text_config
+from .rope import scaling_keys
 from .rows import Row, map_tensors
 from .same_bytes import same_bytes
 from .tokenizer import read_tokenizer, tokenizer_kv
@@ -94,14 +95,7 @@ def keys(config: Config) -> tuple[KV, ...]:
         _kv("attention.head_count", u32, config.heads),
         _kv("attention.head_count_kv", u32, config.kv_heads),
     ]
-    if rope.scaling != "default":
-        entries += [
-            _kv("rope.scaling.type", GGUFValueType.STRING, rope.scaling),
-            _kv("rope.scaling.factor", f32, rope.factor),
-        ]
-        entries += [
-            _kv(f"rope.scaling.{SCALING_KEYS[key][0]}", SCALING_KEYS[key][1], value) for key, value in rope.extra
-        ]
+    entries += scaling_keys(ARCHITECTURE, rope.scaling)
     entries += [
         _kv("rope.freq_base", f32, rope.theta),
         _kv("rope.freq_base_swa", f32, rope.local_theta),
@@ -117,5 +111,5 @@ def keys(config: Config) -> tuple[KV, ...]:
     return tuple(entries)
 
 
-def _kv(key: str, type: GGUFValueType, value: int | float | str) -> KV:
+def _kv(key: str, type: GGUFValueType, value: int | float) -> KV:
     return KV(f"{ARCHITECTURE}.{key}", type, value)
