@@ -67,7 +67,7 @@ class Engine:
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
             self._context = _new_context(path, self._model, self.n_context, threads)
-            _add_adapters(self._model, self._context, loras)
+            add_adapters(self._model, self._context, loras)
         except BaseException:
             self.close()
             raise
@@ -227,7 +227,7 @@ def _new_context(path: Path, model: Any, n_context: int, threads: int) -> Any:
     return context
 
 
-def _add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) -> None:
+def add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) -> None:
     """Load adapters, which are freed with the model, and have the context use all of them."""
     if not loras:
         return

@@ -8,6 +8,8 @@ from typing import Any
 import llama_cpp as llama
 import numpy as np
 
+from borealis_gguf.runtime.engine import add_adapters
+
 F32_CACHE = 0
 
 
@@ -16,8 +18,8 @@ def _quiet(level: int, text: bytes, data: object) -> None:
     pass
 
 
-def llama_logits(path: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """float32 [positions of all prompts, vocabulary]."""
+def llama_logits(path: Path, prompts: Sequence[Sequence[int]], loras: Sequence[tuple[Path, float]] = ()) -> np.ndarray:
+    """float32 [positions of all prompts, vocabulary], with these adapters at these scales."""
     llama.llama_log_set(_quiet, ctypes.c_void_p(0))
     parameters = llama.llama_model_default_params()
     parameters.n_gpu_layers = 0
@@ -30,6 +32,7 @@ def llama_logits(path: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     settings.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context: Any = llama.llama_init_from_model(model, settings)
     try:
+        add_adapters(model, context, loras)
         return np.concatenate([_logits(model, context, ids) for ids in prompts])
     finally:
         llama.llama_free(context)

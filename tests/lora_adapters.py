@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import NANO, Miniature, config, text_shapes
+from .families import Family
 from .tiny import bf16, weights
 
 LAYERS = 2
@@ -140,3 +141,13 @@ MERGES: dict[str, tuple[tuple[Lora, float], ...]] = {
 
 FILES = (PLAIN, WITHOUT_CARD)
 """Those that llama.cpp's converter writes as it should."""
+
+FAMILY_FILES = ("normistral-7b-warm-mini", "norbloom-7b-scratch-mini", "qwen2-mini")
+LINEAR_NAMES = (*ALL_LINEAR, "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+
+
+def lora_of(family: Family, dtype: str = "F32") -> Lora:
+    """An adapter of all matrices in the layers of `family`."""
+    shapes = {name: shape for name, shape in family.shapes(family.config).items() if name.endswith(".weight")}
+    ranks: dict[str, int] = dict.fromkeys(LINEAR_NAMES, 4)
+    return Lora(f"{family.name}-lora", {}, ranks, dtype, prefix="base_model.model.", shapes=shapes)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .lora_adapters import FILES, MERGES, base
+from .families import FAMILIES
+from .lora_adapters import FAMILY_FILES, FILES, MERGES, base, lora_of
 from .make_goldens import merge, read
 
 GOLDENS = Path(__file__).parent / "data" / "goldens-lora"
@@ -83,6 +84,10 @@ def main(script: str, python: str, *cases: str) -> None:
         with tempfile.TemporaryDirectory() as name:
             source, path = base("BF16").write(Path(name)), lora.write(Path(name))
             write(f"adapter-{lora.name}", merge({o: convert(script, o, path, source) for o in OUTTYPES}))
+    for family in [] if cases else [family for family in FAMILIES if family.name in FAMILY_FILES]:
+        with tempfile.TemporaryDirectory() as name:
+            source, path = family.write(Path(name)), lora_of(family).write(Path(name))
+            write(f"adapter-{family.name}", merge({"f32": convert(script, "f32", path, source)}))
 
 
 if __name__ == "__main__":

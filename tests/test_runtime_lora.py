@@ -49,7 +49,7 @@ CASES: dict[str, list[tuple[Lora, float]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_the_merged_model(folder: Path, case: str) -> None:
-    """In float32 throughout; the two ways add in another order, which leaves about 1e-5 of logits that span 2."""
+    """The two ways add in another order, and keys and values are rounded to half precision in the cache."""
     source, pairs = folder / base("F32").name, CASES[case]
     merged = api.plan_convert(
         source, folder / f"{case}.gguf", outtype="f32", loras=[(folder / a.name, s) for a, s in pairs]
@@ -58,7 +58,7 @@ def test_logits_are_those_of_the_merged_model(folder: Path, case: str) -> None:
     want, plain = logits(merged.path), logits(folder / "base.gguf")
     got = logits(folder / "base.gguf", [(folder / f"{a.name}.gguf", s) for a, s in pairs])
     span = np.ptp(want)
-    assert np.abs(got - want).max() < 2e-5 * span
+    assert np.abs(got - want).max() < 1e-4 * span
     assert np.abs(plain - want).max() > 0.02 * span
 
 
