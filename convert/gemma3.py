@@ -5,6 +5,7 @@ from gguf.constants import GGUFValueType
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
+from . import siglip
 from .architecture import Text
 from .gemma3_config import Config, read_config, text_config
 from .rope import scaling_keys
@@ -35,9 +36,6 @@ ROWS = (
     Row("model.layers.{bid}.mlp.down_proj.weight", "blk.{bid}.ffn_down.weight", ("hidden", "feed-forward")),
 )
 
-OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
-"""Tensors of the vision side: they make a file of their own."""
-
 
 def read_text(checkpoint: Checkpoint) -> Text:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
@@ -64,10 +62,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 def plain_name(name: str) -> str | None:
     """A checkpoint's tensor name as ROWS spell it, whatever wraps the text model; None for the vision side."""
-    name = name.replace("language_model.", "")
-    if name.startswith(OTHER_PARTS) or name.removeprefix("model.").startswith(OTHER_PARTS):
-        return None
-    return name
+    return None if siglip.plain_name(name) else name.replace("language_model.", "")
 
 
 def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
