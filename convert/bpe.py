@@ -12,7 +12,7 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .pre_type import Match, match_pre_type
 from .special import special_kv
-from .tokenizer import MAX_TOKEN, TURNS, TokenType, added_tokens, looks_special
+from .tokenizer import TURNS, TokenType, added_tokens, looks_special, token_fault
 from .tokenizer_json import halves
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
@@ -113,8 +113,8 @@ def _vocabulary(path: Path, model: Mapping[str, Any], n_vocab: int) -> dict[str,
 def _check_tokens(path: Path, tokens: Sequence[str]) -> None:
     seen: dict[str, int] = {}
     for id, token in enumerate(tokens):
-        if not token or "\0" in token or len(token) > MAX_TOKEN:
-            raise InvalidInput(f"{path}: token {id}, {quote(token)}, is empty, holds a NUL, or is too long")
+        if (fault := token_fault(token)) is not None:
+            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
         if token in seen:
             raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
         seen[token] = id

@@ -49,7 +49,7 @@ def tokenize(kv: Sequence[KV], lines: Sequence[str], *, special: bool = False) -
     """The ids llama.cpp gives `lines` with the vocabulary in `kv`, without a BOS. With `special`, names of control
     tokens are these tokens."""
     architecture = KV("general.architecture", GGUFValueType.STRING, "llama")
-    entries = (architecture, *(entry for entry in kv if entry.key.startswith("tokenizer.")))
+    entries = (architecture, *(entry for entry in kv if entry.key.startswith("tokenizer.ggml.")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         path.write_bytes(lay_out(path, Model(entries, ()), []).header)

@@ -238,7 +238,7 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
     seen: dict[str, int] = {}
     for id, token in enumerate(table.tokens):
-        if (fault := _fault(token)) is not None:
+        if (fault := token_fault(token)) is not None:
             raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
         if token in seen:
             raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
@@ -248,7 +248,8 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
 
 
-def _fault(token: str) -> str | None:
+def token_fault(token: str) -> str | None:
+    """Why llama.cpp could not hold this token, or None."""
     try:
         nbytes = len(token.encode("utf-8"))
     except UnicodeEncodeError:

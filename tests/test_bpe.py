@@ -244,7 +244,7 @@ def test_named_templates_and_odd_line_ends(tmp_path: Path) -> None:
 
 def refused(folder: Path, value: dict[str, Any], match: str, n_vocab: int = N_BPE) -> None:
     with pytest.raises(InvalidInput, match=match) as caught:
-        read(folder, json.loads(json.dumps(value)), n_vocab)
+        read_bpe(folder / "tokenizer.json", json.loads(json.dumps(value)), {}, n_vocab)
     assert "\n" not in str(caught.value)
 
 
@@ -281,6 +281,7 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
     refused(tmp_path, changed(vocab=vocabulary | {"x y": N_BPE}), f"'x y' has the id {N_BPE}")
     refused(tmp_path, changed(vocab=vocabulary | {"a\0": N_BPE}), "holds a NUL", N_BPE + 1)
     refused(tmp_path, changed(vocab=vocabulary | {"": N_BPE}), "is empty", N_BPE + 1)
+    refused(tmp_path, changed(vocab=vocabulary | {"\ud800": N_BPE}), "is not text", N_BPE + 1)
     refused(tmp_path, changed(merges=[]), "must be a list of merges")
     refused(tmp_path, changed(merges=[["ø", "xyz"]]), "merge 0, .* is of unknown tokens")
     refused(tmp_path, changed(merges=["abc"]), "merge 0 is 'abc'; it must be two pieces")

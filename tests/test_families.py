@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert import describe, file_type, outtypes
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.quantize.presets import find_preset
+from borealis_gguf.runtime.chat import load
 
 from .checkpoints import write_json
 from .families import FAMILIES, WINDOWED, Family, bloom_shapes
 from .llama_logits import llama_logits
 from .make_family_goldens import LENGTHS, LOGITS, positions, prompts
 from .make_goldens import OUTTYPES
+from .oracle import llama_quantize
 from .test_convert_goldens import as_golden, check_bytes, differences, golden
 from .tiny import CODEC
 
@@ -180,3 +184,39 @@ def test_a_head_that_repeats_the_embedding_is_dropped(tmp_path: Path) -> None:
     model, _ = describe(open_checkpoint(tied.write(tmp_path)), "bf16")
     assert "output.weight" not in [t.name for t in model.tensors]
     described(LLAMA, tmp_path)
+
+
+# --- quantized and run ----------------------------------------------------------------------------------------------
+
+WIDE = (
+    replace(MISTRAL, name="wide-mistral", config=MISTRAL.config | {"hidden_size": 256, "intermediate_size": 512}),
+    replace(BLOOM, name="wide-bloom", config=BLOOM.config | {"hidden_size": 256, "n_head": 8}),
+    replace(
+        by_name("qwen2-mini"),
+        name="wide-qwen2",
+        config=by_name("qwen2-mini").config | {"hidden_size": 256, "intermediate_size": 512},
+    ),
+)
+
+
+@pytest.mark.parametrize("family", WIDE, ids=lambda f: f.name)
+def test_one_pass_is_convert_then_llama_quantize(family: Family, tmp_path: Path) -> None:
+    """Rows change places before blocks are made of them, whatever the size of the chunks."""
+    source = family.write(tmp_path)
+    api.execute([api.plan_convert(source, tmp_path / "f32.gguf", outtype="f32")])
+    plans = api.plan_quantize(source, ["Q4_K_M", "Q8_0", "IQ4_XS"], tmp_path)
+    execute(plans, CODEC, jobs=3, chunk_weights=5000)
+    for plan in plans:
+        ok, log = llama_quantize(tmp_path / "f32.gguf", tmp_path / "theirs.gguf", find_preset(plan.label))
+        assert ok, log
+        assert plan.path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), plan.label
+
+
+@pytest.mark.parametrize("family", WIDE, ids=lambda f: f.name)
+def test_what_was_quantized_runs(family: Family, tmp_path: Path) -> None:
+    (plan,) = api.plan_quantize(family.write(tmp_path), ["Q4_K_M"], tmp_path)
+    api.execute([plan])
+    with load(plan.path, context=128) as model:
+        ids = model.encode("Hovedstaden i Norge heter", raw=True)
+        assert (ids[0] == 1) == (family.name == "wide-mistral")  # the only one that adds a BOS
+        assert len("".join(model.stream("Hovedstaden i Norge heter", raw=True, max_tokens=8, seed=1))) > 0
