@@ -1,7 +1,7 @@
 """Mistral, Llama, BLOOM and Qwen 2: llama.cpp's bytes and entries, and the logits of the checkpoint's own stack."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from borealis_gguf.runtime.chat import load
 from .checkpoints import write_json
 from .families import FAMILIES, WINDOWED, Family, bloom_shapes
 from .llama_logits import llama_logits
+from .lora_adapters import Lora
 from .make_family_goldens import LENGTHS, LOGITS, positions, prompts
 from .make_goldens import OUTTYPES
 from .oracle import llama_quantize
@@ -220,3 +221,51 @@ def test_what_was_quantized_runs(family: Family, tmp_path: Path) -> None:
         ids = model.encode("Hovedstaden i Norge heter", raw=True)
         assert (ids[0] == 1) == (family.name == "wide-mistral")  # the only one that adds a BOS
         assert len("".join(model.stream("Hovedstaden i Norge heter", raw=True, max_tokens=8, seed=1))) > 0
+
+
+@dataclass(frozen=True)
+class Merged(Family):
+    """A family whose weights have been changed by an adapter beforehand."""
+
+    lora: Lora | None = None
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+        tensors = super().tensors()
+        updates = self.lora.tensors() if self.lora else {}
+        for name in [name for name in updates if name.endswith("lora_A.weight")]:
+            home = name.removeprefix("base_model.model.").replace("lora_A.", "")
+            a, b = (
+                np.frombuffer(data, np.float32).reshape(shape)
+                for _, shape, data in (updates[name], updates[name.replace("lora_A", "lora_B")])
+            )
+            dtype, shape, data = tensors[home]
+            weight = np.frombuffer(data, np.float32).reshape(shape) + 0.25 * 8 / 4 * (b @ a)
+            tensors[home] = dtype, shape, weight.astype(np.float32).tobytes()
+        return tensors
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"), [(MISTRAL, ("q_proj", "k_proj", "o_proj")), (BLOOM, ("query_key_value", "dense"))]
+)
+def test_an_adapter_is_merged_before_rows_change_places(
+    family: Family, modules: tuple[str, ...], tmp_path: Path
+) -> None:
+    plain = replace(family, dtype="F32", shards=1)
+    shapes = family.shapes(family.config)
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    lora = Lora("lora", {}, dict.fromkeys(modules, 4), prefix="base_model.model.", shapes=matrices)
+    merged = Merged("merged", plain.config, "F32", tokenizer=plain.tokenizer, shapes=plain.shapes, lora=lora)
+    source, adapter = plain.write(tmp_path), lora.write(tmp_path)
+    plans = [
+        api.plan_convert(source, tmp_path / "a.gguf", outtype="f32", loras=[(adapter, 0.25)]),
+        api.plan_convert(merged.write(tmp_path), tmp_path / "b.gguf", outtype="f32"),
+    ]
+    execute(plans[:1], CODEC, chunk_weights=700)
+    execute(plans[1:], CODEC)
+    for ours, theirs in zip(plans[0].tensors, plans[1].tensors, strict=True):
+        one, other = (
+            np.fromfile(plan.path, np.float32, t.nbytes // 4, offset=t.offset)
+            for plan, t in zip(plans, (ours, theirs), strict=True)
+        )
+        assert ours.tensor.name == theirs.tensor.name
+        assert np.abs(one - other).max() < 1e-6, ours.tensor.name
