@@ -18,7 +18,15 @@ ONCE = [str(KERNELS / "dispatch.c"), str(KERNELS / "lattice.c")]
 """Sources without vectors, compiled a single time."""
 
 # Plain IEEE arithmetic: no contraction, no reassociation; errno and the exception flags are nobody's business.
-STRICT = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+STRICT = [
+    "-O3",
+    "-g0",
+    "-std=gnu11",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 X86_ISAS = {
     "avx2": ["-mavx2", "-mf16c"],
     "avx512": ["-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],

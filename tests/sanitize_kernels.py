@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "quantize" / "kernels"
-SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZE = ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
 def units() -> list[tuple[Path, str, list[str]]]:
@@ -23,7 +23,7 @@ def units() -> list[tuple[Path, str, list[str]]]:
     with patch("setuptools.setup"):
         build = runpy.run_path(str(ROOT / "setup.py"))
     x86 = build["X86_ISAS"] if platform.machine().lower() in ("x86_64", "amd64") else {}
-    strict = [flag for flag in build["STRICT"] if flag != "-O3"]
+    strict = [flag for flag in build["STRICT"] if flag not in ("-O3", "-g0")]
     once = [ROOT / source for source in build["ONCE"]]
     vectors = [source for source in sorted(KERNELS.glob("*.c")) if source not in once]
     result = [(source, isa, strict + flags) for isa, flags in {"baseline": [], **x86}.items() for source in vectors]
