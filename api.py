@@ -21,9 +21,10 @@ from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
-from .checkpoint.lora import Adapter, read_adapter
+from .checkpoint.lora import read_adapter
 from .checkpoint.types import KV
 from .convert.adapter_file import describe_adapter
+from .convert.adapters import Loras
 from .convert.describe import can_see, describe, describe_vision
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
@@ -104,6 +105,7 @@ def plan_mmproj(
     output: Path | None = None,
     *,
     outtype: str = MMPROJ_OUTTYPE,
+    loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
     on_download: Callable[[int, int], None] | None = None,
@@ -112,17 +114,18 @@ def plan_mmproj(
 
     Arguments and errors are those of `plan_convert`.
     """
+    adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
     checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name)
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, adapters)
 
 
 def _plan_mmproj(
-    checkpoint: Checkpoint, output: Path | None, stem: str, outtype: str, model_name: str | None
+    checkpoint: Checkpoint, output: Path | None, stem: str, outtype: str, model_name: str | None, adapters: Loras
 ) -> FilePlan:
-    model, types = describe_vision(checkpoint, outtype, model_name=model_name)
+    model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
     return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
 
@@ -184,11 +187,16 @@ def plan_quantize(
         )
         for preset in chosen
     ]
-    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name))
+    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
 
 
 def _mmproj_beside(
-    found: Source, checkpoint: Checkpoint | None, output: Path | None, outtype: str, model_name: str | None
+    found: Source,
+    checkpoint: Checkpoint | None,
+    output: Path | None,
+    outtype: str,
+    model_name: str | None,
+    adapters: Loras,
 ) -> list[FilePlan]:
     """The mmproj that belongs to the files in `output`, in a list; none where none is wanted."""
     if outtype == "none" or (outtype == "auto" and (checkpoint is None or not can_see(checkpoint))):
@@ -197,8 +205,9 @@ def _mmproj_beside(
         raise InvalidInput(f"{found.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
     named = output is not None and not output.is_dir()
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
+    outtype = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, MMPROJ_OUTTYPE if outtype == "auto" else outtype, model_name)]
+        return [_plan_mmproj(checkpoint, folder, stem, outtype, model_name, adapters)]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
@@ -217,7 +226,7 @@ def execute(
     )
 
 
-def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
+def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> Loras:
     for path, scale in loras:
         if not math.isfinite(scale):
             raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
@@ -228,7 +237,7 @@ def _open(
     found: Source,
     checkpoint: Checkpoint | None,
     model_name: str | None,
-    adapters: Sequence[tuple[Adapter, float]],
+    adapters: Loras,
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
     if checkpoint is None:

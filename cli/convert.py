@@ -48,9 +48,8 @@ def convert(
 
     merged = loras(lora_folders, lora_scales)
     if mmproj:
-        if merged:
-            raise click.UsageError("--lora changes the text model; the side that sees has none to merge")
-        plan = api.plan_mmproj(source, output, outtype=outtype or api.MMPROJ_OUTTYPE, model_name=model_name)
+        kind = outtype or api.MMPROJ_OUTTYPE
+        plan = api.plan_mmproj(source, output, outtype=kind, loras=merged, model_name=model_name)
     else:
         plan = api.plan_convert(source, output, outtype=outtype or "auto", loras=merged, model_name=model_name)
     with progress_bar(quiet) as on_progress:

@@ -34,7 +34,10 @@ def describe_adapter(
     """
     _check(adapter)
     text = read_text(checkpoint)
-    merged = plan_merge(checkpoint, [(adapter, 1.0)]).apply(text.tensors)
+    merge = plan_merge(checkpoint, [(adapter, 1.0)])
+    if merge.vision:
+        raise InvalidInput(f"{adapter.path}: changes {quote(merge.vision[0])}, the vision side, which {MERGE}")
+    merged = merge.apply(text.tensors)
     homes: dict[Slice, list[Tensor]] = {}
     for tensor in merged:
         for update in tensor.source.updates:

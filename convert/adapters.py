@@ -17,12 +17,12 @@ from ..checkpoint.lora import Adapter, LoraModule
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import LowRank, Tensor
+from . import siglip
 
 Loras = Sequence[tuple[Adapter, float]]
 """Adapters, each with its own scale."""
 
 WRAPPERS = ("base_model", "model", "language_model", "transformer")
-VISION = ("vision_tower.", "vision_model.", "multi_modal_projector.")
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight")
 
@@ -38,15 +38,22 @@ class Merge:
     precision: Mapping[Slice, GGMLQuantizationType]
     names: Mapping[Slice, str]
 
-    def apply(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """`tensors` with the updates that are theirs. Raises InvalidInput for an update that would be lost."""
+    def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
+        """`tensors`, all of the text side or all of the vision side, with the updates that are theirs.
+
+        Raises InvalidInput for an update of that side that would be lost.
+        """
         merged = tuple(self._changed(tensor) for tensor in tensors)
-        lost = [name for slice, name in self.names.items() if slice not in {t.source.slice for t in merged}]
-        if text := [name for name in lost if not plain_name(name).startswith(VISION)]:
-            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {_listed(text)}, which is not converted")
+        found = {tensor.source.slice for tensor in merged}
+        lost = [name for slice, name in self.names.items() if slice not in found and is_vision(name) == vision]
         if lost:
-            log.warning("an adapter also changes the vision side (%s), which is not part of this file", _listed(lost))
+            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {_listed(lost)}, which is not converted")
         return merged
+
+    @property
+    def vision(self) -> tuple[str, ...]:
+        """The tensors of the vision side that are changed."""
+        return tuple(name for name in self.names.values() if is_vision(name))
 
     def _changed(self, tensor: Tensor) -> Tensor:
         slice = tensor.source.slice
@@ -58,10 +65,16 @@ class Merge:
 
 def plain_name(name: str) -> str:
     """A tensor's or module's name without what wraps the model."""
+    if (seeing := siglip.plain_name(name)) is not None:
+        return seeing
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
     return ".".join(parts)
+
+
+def is_vision(name: str) -> bool:
+    return siglip.plain_name(name) is not None
 
 
 def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:

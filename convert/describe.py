@@ -46,6 +46,10 @@ def describe(
     merge = plan_merge(checkpoint, loras)
     text = read_text(merge.checkpoint)
     text = replace(text, tensors=merge.apply(text.tensors))
+    if merge.vision:
+        log.warning(
+            "%s: an adapter also changes the vision side: make its mmproj with the same adapter", checkpoint.path
+        )
     type = file_type(text.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
@@ -65,13 +69,15 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 
 def describe_vision(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
     name = architecture(checkpoint)
     if name not in VISION:
         raise InvalidInput(f"{checkpoint.path / 'config.json'}: {name} cannot see, so there is no mmproj to make")
-    vision = VISION[name](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    vision = VISION[name](merge.checkpoint)
+    vision = replace(vision, tensors=merge.apply(vision.tensors, vision=True))
     type = file_type(vision.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, siglip.ARCHITECTURE),

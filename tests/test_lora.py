@@ -20,7 +20,7 @@ from borealis_gguf.checkpoint.pattern import matches
 from borealis_gguf.convert.adapters import plain_name
 from borealis_gguf.errors import InvalidInput
 
-from .checkpoints import Miniature, config
+from .checkpoints import MINIATURES, Miniature, config
 from .lora_adapters import ALL_LINEAR, EMBEDDING, FILES, MERGES, PATTERNS, PLAIN, Lora, base
 from .make_lora_goldens import GOLDENS, OUTTYPES, sample
 from .test_convert_goldens import as_golden, digests, without_file_type
@@ -399,3 +399,33 @@ def test_spiteful_patterns_are_quick(pattern: str) -> None:
 
 def test_every_linear_module_is_known() -> None:
     assert len(ALL_LINEAR) == 7
+
+
+# ---- the vision side
+
+
+def seeing_lora(folder: Path, tower: str) -> tuple[Path, Path]:
+    """A checkpoint that can see, and an adapter of both sides that calls its vision tower `tower`."""
+    source = next(m for m in MINIATURES if m.name == "borealis-4b-mini").write(folder)
+    shapes = {"language_model.layers.0.mlp.up_proj": (512, 256), f"{tower}encoder.layers.3.self_attn.q_proj": (32, 32)}
+    lora = Lora("both", {}, {"up_proj": 4, "q_proj": 4}, shapes={f"{n}.weight": s for n, s in shapes.items()})
+    return source, lora.write(folder)
+
+
+@pytest.mark.parametrize("tower", ["vision_tower.vision_model.", "vision_tower.", "vision_model."])
+def test_an_adapter_of_both_sides_goes_into_both_files(tmp_path: Path, tower: str) -> None:
+    source, lora = seeing_lora(tmp_path, tower)
+    text, mmproj = api.plan_quantize(source, ["Q8_0"], tmp_path, loras=[(lora, 1.0)])
+    changed = [[t.tensor.name for t in plan.tensors if t.tensor.source.updates] for plan in (text, mmproj)]
+    assert changed == [["blk.0.ffn_up.weight"], ["v.blk.3.attn_q.weight"]]
+    alone = api.plan_mmproj(source, tmp_path / "alone.gguf", loras=[(lora, 1.0)])
+    plain = api.plan_mmproj(source, tmp_path / "plain.gguf")
+    api.execute([mmproj, alone, plain])
+    assert digests(mmproj) == digests(alone)
+    assert sum(a != b for a, b in zip(digests(alone), digests(plain), strict=True)) == 1
+
+
+def test_an_adapter_file_cannot_hold_the_vision_side(tmp_path: Path) -> None:
+    source, lora = seeing_lora(tmp_path, "vision_tower.")
+    with pytest.raises(InvalidInput, match=r"the vision side, which llama\.cpp cannot run; merge it"):
+        api.plan_convert_lora(lora, source, tmp_path / "x.gguf")
