@@ -144,12 +144,13 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHU
 
 
 def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
-    return (task for task in tasks(plans, chunk_weights) if task.first == 0)
+    """The first rows of each tensor; where rows are reordered, all: how far apart their sources lie varies."""
+    return (task for task in tasks(plans, chunk_weights) if task.first == 0 or task.tensor.source.order)
 
 
 def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
-    return task.nbytes + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+    return task.nbytes + task.span_nbytes + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
 
 
 def source_stamp(path: Path) -> tuple[int, int, int]:
@@ -286,13 +287,24 @@ class _Worker:
         return out.view(np.float32)
 
     def read(self, task: Task) -> np.ndarray:
-        where, nbytes = task.tensor.source.slice, task.nbytes
+        rows = task.source_rows()
+        if rows is None:
+            return self.read_range(task, task.first * (task.nbytes // task.rows), task.nbytes, "in")
+        first, nbytes = int(rows.min()), task.nbytes // len(rows)
+        span = self.read_range(task, first * nbytes, (int(rows.max()) + 1 - first) * nbytes, "span")
+        data = self.buffer("in", task.nbytes)
+        np.take(span.reshape(-1, nbytes), rows - first, axis=0, out=data.reshape(-1, nbytes), mode="clip")
+        return data
+
+    def read_range(self, task: Task, begin: int, nbytes: int, buffer: str) -> np.ndarray:
+        """`nbytes` of the task's source slice from its byte `begin`."""
+        where = task.tensor.source.slice
         if not self.source or self.source[0] != where.path:
             self.close()
             self.source = where.path, where.path.open("rb", buffering=0)
         file = self.source[1]
-        start = where.offset + task.first * (nbytes // task.rows)
-        data = self.buffer("in", nbytes)
+        start = where.offset + begin
+        data = self.buffer(buffer, nbytes)
         file.seek(start)
         view, got = memoryview(data), 0
         while got < nbytes:

@@ -28,11 +28,34 @@ class Codec:
 
 
 @dataclass(frozen=True, slots=True)
+class RowMap:
+    """Which source row each row is: the source's rows from `first` on, seen as an array of `shape`, transposed.
+
+    With the shape (heads, 2, half) and the axes (0, 2, 1), rows 0, 1, 2, 3 come from rows 0, half, 1, half + 1. A
+    tensor of one axis has its elements ordered in this way.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    first: int = 0
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The source rows (int64) of rows `start` to `stop`."""
+        strides = [prod(self.shape[axis + 1 :]) for axis in self.axes]
+        digits = np.unravel_index(np.arange(start, stop), [self.shape[axis] for axis in self.axes])
+        return self.first + np.dot(strides, digits)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a tensor's rows come from. `shift` is added to every element, in float32 (in float16 for an F16 slice)."""
+    """Where a tensor's rows come from: those of `slice` in their order, or as `order` picks them.
+
+    `shift` is added to every element, in float32 (in float16 for an F16 slice).
+    """
 
     slice: Slice
     shift: float = 0.0
+    order: RowMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
