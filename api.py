@@ -19,6 +19,7 @@ from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
+from .checkpoint.remote import open_source
 from .checkpoint.types import KV
 from .convert.describe import describe
 from .errors import InvalidInput
@@ -46,18 +47,21 @@ def plan_convert(
     outtype: str = "auto",
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
-    `on_download(done, total)` is called in bytes while a Hub id is fetched.
+    `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they are
+    read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
-    found = resolve_source(source, revision=revision, on_progress=on_download)
+    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    model, types = describe(open_checkpoint(found.path, repo_id=found.repo_id), outtype, model_name=model_name)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
+    model, types = describe(checkpoint, outtype, model_name=model_name)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
 
@@ -76,12 +80,14 @@ def plan_quantize(
     allow_requantize: bool = False,
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> tuple[FilePlan, ...]:
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
+    `stream` and `on_download` are those of `plan_convert`.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -96,7 +102,7 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
-    found = resolve_source(source, revision=revision, on_progress=on_download)
+    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     model, types = _open(found, model_name)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -124,7 +130,13 @@ def execute(
 ) -> tuple[FileResult, ...]:
     """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are."""
     return pipeline.execute(
-        plans, CODEC, jobs=jobs, on_progress=on_progress, stop=stop, allow_nonfinite=allow_nonfinite
+        plans,
+        CODEC,
+        jobs=jobs,
+        on_progress=on_progress,
+        stop=stop,
+        allow_nonfinite=allow_nonfinite,
+        open_source=open_source,
     )
 
 
@@ -136,7 +148,7 @@ def _open(found: Source, model_name: str | None) -> tuple[Model, list[GGMLQuanti
         model = _gguf_model(read_gguf(found.path))
         types = [t.source.slice.type for t in model.tensors]
     else:
-        checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+        checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
         model, types = describe(checkpoint, "f32", model_name=model_name)
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]

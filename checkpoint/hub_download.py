@@ -1,9 +1,8 @@
 """Fetching a checkpoint from the Hugging Face Hub, through its own library and cache."""
 
-import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +78,7 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
     """
     from huggingface_hub import snapshot_download
 
-    problem = _id_problem(repo_id, revision)
-    if problem is not None:
-        raise InvalidInput(f"{repo_id}: {redact(problem)}")
+    check_id(repo_id, revision)
     try:
         folder = snapshot_download(
             repo_id,
@@ -93,21 +90,37 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
     except BorealisError:  # what `on_progress` raised, to stop
         raise
     except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
-        raise InvalidInput(_explain(error, repo_id, revision)) from None
+        raise InvalidInput(explain(error, repo_id, revision)) from None
     path = Path(folder)
-    if not (path / "config.json").exists():
-        raise InvalidInput(f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)")
-    if next(path.glob("*.safetensors"), None) is None:
-        raise InvalidInput(f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted")
+    if (problem := missing(repo_id, [file.name for file in path.iterdir()])) is not None:
+        raise InvalidInput(problem)
     return path
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
+def check_id(repo_id: str, revision: str | None) -> None:
+    """Raises InvalidInput for what the Hub does not allow as a name."""
+    problem = _id_problem(repo_id, revision)
+    if problem is not None:
+        raise InvalidInput(f"{repo_id}: {redact(problem)}")
+
+
+def missing(repo_id: str, names: Iterable[str]) -> str | None:
+    """What a repository of these files lacks to be a checkpoint."""
+    names = set(names)
+    if "config.json" not in names:
+        return f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)"
+    if not any(name.endswith(".safetensors") for name in names):
+        return f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted"
+    return None
+
+
+def explain(error: Exception, repo_id: str, revision: str | None, *, streaming: bool = False) -> str:
     """One line on what the Hub said and what to do. The exception's text is used only where nothing else is known."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors, get_token
 
     page = WEB + repo_id
-    status = _status(error) or _status(error.__cause__)
+    kept = "" if streaming else ", what was downloaded is kept"
+    status = status_of(error)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return f"{repo_id}: accept the licence at {page} first, then log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -117,18 +130,22 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
             f"{repo_id}: no such folder here, and no such model on the Hub, or you may not see it: check the name, "
             f"accept its licence at {page} if it asks for that, and log in with `hf auth login`"
         )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        if streaming:
+            return f"{repo_id}: no such folder here, and HF_HUB_OFFLINE is set; --stream needs the network"
         return f"{repo_id}: no such folder here, not completely in the Hub's local cache, and HF_HUB_OFFLINE is set"
     if status is not None:
-        return f"{repo_id}: the Hub answered {status}; try again later, what was downloaded is kept"
+        return f"{repo_id}: the Hub answered {status}; try again later{kept}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo_id}: no such folder here, and the Hub cannot be reached; is there a network connection?"
-    words = redact(" ".join(str(error).split()))[:200]
-    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again, what was downloaded is kept"
+    words = redact(" ".join(str(error).replace(get_token() or "hf_…", "hf_…").split()))[:200]
+    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again{kept}"
 
 
-def _status(error: BaseException | None) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that made the library raise, if one did."""
+    statuses = (getattr(getattr(e, "response", None), "status_code", None) for e in (error, error.__cause__))
+    return next((status for status in statuses if status), None)
 
 
 def redact(text: str) -> str:

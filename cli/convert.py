@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
 
 
 @click.command()
@@ -17,11 +17,13 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
     show_default=True,
     help="Type of the matrices; auto keeps the checkpoint's own.",
 )
+@source_options
 @work_options
 def convert(
     source: str,
     output: Path | None,
     outtype: str,
+    stream: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -35,11 +37,14 @@ def convert(
     Examples:
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
-      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --stream
     """
     from .. import api
 
-    plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
+    with download_bar(quiet) as on_download:
+        plan = api.plan_convert(
+            source, output, outtype=outtype, model_name=model_name, stream=stream, on_download=on_download
+        )
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
 
 
 @click.command()
@@ -26,6 +26,7 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
+@source_options
 @work_options
 def quantize(
     presets: tuple[str, ...],
@@ -40,6 +41,7 @@ def quantize(
     allow_requantize: bool,
     dry_run: bool,
     as_json: bool,
+    stream: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -61,25 +63,29 @@ def quantize(
     Examples:
       borealis-gguf quantize Q4_K_M
       borealis-gguf quantize Q4_K_M Q5_K_M Q8_0 -m NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf quantize Q4_K_M -m hf://NbAiLab/borealis-4b@v1.0 --stream
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
     """
     from .. import api
     from . import report
 
-    plans = api.plan_quantize(
-        model,
-        presets,
-        output,
-        imatrix=imatrix,
-        tensor_types=tensor_types,
-        output_tensor_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-        leave_output_tensor=leave_output_tensor,
-        pure=pure,
-        allow_requantize=allow_requantize,
-        model_name=model_name,
-    )
+    with download_bar(quiet) as on_download:
+        plans = api.plan_quantize(
+            model,
+            presets,
+            output,
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            leave_output_tensor=leave_output_tensor,
+            pure=pure,
+            allow_requantize=allow_requantize,
+            model_name=model_name,
+            stream=stream,
+            on_download=on_download,
+        )
     if dry_run:
         click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
         return
