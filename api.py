@@ -53,8 +53,8 @@ def plan_convert(
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
-    `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they are
-    read over the network while the file is written.
+    `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
+    are read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)

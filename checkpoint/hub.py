@@ -11,7 +11,8 @@ from ..errors import InvalidInput
 from .files import exists, open_regular, quote, recognize, shown
 from .folder import Headers
 from .gguf import read_gguf
-from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id, redact
+from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id
+from .hub_errors import redact
 from .hub_stream import open_stream
 
 UNQUANTIZED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}

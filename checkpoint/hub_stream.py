@@ -16,7 +16,9 @@ from ..errors import InvalidInput
 from .files import shown
 from .folder import SINGLE, Headers
 from .hub_download import UNWANTED, WANTED, Progress, check_id, missing
-from .remote import RemoteFile, ask, locate, persist
+from .hub_errors import ask
+from .patience import persist
+from .remote import RemoteFile, locate
 from .safetensors import parse_header
 from .types import Remote, Slice
 
@@ -102,9 +104,11 @@ def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event
 def read_remote_header(remote: Remote, stop: Event | None = None) -> dict[str, Slice]:
     """The tensors of a safetensors file on the Hub; it is checked as one on this machine is."""
     path = Path(remote.label)
-    with BufferedReader(RemoteFile(remote, stop), HEADER_BYTES) as file:
+    raw = RemoteFile(remote, stop)
+    with BufferedReader(raw, HEADER_BYTES) as file:
         header = parse_header(path, file, remote.size)
-    return {name: replace(slice, remote=remote) for name, slice in header.items()}
+    pinned = replace(remote, copies=tuple(raw.etags.items()))
+    return {name: replace(slice, remote=pinned) for name, slice in header.items()}
 
 
 def _fetch(files: dict[str, Remote], folder: Path, on_progress: Progress | None) -> None:

@@ -5,42 +5,15 @@ used until something goes wrong, then asked for again; the token goes to the Hub
 """
 
 import io
-import logging
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from email.utils import parsedate_to_datetime
-from time import time
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import BorealisError, Cancelled
-from .hub_download import explain, status_of
+from .hub_errors import ask, client_error
+from .patience import PASSING, STOPPED, Passing, persist, retry_after
 from .types import Remote, Slice
-
-ATTEMPTS = 6
-"""Times that one request is tried."""
-
-BACKOFF = 1.0
-"""Seconds before the second attempt; each further one waits twice as long, unless the server names a time."""
-
-MAX_WAIT = 330
-"""Seconds that a server may ask to wait; the Hub counts requests in windows of five minutes."""
-
-PASSING = {408, 429, 500, 502, 503, 504}
-"""What a server answers that may answer better later."""
-
-T = TypeVar("T")
-log = logging.getLogger("borealis_gguf")
-
-
-class Passing(Exception):
-    """Trouble that may pass; `wait` is how many seconds the server asked for, `advice` what to do if it does not."""
-
-    def __init__(self, reason: str, wait: float | None = None, advice: str = "try again later") -> None:
-        super().__init__(reason)
-        self.wait = wait
-        self.advice = advice
 
 
 def open_source(slice: Slice, stop: threading.Event) -> io.RawIOBase:
@@ -52,8 +25,8 @@ class RemoteFile(io.RawIOBase):
     """A pinned file, for one thread. Every `readinto` fills its whole buffer with one request, except at the end.
 
     Raises BorealisError when the file is no longer what was pinned, when the server cannot do ranges or withdraws the
-    permission, and when trouble does not pass; Cancelled once `stop` is set: at once between two attempts, else when the
-    next bytes come or the network's timeout ends.
+    permission, and when trouble does not pass; Cancelled once `stop` is set: at once between two attempts, else when
+    the next bytes come or the network's timeout ends.
     """
 
     def __init__(self, remote: Remote, stop: threading.Event | None = None) -> None:
@@ -61,7 +34,7 @@ class RemoteFile(io.RawIOBase):
         self.stop = stop or threading.Event()
         self.position = 0
         self.location: str | None = None
-        self.etags = {remote.url: remote.etag}  # a host that the Hub links to has ETags of its own
+        self.etags = {remote.url: remote.etag, **dict(remote.copies)}
 
     def readable(self) -> bool:
         return True
@@ -111,7 +84,7 @@ class RemoteFile(io.RawIOBase):
                 self._check(response, start, nbytes)
                 for piece in response.iter_raw():
                     if self.stop.is_set():
-                        raise Cancelled("stopped; nothing was written under a final name")
+                        raise Cancelled(STOPPED)
                     if len(piece) > left:
                         raise self._broken(f"{host(response)} sent more than the {nbytes} bytes that were asked for")
                     left -= len(piece)
@@ -157,25 +130,6 @@ class RemoteFile(io.RawIOBase):
         return BorealisError(f"{self.remote.label}: {what}")
 
 
-def persist(label: str, attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS) -> T:
-    """The result of `attempt`, which is repeated while it raises Passing. Raises BorealisError in the end."""
-    stop = stop or threading.Event()
-    for failures in range(1, attempts + 1):
-        try:
-            return attempt()
-        except Passing as trouble:
-            if failures == attempts:
-                raise BorealisError(f"{label}: {trouble}, {attempts} times in a row; {trouble.advice}") from None
-            wait = BACKOFF * 2 ** (failures - 1) if trouble.wait is None else trouble.wait
-            if wait > MAX_WAIT:
-                raise BorealisError(f"{label}: {trouble}, and asks to wait {wait:.0f} s; try again then") from None
-            if wait >= 5:
-                log.warning("%s: %s; trying again in %.0f s", label, trouble, wait)
-        if stop.wait(wait):
-            raise Cancelled("stopped; nothing was written under a final name")
-    raise AssertionError("the last attempt returns or raises")
-
-
 def locate(url: str, repo_id: str) -> tuple[int | None, str | None, str]:
     """Size and ETag of a file on the Hub, and where its bytes are. Raises Passing, or BorealisError with the reason."""
     from huggingface_hub import constants, get_hf_file_metadata
@@ -187,43 +141,10 @@ def locate(url: str, repo_id: str) -> tuple[int | None, str | None, str]:
     return found.size, found.etag, urljoin(url, found.location)
 
 
-def ask(call: Callable[[], T], repo_id: str, revision: str | None = None) -> T:
-    """What huggingface_hub returns; what it raises becomes Passing, or a BorealisError with the reason."""
-    try:
-        return call()
-    except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
-        status = status_of(error)
-        if status in PASSING:
-            raise Passing(f"the Hub answered {status}", retry_after(error.response.headers)) from None  # type: ignore
-        if status is None and isinstance(error, client_error()):
-            reason = f"the Hub cannot be reached ({type(error).__name__})"
-            raise Passing(reason, advice="is there a network connection?") from None
-        raise BorealisError(explain(error, repo_id, revision, streaming=True)) from None
-
-
-def client_error() -> type[Exception]:
-    """What the library's HTTP client raises: HTTPError of httpx with huggingface_hub 1, of httpx2 with 2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # type: ignore
-
-
 def request_headers(with_token: bool) -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
     return build_hf_headers(token=None if with_token else False, library_name="borealis-gguf")
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: Retry-After as a number or a date, or what the Hub's own RateLimit header says."""
-    text = headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,9}", text):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time())
-    except (ValueError, TypeError, OverflowError):
-        window = re.search(r"\bt=(\d{1,9})\b", headers.get("RateLimit", ""))
-        return float(window[1]) if window else None
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:

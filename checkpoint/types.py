@@ -12,7 +12,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 class Remote:
     """A file that lies elsewhere, as it was when its revision was pinned: `etag` changes when its bytes do.
 
-    `label` is what it is called in messages; `url` never holds a token.
+    `label` is what it is called in messages; `url` never holds a token. `copies` are addresses that `url` has led to,
+    each with an ETag of its own.
     """
 
     repo_id: str
@@ -20,6 +21,7 @@ class Remote:
     url: str
     size: int
     etag: str
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

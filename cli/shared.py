@@ -70,6 +70,8 @@ def _bar(quiet: bool, what: str | None = None) -> "Iterator[Callable[[int, int],
                 bars.append(stack.enter_context(bar))
             bars[0].total = total
             bars[0].update(done - bars[0].n)
+            if done == total:
+                bars[0].refresh()
 
         yield show
 

@@ -69,15 +69,16 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             hub.asked.append(f"{self.command} {self.path}")
             token = self.headers.get("Authorization", "")
-            hub.tokens.add(token)
-            hub.hosts.setdefault(self.headers["Host"].partition(":")[0], set()).add(token)
+            if not self.path.startswith("/api/agent"):  # the library's own question, without a token
+                hub.tokens.add(token)
+                hub.hosts.setdefault(self.headers["Host"].partition(":")[0], set()).add(token)
             status, headers, body = answer(hub, self.path)
             asked = self.headers.get("Range")
             fault = self.fault(status)
             if asked and status == 200 and self.command == "GET" and not fault.ignore_range:
                 hub.ranges.append(asked)
                 status, headers, body = part(asked, headers, body)
-            headers, body = headers | fault.headers, fault.body(body)
+            headers, body = headers | fault.headers, fault.body(body if (fault.status or 0) < 400 else b"sorry")
             self.send_response(fault.status or status)
             if "Transfer-Encoding" not in headers:
                 headers = {"Content-Length": str(len(body))} | headers
