@@ -345,7 +345,7 @@ class _Worker:
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
         for index, offset in encoding.places:
-            file, view = self.outputs[index], memoryview(data)
+            file, view = self.outputs[index], data.data
             file.seek(offset + skip)
             while view:
                 view = view[file.write(view) :]

@@ -74,7 +74,7 @@ def batches(work: Iterable[Task], limit: int = FETCH_BYTES) -> Iterator[Batch]:
 def fill(file: RawIOBase, start: int, data: np.ndarray, task: Task) -> None:
     """Read `data` (uint8) from byte `start` of the file `task` comes from. Raises BorealisError at its end."""
     file.seek(start)
-    view, got = memoryview(data), 0
+    view, got = data.data, 0
     while got < len(view):
         n = file.readinto(view[got:])
         if not n:
