@@ -59,7 +59,7 @@ def batches(work: Iterable[Task], limit: int = FETCH_BYTES) -> Iterator[Batch]:
     batch: Batch | None = None
     for task in work:
         start, nbytes = task.source_range()
-        if batch and batch.tasks[0].tensor == task.tensor:
+        if batch and batch.tasks[0].tensor is task.tensor:
             first, end = min(start, batch.start), max(start + nbytes, batch.start + batch.nbytes)
             if end - first <= limit:
                 batch = Batch((*batch.tasks, task), first, end - first)
