@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Cancelled, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import execute, plan_convert, plan_quantize
+    from .api import execute, plan_convert, plan_convert_lora, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .runtime.chat import load
@@ -20,6 +20,7 @@ __all__ = [
     "execute",
     "load",
     "plan_convert",
+    "plan_convert_lora",
     "plan_quantize",
 ]
 
@@ -30,6 +31,7 @@ _HOMES = {
     "execute": "api",
     "load": "runtime.chat",
     "plan_convert": "api",
+    "plan_convert_lora": "api",
     "plan_quantize": "api",
 }
 

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
+from .shared import (
+    OUTPUT_HELP,
+    PATH,
+    download_bar,
+    lora_options,
+    loras,
+    progress_bar,
+    show_results,
+    source_options,
+    work_options,
+)
 
 
 @click.command()
@@ -13,16 +23,21 @@ from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results,
 @click.option(
     "--outtype",
     type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
-    default="auto",
-    show_default=True,
-    help="Type of the matrices; auto keeps the checkpoint's own.",
+    help="Type of the matrices; auto keeps the checkpoint's own. Default: auto; f16 with --mmproj.",
 )
+@click.option(
+    "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
+)
+@lora_options
 @source_options
 @work_options
 def convert(
     source: str,
     output: Path | None,
-    outtype: str,
+    outtype: str | None,
+    mmproj: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
     jobs: int | None,
@@ -38,13 +53,22 @@ def convert(
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --stream
+      borealis-gguf convert ./borealis-4b --lora ./safety-lora --lora-scale 0.25
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --mmproj
     """
     from .. import api
 
+    merged = loras(lora_folders, lora_scales)
+    if mmproj and merged:
+        raise click.UsageError("--lora changes the text model; the side that sees has none to merge")
     with download_bar(quiet) as on_download:
-        plan = api.plan_convert(
-            source, output, outtype=outtype, model_name=model_name, stream=stream, on_download=on_download
-        )
+        from_hub = {"stream": stream, "on_download": on_download}
+        if mmproj:
+            outtype = outtype or api.MMPROJ_OUTTYPE
+            plan = api.plan_mmproj(source, output, outtype=outtype, model_name=model_name, **from_hub)
+        else:
+            outtype = outtype or "auto"
+            plan = api.plan_convert(source, output, outtype=outtype, loras=merged, model_name=model_name, **from_hub)
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

@@ -11,6 +11,7 @@ import click
 from ..errors import BorealisError
 from .bench import bench
 from .convert import convert
+from .convert_lora import convert_lora
 from .inspect import inspect
 from .modelfile import modelfile
 from .quantize import quantize
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, quantize, run, modelfile, inspect, bench):
+for command in (convert, convert_lora, quantize, run, modelfile, inspect, bench):
     cli.add_command(command)
 
 

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
+from .shared import (
+    OUTPUT_HELP,
+    PATH,
+    download_bar,
+    lora_options,
+    loras,
+    progress_bar,
+    show_results,
+    source_options,
+    work_options,
+)
 
 
 @click.command()
@@ -24,8 +34,16 @@ from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results,
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
+@click.option(
+    "--mmproj",
+    type=click.Choice(["auto", "f16", "bf16", "f32", "q8_0", "none"]),
+    default="auto",
+    show_default=True,
+    help="Type of the vision side's file (mmproj); auto is f16 where the checkpoint can see.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
+@lora_options
 @source_options
 @work_options
 def quantize(
@@ -39,8 +57,11 @@ def quantize(
     leave_output_tensor: bool,
     pure: bool,
     allow_requantize: bool,
+    mmproj: str,
     dry_run: bool,
     as_json: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
     jobs: int | None,
@@ -49,7 +70,8 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
 
-    A checkpoint is converted and quantized at once, without a file in between.
+    A checkpoint is converted and quantized at once, without a file in between. One that can see also gets an mmproj
+    file, which holds that side of it.
 
     \b
     Presets:
@@ -66,6 +88,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M -m hf://NbAiLab/borealis-4b@v1.0 --stream
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+      borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
     from . import report
@@ -75,6 +98,7 @@ def quantize(
             model,
             presets,
             output,
+            loras=loras(lora_folders, lora_scales),
             imatrix=imatrix,
             tensor_types=tensor_types,
             output_tensor_type=output_tensor_type,
@@ -82,6 +106,7 @@ def quantize(
             leave_output_tensor=leave_output_tensor,
             pure=pure,
             allow_requantize=allow_requantize,
+            mmproj=mmproj,
             model_name=model_name,
             stream=stream,
             on_download=on_download,

@@ -19,8 +19,9 @@ from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.types import row_nbytes
 from ..errors import BorealisError, Cancelled
+from . import lowrank
 from .outputs import PartialFile, check_outputs
-from .plan import Codec, FilePlan
+from .plan import Codec, FilePlan, TensorSource
 from .sources import Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
@@ -163,7 +164,14 @@ def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
 
 def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
-    return task.nbytes + task.span_nbytes + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+    source = task.tensor.source
+    merged = 0 if source.as_stored else lowrank.memory(source.updates, task.rows) + 2 * n * task.rows
+    return (
+        task.nbytes
+        + task.span_nbytes
+        + merged
+        + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+    )
 
 
 def source_stamp(path: Path) -> tuple[int, int, int]:
@@ -174,7 +182,7 @@ def source_stamp(path: Path) -> tuple[int, int, int]:
 
 def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]:
     """Of the sources on this machine; a remote one is compared with its ETag at every read."""
-    slices = {t.tensor.source.slice for plan in plans for t in plan.tensors}
+    slices = {s for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
     return {path: source_stamp(path) for path in {slice.path for slice in slices if slice.remote is None}}
 
 
@@ -268,6 +276,7 @@ class _Worker:
         self.outputs = outputs
         self.source: tuple[Path, RawIOBase] | None = None
         self.ahead: tuple[Batch, np.ndarray] | None = None
+        self.updates: tuple[TensorSource, lowrank.Updates] | None = None
         self.buffers: dict[str, np.ndarray] = {}
 
     def close(self) -> None:
@@ -301,17 +310,35 @@ class _Worker:
             self.write(task, encoding, out)
 
     def rows(self, task: Task, data: np.ndarray, once: bool) -> np.ndarray:
-        """The task's rows as numbers, shifted; as float32 where they serve more than one encoding (`once`)."""
+        """The task's rows as numbers, with all that is done to them; float32 if for more than one encoding (`once`)."""
         source, n = task.tensor.source, task.tensor.n_per_row
         if source.slice.type not in PLAIN:
             rows = self.run.codec.decode(data.reshape(task.rows, -1), source.slice.type, n)
         else:
             rows = data.view(PLAIN[source.slice.type]).reshape(task.rows, n)
+        if source.updates or source.type != source.slice.type:
+            rows = self.merged(task, self.float32(rows))
+        if source.scale != 1.0:
+            rows = self.float32(rows) * np.float32(source.scale)
         if source.shift and rows.dtype == np.float16:
             rows = rows + np.float16(source.shift)
         elif source.shift:
             rows = self.float32(rows) + np.float32(source.shift)
         return self.float32(rows) if once else rows
+
+    def merged(self, task: Task, rows: np.ndarray) -> np.ndarray:
+        """float32 `rows`, which are overwritten, with the updates of their tensor, in its precision."""
+        source = task.tensor.source
+        if source.updates:
+            if self.updates is None or self.updates[0] is not source:
+                self.updates = source, lowrank.Updates(source.updates)
+            picked = task.source_rows()
+            self.updates[1].add(rows, np.arange(task.first, task.first + task.rows) if picked is None else picked)
+        if source.type == F32:
+            return rows
+        out = self.buffer("merged", rows.size * 2)
+        self.run.codec.encode(rows, source.type, None, out.reshape(len(rows), -1))
+        return out.view(PLAIN[source.type]).reshape(rows.shape)
 
     def float32(self, rows: np.ndarray) -> np.ndarray:
         if rows.dtype == np.float32:

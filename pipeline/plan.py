@@ -1,6 +1,6 @@
 """What will be written, known completely before a weight is read. Pure data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -47,15 +47,53 @@ class RowMap:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a matrix of the source: scale · up @ down, in float32.
+
+    `up` is [rows, r] and `down` [r, n_per_row], BF16, F16 or F32; stored [r, rows] and [n_per_row, r] if `transposed`.
+    """
+
+    up: Slice
+    down: Slice
+    scale: float
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[0 if self.transposed else 1]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
     """Where a tensor's rows come from: those of `slice` in their order, or as `order` picks them.
 
-    `shift` is added to every element, in float32 (in float16 for an F16 slice).
+    `updates` are added to the source's rows, in their order. The sum is rounded to `precision`: that of the matrix
+    before it was changed, so None is the slice's own. Then `scale` multiplies every element, in float32, and `shift`
+    is added, in float32 (in float16 for F16 numbers).
     """
 
     slice: Slice
     shift: float = 0.0
     order: RowMap | None = None
+    updates: tuple[LowRank, ...] = ()
+    precision: GGMLQuantizationType | None = None
+    scale: float = 1.0
+
+    @property
+    def type(self) -> GGMLQuantizationType:
+        """The type its numbers have before `scale` and `shift`."""
+        return self.slice.type if self.precision is None else self.precision
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether its numbers are those in the file."""
+        return self.type == self.slice.type and not (self.updates or self.shift or self.order) and self.scale == 1.0
+
+    def slices(self) -> Iterator[Slice]:
+        """Every array that is read."""
+        yield self.slice
+        for update in self.updates:
+            yield from (update.up, update.down)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class Task:
 
 def is_copy(tensor: Tensor, type: GGMLQuantizationType) -> bool:
     """Whether ranges of the source's bytes are ranges of the output's."""
-    return type == tensor.source.slice.type and not tensor.source.shift and tensor.source.order is None
+    return type == tensor.source.slice.type and tensor.source.as_stored
 
 
 def rows_at_once(tensor: Tensor, encodings: Sequence[Encoding], chunk_weights: int) -> int:

@@ -1,4 +1,4 @@
-"""llama.cpp behind one class: a model, its vocabulary and one context. The only file that calls llama_cpp.
+"""llama.cpp behind one class: a model, its vocabulary and one context. With `vision`, all that calls llama_cpp.
 
 Nothing here prints, knows a chat template or guards against crashes.
 """
@@ -6,15 +6,22 @@ Nothing here prints, knows a chat template or guards against crashes.
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp as llama
+import numpy as np
 
 from ..errors import BorealisError, InvalidInput
 from .sampling import Sampling
 
+if TYPE_CHECKING:
+    from .vision import Vision
+
 Progress = Callable[[float], None]
 """Called with the loaded fraction, 0 to 1. What it raises stops the loading and reaches the caller."""
+
+Placed = tuple[int, np.ndarray]
+"""An image as `vision` gives it, float32 [tokens, n_embd], and the index of the id it is read before."""
 
 BATCH = 512
 DEFAULT_CONTEXT = 8192
@@ -23,7 +30,7 @@ _errors: list[str] = []
 
 
 @llama.llama_log_callback
-def _keep_errors(level: int, text: bytes, _: Any) -> None:
+def keep_errors(level: int, text: bytes, _: Any) -> None:
     if level == _ERROR_LEVEL:
         _errors.append(text.decode("utf-8", "replace").strip())
 
@@ -39,13 +46,18 @@ class Engine:
         threads: int,
         extra_buffers: bool,
         gpu_layers: int = -1,
+        loras: Sequence[tuple[Path, float]] = (),
         on_progress: Progress | None = None,
     ) -> None:
-        """`context` None means the model's own, at most DEFAULT_CONTEXT. Raises BorealisError, InvalidInput."""
-        llama.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+        """`context` None means the model's own, at most DEFAULT_CONTEXT; `loras` are adapter GGUFs with their scales.
+
+        Raises BorealisError, InvalidInput.
+        """
+        llama.llama_log_set(keep_errors, ctypes.c_void_p(0))
         llama.llama_backend_init()
-        _errors.clear()
+        forget()
         self.extra_buffers = extra_buffers
+        self.threads, self.gpu_layers = threads, gpu_layers
         self._context: Any = None
         self._model: Any = _load(path, extra_buffers, gpu_layers, on_progress)
         try:
@@ -55,6 +67,7 @@ class Engine:
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
             self._context = _new_context(path, self._model, self.n_context, threads)
+            _add_adapters(self._model, self._context, loras)
         except BaseException:
             self.close()
             raise
@@ -104,19 +117,24 @@ class Engine:
                 return buffer.raw[:count]
             room = -count
 
-    def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> Iterator[int]:
-        """Read the prompt `ids`, then yield id after id until the model ends its turn or the context is full."""
-        if not 0 < len(ids) < self.n_context:
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling, seed: int, images: Sequence[Placed] = ()
+    ) -> Iterator[int]:
+        """Read the prompt `ids`, then yield id after id until the model ends its turn or the context is full.
+
+        Each of `images` is read before the id at its place; the places ascend.
+        """
+        length = len(ids) + sum(len(features) for _, features in images)
+        if not 0 < length < self.n_context or not ids:
             raise InvalidInput(
-                f"the prompt is {len(ids)} tokens, the context {self.n_context}; shorten it or ask for more context"
+                f"the prompt is {length} tokens, the context {self.n_context}; shorten it or ask for more context"
             )
         memory: Any = llama.llama_get_memory(self._context)
         llama.llama_memory_clear(memory, True)
         sampler = _new_sampler(sampling, seed, llama.llama_vocab_n_tokens(self._vocab))
         try:
-            for start in range(0, len(ids), BATCH):
-                self.decode(ids[start : start + BATCH])
-            for _ in range(self.n_context - len(ids)):
+            self._read(ids, images)
+            for _ in range(self.n_context - length):
                 id = llama.llama_sampler_sample(sampler, self._context, -1)
                 if llama.llama_vocab_is_eog(self._vocab, id):
                     return
@@ -125,13 +143,54 @@ class Engine:
         finally:
             llama.llama_sampler_free(sampler)
 
+    def _read(self, ids: Sequence[int], images: Sequence[Placed]) -> None:
+        read = 0
+        for place, features in (*images, (len(ids), None)):
+            for start in range(read, place, BATCH):
+                self.decode(ids[start : min(start + BATCH, place)])
+            if features is not None:
+                self.decode_features(features)
+            read = place
+
+    def decode_features(self, features: np.ndarray) -> None:
+        """Read an image, float32 [tokens, n_embd], after all read before. Its tokens see each other, later ones too."""
+        count, n_embd = features.shape
+        if count > BATCH:
+            raise InvalidInput(f"an image of {count} tokens; {BATCH} are the most that can be read here")
+        forget()
+        batch = llama.llama_batch_init(count, n_embd, 1)
+        try:
+            ctypes.memmove(batch.embd, np.ascontiguousarray(features, np.float32).ctypes.data, 4 * features.size)
+            memory: Any = llama.llama_get_memory(self._context)
+            first = llama.llama_memory_seq_pos_max(memory, 0) + 1
+            batch.n_tokens = count
+            for i in range(count):
+                batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = first + i, 1, 0, 0
+            llama.llama_set_causal_attn(self._context, False)
+            status = llama.llama_decode(self._context, batch)
+        finally:
+            llama.llama_set_causal_attn(self._context, True)
+            llama.llama_batch_free(batch)
+        if status:
+            raise BorealisError(f"llama.cpp stopped while reading an image (status {status}{reason()})")
+
+    def see(self, mmproj: Path) -> "Vision":
+        """Load the side that sees; it must be closed before this engine."""
+        from .vision import Vision
+
+        return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.gpu_layers != 0)
+
+    @property
+    def n_embd(self) -> int:
+        return llama.llama_model_n_embd(self._model)
+
     def decode(self, ids: Sequence[int]) -> None:
         """Read at most BATCH ids, after all read before."""
-        _errors.clear()
+        forget()
         held = (llama.llama_token * len(ids))(*ids)  # the batch points into it
         status = llama.llama_decode(self._context, llama.llama_batch_get_one(held, len(ids)))
         if status:
-            raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{_reason()})")
+            raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{reason()})")
 
 
 def _load(path: Path, extra_buffers: bool, gpu_layers: int, on_progress: Progress | None) -> Any:
@@ -152,7 +211,7 @@ def _load(path: Path, extra_buffers: bool, gpu_layers: int, on_progress: Progres
     params.progress_callback = report
     model = llama.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
     if model is None:
-        raise raised[0] if raised else BorealisError(f"{path}: llama.cpp cannot load it{_reason()}")
+        raise raised[0] if raised else BorealisError(f"{path}: llama.cpp cannot load it{reason()}")
     return model
 
 
@@ -164,8 +223,24 @@ def _new_context(path: Path, model: Any, n_context: int, threads: int) -> Any:
     params.swa_full = False
     context = llama.llama_init_from_model(model, params)
     if context is None:
-        raise BorealisError(f"{path}: no room for a context of {n_context} tokens; ask for a smaller one{_reason()}")
+        raise BorealisError(f"{path}: no room for a context of {n_context} tokens; ask for a smaller one{reason()}")
     return context
+
+
+def _add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Load adapters, which are freed with the model, and have the context use all of them."""
+    if not loras:
+        return
+    adapters = (llama.llama_adapter_lora_p_ctypes * len(loras))()
+    for slot, (path, _) in enumerate(loras):
+        _errors.clear()
+        adapter: Any = llama.llama_adapter_lora_init(model, str(path).encode("utf-8", "surrogateescape"))
+        if not adapter:
+            raise BorealisError(f"{path}: llama.cpp cannot use this adapter{reason()}")
+        adapters[slot] = adapter
+    scales = (ctypes.c_float * len(loras))(*(scale for _, scale in loras))
+    if status := llama.llama_set_adapters_lora(context, adapters, len(loras), scales):
+        raise BorealisError(f"{loras[0][0]}: llama.cpp cannot use the adapters together (status {status}{reason()})")
 
 
 def _new_sampler(sampling: Sampling, seed: int, n_vocab: int) -> Any:
@@ -188,6 +263,11 @@ def _new_sampler(sampling: Sampling, seed: int, n_vocab: int) -> Any:
     return chain
 
 
-def _reason() -> str:
+def forget() -> None:
+    """Before a call whose complaints are wanted."""
+    _errors.clear()
+
+
+def reason() -> str:
     """What llama.cpp first complained of, as a clause: later lines repeat it in general words."""
     return f": {_errors[0]}" if _errors else ""

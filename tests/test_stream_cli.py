@@ -14,6 +14,7 @@ import pytest
 
 from .conftest import NANO
 from .hub_server import COMMIT, SIGNATURE, Fault, Hub, serve
+from .lora_adapters import FOR_NANO
 from .test_cli import BOOT
 from .test_hub import TOKEN
 
@@ -82,6 +83,18 @@ def test_converting_a_pinned_revision(hub: Hub, machine: Machine) -> None:
     assert machine.files() == {"nano-nb-7m-BF16.gguf"}
     fetched = [line for line in hub.asked if "/resolve/" in line]
     assert fetched and all(f"/resolve/{COMMIT}/" in line for line in fetched)
+
+
+def test_adapters_and_streaming(hub: Hub, machine: Machine) -> None:
+    lora = str(FOR_NANO.write(machine.work.parent))
+    for name, *source in (("streamed.gguf", REPO, "--stream"), ("local.gguf", str(NANO))):
+        assert machine.run("quantize", "Q8_0", "-o", name, "--lora", lora, "-m", *source).returncode == 0
+    weights = [(machine.work / name).read_bytes()[-6_500_000:] for name in ("streamed.gguf", "local.gguf")]
+    assert weights[0] == weights[1]
+    hub.ranges.clear()
+    assert machine.run("convert-lora", lora, "--base", REPO, "--stream", "-o", "lora.gguf").returncode == 0
+    assert len([r for r in hub.ranges if r == "bytes=0-262143"]) == 3  # the base's headers, and no more of its shards
+    assert machine.files() == {"streamed.gguf", "local.gguf", "lora.gguf"}
 
 
 def test_a_dry_run_reads_no_weight_and_tells_the_memory(hub: Hub, machine: Machine) -> None:
