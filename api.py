@@ -108,6 +108,7 @@ def plan_mmproj(
     output: Path | None = None,
     *,
     outtype: str = MMPROJ_OUTTYPE,
+    loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
     stream: bool = False,
@@ -121,13 +122,18 @@ def plan_mmproj(
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
     checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name)
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
 
 
 def _plan_mmproj(
-    checkpoint: Checkpoint, output: Path | None, stem: str, outtype: str, model_name: str | None
+    checkpoint: Checkpoint,
+    output: Path | None,
+    stem: str,
+    outtype: str,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
 ) -> FilePlan:
-    model, types = describe_vision(checkpoint, outtype, model_name=model_name)
+    model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
     return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
 
@@ -192,11 +198,16 @@ def plan_quantize(
         )
         for preset in chosen
     ]
-    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name))
+    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
 
 
 def _mmproj_beside(
-    found: Source, checkpoint: Checkpoint | None, output: Path | None, outtype: str, model_name: str | None
+    found: Source,
+    checkpoint: Checkpoint | None,
+    output: Path | None,
+    outtype: str,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
 ) -> list[FilePlan]:
     """The mmproj that belongs to the files in `output`, in a list; none where none is wanted."""
     if outtype == "none" or (outtype == "auto" and (checkpoint is None or not can_see(checkpoint))):
@@ -205,8 +216,9 @@ def _mmproj_beside(
         raise InvalidInput(f"{found.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
     named = output is not None and not output.is_dir()
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
+    type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, MMPROJ_OUTTYPE if outtype == "auto" else outtype, model_name)]
+        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters)]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 

@@ -59,16 +59,17 @@ def convert(
     from .. import api
 
     merged = loras(lora_folders, lora_scales)
-    if mmproj and merged:
-        raise click.UsageError("--lora changes the text model; the side that sees has none to merge")
+    plan_it, default = (api.plan_mmproj, api.MMPROJ_OUTTYPE) if mmproj else (api.plan_convert, "auto")
     with download_bar(quiet) as on_download:
-        from_hub = {"stream": stream, "on_download": on_download}
-        if mmproj:
-            outtype = outtype or api.MMPROJ_OUTTYPE
-            plan = api.plan_mmproj(source, output, outtype=outtype, model_name=model_name, **from_hub)
-        else:
-            outtype = outtype or "auto"
-            plan = api.plan_convert(source, output, outtype=outtype, loras=merged, model_name=model_name, **from_hub)
+        plan = plan_it(
+            source,
+            output,
+            outtype=outtype or default,
+            loras=merged,
+            model_name=model_name,
+            stream=stream,
+            on_download=on_download,
+        )
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

@@ -17,12 +17,13 @@ from ..checkpoint.lora import Adapter, LoraModule
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import LowRank, Tensor
+from . import siglip
 
 Loras = Sequence[tuple[Adapter, float]]
 """Adapters, each with its own scale."""
 
 WRAPPERS = ("base_model", "model", "language_model", "transformer")
-VISION = ("vision_tower.", "vision_model.", "multi_modal_projector.")
+VISION = (siglip.TOWER, siglip.PROJECTOR)
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight")
 
@@ -38,14 +39,17 @@ class Merge:
     precision: Mapping[Slice, GGMLQuantizationType]
     names: Mapping[Slice, str]
 
-    def apply(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """`tensors` with the updates that are theirs. Raises InvalidInput for an update that would be lost."""
+    def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
+        """`tensors`, the text side or the `vision` side, with the updates that are theirs.
+
+        Raises InvalidInput for an update of that side that would be lost.
+        """
         merged = tuple(self._changed(tensor) for tensor in tensors)
         lost = [name for slice, name in self.names.items() if slice not in {t.source.slice for t in merged}]
-        if text := [name for name in lost if not plain_name(name).startswith(VISION)]:
-            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {_listed(text)}, which is not converted")
-        if lost:
-            log.warning("an adapter also changes the vision side (%s), which is not part of this file", _listed(lost))
+        if here := [name for name in lost if plain_name(name).startswith(VISION) == vision]:
+            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {_listed(here)}, which is not converted")
+        if lost and not vision:
+            log.warning("an adapter also changes the vision side (%s): the mmproj needs it too", _listed(lost))
         return merged
 
     def _changed(self, tensor: Tensor) -> Tensor:
@@ -61,7 +65,8 @@ def plain_name(name: str) -> str:
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
-    return ".".join(parts)
+    name = ".".join(parts)
+    return siglip.plain_name(name) or name
 
 
 def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:

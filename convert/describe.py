@@ -65,13 +65,15 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 
 def describe_vision(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
     name = architecture(checkpoint)
     if name not in VISION:
         raise InvalidInput(f"{checkpoint.path / 'config.json'}: {name} cannot see, so there is no mmproj to make")
-    vision = VISION[name](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    vision = VISION[name](merge.checkpoint)
+    vision = replace(vision, tensors=merge.apply(vision.tensors, vision=True))
     type = file_type(vision.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, siglip.ARCHITECTURE),

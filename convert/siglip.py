@@ -143,11 +143,9 @@ def read_vision(checkpoint: Checkpoint) -> Vision:
             f"{checkpoint.path}: config.json describes a vision side, but no tensor belongs to one; "
             "take the mmproj of the model this one was made from"
         )
-    # In the order of the plain layout, so that every layout gives the same file.
-    ordered = sorted(checkpoint.tensors.items(), key=lambda item: (item[1].path.name, plain_name(item[0]) or ""))
     tensors = map_tensors(
         str(checkpoint.path),
-        dict(ordered),
+        checkpoint.tensors,
         ROWS,
         blocks=config.layers,
         sizes=config.sizes(),

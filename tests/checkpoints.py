@@ -134,7 +134,7 @@ LAYOUTS = (
     ("vision_model.", "multimodal_projector."),
     ("model.vision_model.", "model.multimodal_projector."),
     ("language_model.vision_tower.vision_model.", "language_model.multi_modal_projector."),
-    ("model.language_model.vision_tower.", "model.multi_modal_projector."),
+    ("model.language_model.vision_tower.", "model.language_model.multi_modal_projector."),
 )
 """Every other way."""
 

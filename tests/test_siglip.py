@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert import can_see, describe, describe_vision, file_type
 from borealis_gguf.convert.siglip import plain_name, read_vision
@@ -15,6 +17,7 @@ from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 
 from .checkpoints import LAYOUTS, MINIATURES, PLAIN, Miniature, preparation, wrapped, write_json
+from .lora_adapters import Lora
 from .make_goldens import OUTTYPES
 from .test_convert_goldens import PASS, as_golden, differences, digests, golden
 from .tiny import CODEC
@@ -147,3 +150,27 @@ def test_no_preparation(tmp_path: Path) -> None:
     (path / "preprocessor_config.json").unlink()
     with pytest.raises(InvalidInput, match=r"neither preprocessor_config\.json nor processor_config\.json, which say"):
         describe_vision(open_checkpoint(path), "f16")
+
+
+@pytest.mark.parametrize(("layout", "trained"), [(LAYOUTS[2], PLAIN), (PLAIN, LAYOUTS[2])], ids=["flat", "plain"])
+def test_an_adapter_reaches_both_sides(layout: tuple[str, str], trained: tuple[str, str], tmp_path: Path) -> None:
+    """PEFT's `q_proj` means that of the vision tower too; and the two may be of different versions of transformers."""
+    miniature = replace(SMALL, vision=layout, dtype="F32")
+    name = f"{PLAIN[0]}encoder.layers.0.self_attn.q_proj.weight"
+    text = "language_model.layers.0.self_attn.q_proj.weight"
+    seen = name.replace(PLAIN[0], trained[0].removeprefix("model."))
+    lora = Lora("lora", {}, {"q_proj": 4}, shapes={seen: (32, 32), text: (128, 64)})
+    loras = [(lora.write(tmp_path), 0.5)]
+    plans = api.plan_quantize(miniature.write(tmp_path), ["F32"], tmp_path, loras=loras, mmproj="f32")
+    plain = api.plan_mmproj(tmp_path / miniature.name, tmp_path / "plain.gguf", outtype="f32")
+    alone = api.plan_mmproj(tmp_path / miniature.name, tmp_path / "alone.gguf", outtype="f32", loras=loras)
+    api.execute([*plans, plain, alone])
+    assert digests(alone) == digests(plans[1])
+    changed = [t.tensor.name for t, a, b in zip(plain.tensors, digests(plain), digests(alone), strict=True) if a != b]
+    assert changed == ["v.blk.0.attn_q.weight"]
+    stem = lora.prefix + seen.removesuffix(".weight")
+    a, b = (np.frombuffer(lora.tensors()[f"{stem}.lora_{x}.weight"][2], np.float32) for x in "AB")
+    want = np.frombuffer(miniature.bytes(name, (32, 32)), np.float32) + (b.reshape(32, 4) @ a.reshape(4, 32)).ravel()
+    written = next(t for t in plans[1].tensors if t.tensor.name == changed[0])
+    got = np.fromfile(plans[1].path, np.float32, 32 * 32, offset=written.offset)
+    assert np.abs(got - want).max() < 1e-5
