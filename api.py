@@ -22,6 +22,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
+from .checkpoint.remote import open_source
 from .checkpoint.types import KV
 from .convert.adapter_file import describe_adapter
 from .convert.describe import can_see, describe, describe_vision
@@ -53,20 +54,22 @@ def plan_convert(
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
-    `on_download(done, total)` is called in bytes while a Hub id is fetched.
+    `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
+    are read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     adapters = _read_adapters(loras)
-    found = resolve_source(source, revision=revision, on_progress=on_download)
+    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
@@ -80,6 +83,7 @@ def plan_convert_lora(
     outtype: str = "f32",
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
@@ -89,10 +93,10 @@ def plan_convert_lora(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     read = read_adapter(adapter)
-    found = resolve_source(base, revision=revision, on_progress=on_download)
+    found = resolve_source(base, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
@@ -107,16 +111,17 @@ def plan_mmproj(
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
     """Plan the mmproj of a checkpoint that can see: one GGUF of its vision tower and projector.
 
     Arguments and errors are those of `plan_convert`.
     """
-    found = resolve_source(source, revision=revision, on_progress=on_download)
+    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
     return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
 
 
@@ -149,6 +154,7 @@ def plan_quantize(
     mmproj: str = "auto",
     model_name: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> tuple[FilePlan, ...]:
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
@@ -157,7 +163,7 @@ def plan_quantize(
     for F16 if the checkpoint can see.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
-    `loras` as in `plan_convert`; a GGUF takes none.
+    `loras`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras`.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -173,8 +179,10 @@ def plan_quantize(
         leave_output_tensor=leave_output_tensor,
     )
     adapters = _read_adapters(loras)
-    found = resolve_source(source, revision=revision, on_progress=on_download)
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id) if found.kind == "checkpoint" else None
+    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
+    checkpoint = (
+        open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote) if found.kind == "checkpoint" else None
+    )
     model, types = _open(found, checkpoint, model_name, adapters)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -225,7 +233,13 @@ def execute(
 ) -> tuple[FileResult, ...]:
     """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are."""
     return pipeline.execute(
-        plans, CODEC, jobs=jobs, on_progress=on_progress, stop=stop, allow_nonfinite=allow_nonfinite
+        plans,
+        CODEC,
+        jobs=jobs,
+        on_progress=on_progress,
+        stop=stop,
+        allow_nonfinite=allow_nonfinite,
+        open_source=open_source,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_obj
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
+
+Headers = Mapping[str, Mapping[str, Slice]]
 
 log = logging.getLogger("borealis_gguf")
 
@@ -39,12 +42,14 @@ class Checkpoint:
         return own_file(self.path, path) if path.exists() else None
 
 
-def open_checkpoint(path: Path, *, repo_id: str | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, *, repo_id: str | None = None, remote: Headers | None = None) -> Checkpoint:
     """Open a folder of config.json and safetensors, single or sharded; no weight is read.
 
-    `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. Raises InvalidInput
-    for files that are missing, damaged, lie about each other, or are links to somewhere outside the checkpoint.
+    `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. `remote` has the headers
+    of safetensors that belong to the folder and lie elsewhere, by file name. Raises InvalidInput for files that are
+    missing, damaged, lie about each other, or are links to somewhere outside the checkpoint.
     """
+    remote = remote or {}
     path = extended(path)
     if not path.is_dir():
         raise InvalidInput(_no_folder(path))
@@ -52,7 +57,7 @@ def open_checkpoint(path: Path, *, repo_id: str | None = None) -> Checkpoint:
     if not config_path.exists():
         raise InvalidInput(f"{path}: holds no config.json; is this a checkpoint folder?{_found_instead(path)}")
     config = read_json_object(own_file(path, config_path))
-    tensors = _read_single(path) if _has_single(path) else _read_sharded(path)
+    tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
     return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors)
@@ -72,19 +77,25 @@ def own_file(folder: Path, path: Path) -> Path:
     return path
 
 
-def _has_single(path: Path) -> bool:
-    if not (path / SINGLE).exists():
+def _has_single(path: Path, remote: Headers) -> bool:
+    if SINGLE not in remote and not (path / SINGLE).exists():
         return False
     if (path / INDEX).exists():
         log.warning("%s: holds both %s and %s; the former is used", path, SINGLE, INDEX)
     return True
 
 
-def _read_single(path: Path) -> dict[str, Slice]:
-    return dict(sorted(read_header(own_file(path, path / SINGLE)).items()))
+def _header(path: Path, remote: Headers) -> dict[str, Slice]:
+    """The tensors of a safetensors file in the folder, by name."""
+    header = remote[path.name] if path.name in remote else read_header(own_file(path.parent, path))
+    return dict(sorted(header.items()))
 
 
-def _read_sharded(path: Path) -> dict[str, Slice]:
+def _read_single(path: Path, remote: Headers) -> dict[str, Slice]:
+    return _header(path / SINGLE, remote)
+
+
+def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
         raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
@@ -92,7 +103,7 @@ def _read_sharded(path: Path) -> dict[str, Slice]:
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
     for shard in sorted(set(weight_map.values())):
-        _add_shard(tensors, path / shard, path)
+        _add_shard(tensors, path / shard, remote)
     _compare(index, weight_map, tensors)
     _compare_size(index, document.get("metadata"), tensors)
     return tensors
@@ -108,10 +119,10 @@ def _weight_map(index: Path, value: Any) -> dict[str, str]:
     return value
 
 
-def _add_shard(tensors: dict[str, Slice], shard: Path, folder: Path) -> None:
-    if not shard.exists() and not shard.is_symlink():
+def _add_shard(tensors: dict[str, Slice], shard: Path, remote: Headers) -> None:
+    if shard.name not in remote and not shard.exists() and not shard.is_symlink():
         raise InvalidInput(f"{shard}: missing, though {INDEX} lists it; fetch it again")
-    for name, slice in sorted(read_header(own_file(folder, shard)).items()):
+    for name, slice in _header(shard, remote).items():
         if name in tensors:
             raise InvalidInput(f"{shard}: {quote(name)} also lies in {tensors[name].path.name}")
         tensors[name] = slice

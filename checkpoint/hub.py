@@ -9,27 +9,38 @@ from gguf.constants import GGMLQuantizationType
 
 from ..errors import InvalidInput
 from .files import exists, open_regular, quote, recognize, shown
+from .folder import Headers
 from .gguf import read_gguf
-from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id, redact
+from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id
+from .hub_errors import redact
+from .hub_stream import open_stream
 
 UNQUANTIZED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the weights are, on this machine. `revision` is the commit a Hub id stood for."""
+    """Where a checkpoint or a GGUF is, on this machine. `revision` is the commit a Hub id stood for.
+
+    `remote` has the headers of weights that stay on the Hub; `path` is then a folder that lives as long as `keep`.
+    """
 
     kind: Literal["checkpoint", "gguf"]
     path: Path
     repo_id: str | None = None
     revision: str | None = None
+    remote: Headers | None = None
+    keep: object = None
 
 
-def resolve_source(source: str | Path, *, revision: str | None = None, on_progress: Progress | None = None) -> Source:
+def resolve_source(
+    source: str | Path, *, revision: str | None = None, stream: bool = False, on_progress: Progress | None = None
+) -> Source:
     """Find out what `source` is, and download it if it is a Hub id ("org/name", "hf://org/name@revision").
 
     A path that exists wins over a Hub id. A folder is a checkpoint if it holds config.json, else it must hold
-    exactly one F32, F16 or BF16 GGUF. Raises InvalidInput when nothing fits, and when the Hub refuses.
+    exactly one F32, F16 or BF16 GGUF. With `stream`, a Hub id's weights stay on the Hub, to be read there.
+    Raises InvalidInput when nothing fits, and when the Hub refuses; BorealisError when it cannot be reached.
     """
     text = str(source)
     if "\0" in text or not text:
@@ -45,6 +56,9 @@ def resolve_source(source: str | Path, *, revision: str | None = None, on_progre
         raise InvalidInput(f"{redact(shown(text))}: no such file or folder{hint}")
     if revision is not None and named not in (None, revision):
         raise InvalidInput(f"{redact(text)}: names revision {named}, but {quote(revision)} is asked for; keep one")
+    if stream:
+        found = open_stream(repo_id, revision or named, on_progress)
+        return Source("checkpoint", found.folder.path, repo_id, found.commit, found.headers, found.folder)
     folder = download(repo_id, revision or named, on_progress)
     return Source("checkpoint", folder, repo_id, folder.name)
 

@@ -1,22 +1,22 @@
 """Fetching a checkpoint from the Hugging Face Hub, through its own library and cache."""
 
-import os
+import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import BorealisError, InvalidInput
+from ..errors import InvalidInput
 from .files import quote, shown
+from .hub_errors import REDACTED, WEB, ask, redact
+from .patience import persist
 
-WEB = "https://huggingface.co/"
 SCHEMES = ("hf://", WEB, "huggingface.co/", "hf.co/")
 EXAMPLE = "NbAiLab/borealis-4b"
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?")
 MAX_ID = 96
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
 
 WANTED = (
     "config.json",
@@ -79,60 +79,46 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
     """
     from huggingface_hub import snapshot_download
 
-    problem = _id_problem(repo_id, revision)
-    if problem is not None:
-        raise InvalidInput(f"{repo_id}: {redact(problem)}")
-    try:
-        folder = snapshot_download(
+    check_id(repo_id, revision)
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(REDACTED)
+    folder = persist(
+        repo_id,
+        lambda: ask(
+            lambda: snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                tqdm_class=_reporter(on_progress),
+            ),
             repo_id,
-            revision=revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            tqdm_class=_reporter(on_progress),
-        )
-    except BorealisError:  # what `on_progress` raised, to stop
-        raise
-    except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
-        raise InvalidInput(_explain(error, repo_id, revision)) from None
+            revision,
+            kept=", what was downloaded is kept",
+        ),
+        attempts=3,  # the library has been patient itself, but not with everything
+    )
     path = Path(folder)
-    if not (path / "config.json").exists():
-        raise InvalidInput(f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)")
-    if next(path.glob("*.safetensors"), None) is None:
-        raise InvalidInput(f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted")
+    if (problem := missing(repo_id, [file.name for file in path.iterdir()])) is not None:
+        raise InvalidInput(problem)
     return path
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
-    """One line on what the Hub said and what to do. The exception's text is used only where nothing else is known."""
-    from huggingface_hub import errors
-
-    page = WEB + repo_id
-    status = _status(error) or _status(error.__cause__)
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return f"{repo_id}: accept the licence at {page} first, then log in with `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id}: has no revision {quote(revision or 'main')}; see {page}/commits/main"
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return (
-            f"{repo_id}: no such folder here, and no such model on the Hub, or you may not see it: check the name, "
-            f"accept its licence at {page} if it asks for that, and log in with `hf auth login`"
-        )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return f"{repo_id}: no such folder here, not completely in the Hub's local cache, and HF_HUB_OFFLINE is set"
-    if status is not None:
-        return f"{repo_id}: the Hub answered {status}; try again later, what was downloaded is kept"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{repo_id}: no such folder here, and the Hub cannot be reached; is there a network connection?"
-    words = redact(" ".join(str(error).split()))[:200]
-    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again, what was downloaded is kept"
+def check_id(repo_id: str, revision: str | None) -> None:
+    """Raises InvalidInput for what the Hub does not allow as a name."""
+    problem = _id_problem(repo_id, revision)
+    if problem is not None:
+        raise InvalidInput(f"{repo_id}: {redact(problem)}")
 
 
-def _status(error: BaseException | None) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def redact(text: str) -> str:
-    return TOKEN.sub("hf_…", text)
+def missing(repo_id: str, names: Iterable[str]) -> str | None:
+    """What a repository of these files lacks to be a checkpoint."""
+    names = set(names)
+    if "config.json" not in names:
+        return f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)"
+    if not any(name.endswith(".safetensors") for name in names):
+        return f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted"
+    return None
 
 
 def _reporter(on_progress: Progress | None) -> type[Any]:

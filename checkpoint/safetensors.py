@@ -8,7 +8,7 @@ needs offsets, so that any range of rows can be read alone) nor that a name occu
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gguf.constants import GGMLQuantizationType
 
@@ -37,20 +37,25 @@ def read_header(path: Path) -> dict[str, Slice]:
     """
     file, size = open_regular(path)
     with file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        start = file.read(56)
-        # a length of 640 begins like a pickle does, so an honest header is not looked at
-        if not start.startswith(b"{") and (what := recognize(head + start)) is not None:
-            raise InvalidInput(f"{path}: not safetensors but {what}")
-        if len(head) < 8:
-            raise InvalidInput(f"{path}: {size} bytes, too short for a safetensors file; {DAMAGED}")
-        if length > MAX_HEADER:
-            raise InvalidInput(f"{path}: byte 0: a header of {length} bytes is over the limit of {MAX_HEADER}")
-        if length > size - 8:
-            raise InvalidInput(f"{path}: byte 0: a header of {length} bytes, but the file has {size}; {DAMAGED}")
-        file.seek(8)
-        text = file.read(length)
+        return parse_header(path, file, size)
+
+
+def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
+    """The same of an open file of `size` bytes, which messages call `path`."""
+    head = file.read(8)
+    length = int.from_bytes(head, "little")
+    start = file.read(56)
+    # a length of 640 begins like a pickle does, so an honest header is not looked at
+    if not start.startswith(b"{") and (what := recognize(head + start)) is not None:
+        raise InvalidInput(f"{path}: not safetensors but {what}")
+    if len(head) < 8:
+        raise InvalidInput(f"{path}: {size} bytes, too short for a safetensors file; {DAMAGED}")
+    if length > MAX_HEADER:
+        raise InvalidInput(f"{path}: byte 0: a header of {length} bytes is over the limit of {MAX_HEADER}")
+    if length > size - 8:
+        raise InvalidInput(f"{path}: byte 0: a header of {length} bytes, but the file has {size}; {DAMAGED}")
+    file.seek(8)
+    text = file.read(length)
     entries = parse_object(text, f"{path}: header", limit=MAX_HEADER)
     _check_metadata(path, entries.pop("__metadata__", {}))
     slices = {name: _slice(path, name, entry, 8 + length) for name, entry in entries.items()}

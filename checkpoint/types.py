@@ -9,16 +9,34 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """A file that lies elsewhere, as it was when its revision was pinned: `etag` changes when its bytes do.
+
+    `label` is what it is called in messages; `url` never holds a token. `copies` are addresses that `url` has led to,
+    each with an ETag of its own.
+    """
+
+    repo_id: str
+    label: str
+    url: str
+    size: int
+    etag: str
+    copies: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """One row-major array in a file: `shape` as in a checkpoint (the last axis is the row), bytes from `offset`.
 
-    `type` is BF16, F16 or F32 in a checkpoint; a GGUF may hold any type.
+    `type` is BF16, F16 or F32 in a checkpoint; a GGUF may hold any type. With `remote`, the bytes lie there, and `path`
+    is only a name for messages.
     """
 
     path: Path
     offset: int
     type: GGMLQuantizationType
     shape: tuple[int, ...]
+    remote: Remote | None = None
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_results, work_options
+from .shared import (
+    OUTPUT_HELP,
+    PATH,
+    download_bar,
+    lora_options,
+    loras,
+    progress_bar,
+    show_results,
+    source_options,
+    work_options,
+)
 
 
 @click.command()
@@ -19,6 +29,7 @@ from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_r
     "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
 )
 @lora_options
+@source_options
 @work_options
 def convert(
     source: str,
@@ -27,6 +38,7 @@ def convert(
     mmproj: bool,
     lora_folders: tuple[Path, ...],
     lora_scales: tuple[float, ...],
+    stream: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -40,18 +52,24 @@ def convert(
     Examples:
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
-      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --stream
       borealis-gguf convert ./borealis-4b --lora ./safety-lora --lora-scale 0.25
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --mmproj
     """
     from .. import api
 
     merged = loras(lora_folders, lora_scales)
-    if mmproj:
-        type = outtype or api.MMPROJ_OUTTYPE
-        plan = api.plan_mmproj(source, output, outtype=type, loras=merged, model_name=model_name)
-    else:
-        plan = api.plan_convert(source, output, outtype=outtype or "auto", loras=merged, model_name=model_name)
+    plan_it, default = (api.plan_mmproj, api.MMPROJ_OUTTYPE) if mmproj else (api.plan_convert, "auto")
+    with download_bar(quiet) as on_download:
+        plan = plan_it(
+            source,
+            output,
+            outtype=outtype or default,
+            loras=merged,
+            model_name=model_name,
+            stream=stream,
+            on_download=on_download,
+        )
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

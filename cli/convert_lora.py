@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
 
 
 @click.command("convert-lora")
@@ -18,12 +18,14 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
     show_default=True,
     help="Type of the matrices; auto keeps the adapter's own.",
 )
+@source_options
 @work_options
 def convert_lora(
     adapter: Path,
     base: str,
     output: Path | None,
     outtype: str,
+    stream: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -37,11 +39,14 @@ def convert_lora(
     \b
     Examples:
       borealis-gguf convert-lora ./dialekt --base ./borealis-4b
-      borealis-gguf convert-lora ./dialekt --base NbAiLab/borealis-4b -o dialekt-lora.gguf --outtype f16
+      borealis-gguf convert-lora ./dialekt --base NbAiLab/borealis-4b --stream --outtype f16
     """
     from .. import api
 
-    plan = api.plan_convert_lora(adapter, base, output, outtype=outtype, model_name=model_name)
+    with download_bar(quiet) as on_download:
+        plan = api.plan_convert_lora(
+            adapter, base, output, outtype=outtype, model_name=model_name, stream=stream, on_download=on_download
+        )
     with progress_bar(quiet) as on_progress:
         results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
     show_results(results, quiet)

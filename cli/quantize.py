@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_results, work_options
+from .shared import (
+    OUTPUT_HELP,
+    PATH,
+    download_bar,
+    lora_options,
+    loras,
+    progress_bar,
+    show_results,
+    source_options,
+    work_options,
+)
 
 
 @click.command()
@@ -34,6 +44,7 @@ from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_r
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
 @lora_options
+@source_options
 @work_options
 def quantize(
     presets: tuple[str, ...],
@@ -51,6 +62,7 @@ def quantize(
     as_json: bool,
     lora_folders: tuple[Path, ...],
     lora_scales: tuple[float, ...],
+    stream: bool,
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -73,6 +85,7 @@ def quantize(
     Examples:
       borealis-gguf quantize Q4_K_M
       borealis-gguf quantize Q4_K_M Q5_K_M Q8_0 -m NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf quantize Q4_K_M -m hf://NbAiLab/borealis-4b@v1.0 --stream
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
@@ -80,21 +93,24 @@ def quantize(
     from .. import api
     from . import report
 
-    plans = api.plan_quantize(
-        model,
-        presets,
-        output,
-        loras=loras(lora_folders, lora_scales),
-        imatrix=imatrix,
-        tensor_types=tensor_types,
-        output_tensor_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-        leave_output_tensor=leave_output_tensor,
-        pure=pure,
-        allow_requantize=allow_requantize,
-        mmproj=mmproj,
-        model_name=model_name,
-    )
+    with download_bar(quiet) as on_download:
+        plans = api.plan_quantize(
+            model,
+            presets,
+            output,
+            loras=loras(lora_folders, lora_scales),
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            leave_output_tensor=leave_output_tensor,
+            pure=pure,
+            allow_requantize=allow_requantize,
+            mmproj=mmproj,
+            model_name=model_name,
+            stream=stream,
+            on_download=on_download,
+        )
     if dry_run:
         click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
         return

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,19 +79,47 @@ def work_options(command: F) -> F:
     return command
 
 
+def source_options(command: F) -> F:
+    """Options of commands whose SOURCE may be a model on the Hub."""
+    return click.option(
+        "--stream",
+        is_flag=True,
+        help="Read a Hub model's weights over the network as they are needed; nothing but the output is stored.",
+    )(command)
+
+
 @contextmanager
 def progress_bar(quiet: bool) -> "Iterator[Callable[[Progress], None] | None]":
     """A bar with rate and time left on stderr; None when nobody watches."""
+    with _bar(quiet) as show:
+        yield (lambda progress: show(progress.done, progress.total)) if show else None
+
+
+@contextmanager
+def download_bar(quiet: bool) -> "Iterator[Callable[[int, int], None] | None]":
+    """The same for what is fetched from the Hub before work begins; without a download it never appears."""
+    with _bar(quiet, "Fetching") as show:
+        yield show
+
+
+@contextmanager
+def _bar(quiet: bool, what: str | None = None) -> "Iterator[Callable[[int, int], None] | None]":
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False) as bar:
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
 
-        def show(progress: "Progress") -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bar = tqdm(desc=what, unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False)
+                bars.append(stack.enter_context(bar))
+            bars[0].total = total
+            bars[0].update(done - bars[0].n)
+            if done == total:
+                bars[0].refresh()
 
         yield show
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from io import FileIO, RawIOBase
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..errors import BorealisError, Cancelled
 from . import lowrank
 from .outputs import PartialFile, check_outputs
 from .plan import Codec, FilePlan, TensorSource
+from .sources import Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -56,11 +58,13 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
+    open_source: OpenSource = open_local,
 ) -> tuple[FileResult, ...]:
     """Write every planned file in one pass over their sources.
 
     `on_progress` is called in this thread, about ten times a second. Setting `stop` from another thread ends the run
-    within a second, as an exception in this thread does; no file then stands under a final name.
+    within a second, as an exception in this thread does; no file then stands under a final name. `open_source` opens
+    the files that slices lie in; with remote ones among them, all are read ahead.
 
     Raises InvalidInput before anything is written (no space, no such folder, another run at the same output),
     BorealisError in the middle (a truncated or changed source, NaN or Inf weights, a full disk), Cancelled.
@@ -76,8 +80,16 @@ def execute(
             files[-1].begin()
         total = sum(task.nbytes for task in tasks(plans, chunk_weights))
         run = _Run(
-            tasks(plans, chunk_weights), [f.path for f in files], codec, stop or threading.Event(), allow_nonfinite
+            tasks(plans, chunk_weights),
+            [f.path for f in files],
+            codec,
+            stop or threading.Event(),
+            allow_nonfinite,
+            open_source,
         )
+        if is_remote(plans):
+            run.ahead = ReadAhead(batches(run.tasks), open_source, run.stop)
+            stack.callback(run.ahead.close)
         with _flushing(files, run):
             run.work(jobs or available_cores(), total, on_progress)
         for path, stamp in stamps.items():
@@ -140,8 +152,9 @@ def available_cores() -> int:
 
 
 def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHUNK_WEIGHTS) -> int:
-    """Bytes of buffers that `jobs` workers hold at most."""
-    return jobs * max((_task_memory(t) for t in _largest(plans, chunk_weights)), default=0)
+    """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them."""
+    ahead = read_ahead_memory(jobs) if is_remote(plans) else 0
+    return ahead + jobs * max((_task_memory(t) for t in _largest(plans, chunk_weights)), default=0)
 
 
 def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
@@ -168,21 +181,30 @@ def source_stamp(path: Path) -> tuple[int, int, int]:
 
 
 def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]:
-    paths = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
-    return {path: source_stamp(path) for path in paths}
+    """Of the sources on this machine; a remote one is compared with its ETag at every read."""
+    slices = {s for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
+    return {path: source_stamp(path) for path in {slice.path for slice in slices if slice.remote is None}}
 
 
 class _Run:
     """What the workers of one run share."""
 
     def __init__(
-        self, work: Iterator[Task], outputs: Sequence[Path], codec: Codec, stop: threading.Event, allow_nonfinite: bool
+        self,
+        work: Iterator[Task],
+        outputs: Sequence[Path],
+        codec: Codec,
+        stop: threading.Event,
+        allow_nonfinite: bool,
+        open_source: OpenSource = open_local,
     ) -> None:
         self.tasks = work
         self.outputs = outputs
         self.codec = codec
         self.stop = stop
         self.allow_nonfinite = allow_nonfinite
+        self.open_source = open_source
+        self.ahead: ReadAhead | None = None
         self.lock = threading.Lock()
         self.done = 0
         self.error: BaseException | None = None
@@ -218,16 +240,26 @@ class _Run:
                 outputs = [stack.enter_context(path.open("r+b", buffering=0)) for path in self.outputs]
                 worker = _Worker(self, outputs)
                 stack.callback(worker.close)
-                while not self.stop.is_set():
-                    with self.lock:
-                        task = next(self.tasks, None)
-                    if task is None:
-                        return
+                for task in self._tasks_of(worker):
                     worker.do(task)
                     with self.lock:
                         self.done += task.nbytes
             except BaseException as error:
                 self.fail(error)
+
+    def _tasks_of(self, worker: "_Worker") -> Iterator[Task]:
+        """What `worker` is to do, until all is done or the run is stopped."""
+        while not self.stop.is_set():
+            if self.ahead:
+                worker.ahead = None
+                worker.ahead = self.ahead.next()
+                work = worker.ahead[0].tasks if worker.ahead else ()
+            else:
+                with self.lock:
+                    work = tuple(islice(self.tasks, 1))
+            if not work:
+                return
+            yield from takewhile(lambda _: not self.stop.is_set(), work)
 
     def fail(self, error: BaseException) -> None:
         """Remember the first error, and stop all workers."""
@@ -242,7 +274,8 @@ class _Worker:
     def __init__(self, run: _Run, outputs: Sequence[FileIO]) -> None:
         self.run = run
         self.outputs = outputs
-        self.source: tuple[Path, FileIO] | None = None
+        self.source: tuple[Path, RawIOBase] | None = None
+        self.ahead: tuple[Batch, np.ndarray] | None = None
         self.updates: tuple[TensorSource, lowrank.Updates] | None = None
         self.buffers: dict[str, np.ndarray] = {}
 
@@ -315,34 +348,25 @@ class _Worker:
         return out.view(np.float32)
 
     def read(self, task: Task) -> np.ndarray:
-        rows = task.source_rows()
+        rows, (start, nbytes) = task.source_rows(), task.source_range()
         if rows is None:
-            return self.read_range(task, task.first * (task.nbytes // task.rows), task.nbytes, "in")
-        first, nbytes = int(rows.min()), task.nbytes // len(rows)
-        span = self.read_range(task, first * nbytes, (int(rows.max()) + 1 - first) * nbytes, "span")
+            return self.read_range(task, start, nbytes, "in")
+        span = self.read_range(task, start, nbytes, "span").reshape(-1, task.nbytes // len(rows))
         data = self.buffer("in", task.nbytes)
-        np.take(span.reshape(-1, nbytes), rows - first, axis=0, out=data.reshape(-1, nbytes), mode="clip")
+        np.take(span, rows - rows.min(), axis=0, out=data.reshape(len(rows), -1), mode="clip")
         return data
 
-    def read_range(self, task: Task, begin: int, nbytes: int, buffer: str) -> np.ndarray:
-        """`nbytes` of the task's source slice from its byte `begin`."""
+    def read_range(self, task: Task, start: int, nbytes: int, buffer: str) -> np.ndarray:
+        """`nbytes` from byte `start` of the file the task comes from: of what was read ahead, or read now."""
+        if self.ahead:
+            batch, data = self.ahead
+            return data[start - batch.start :][:nbytes]
         where = task.tensor.source.slice
         if not self.source or self.source[0] != where.path:
             self.close()
-            self.source = where.path, where.path.open("rb", buffering=0)
-        file = self.source[1]
-        start = where.offset + begin
+            self.source = where.path, self.run.open_source(where, self.run.stop)
         data = self.buffer(buffer, nbytes)
-        file.seek(start)
-        view, got = data.data, 0
-        while got < nbytes:
-            n = file.readinto(view[got:])
-            if not n:
-                raise BorealisError(
-                    f"{where.path}: ends inside {task.tensor.name}, at offset {start + got}; the file is truncated: "
-                    "fetch it again"
-                )
-            got += n
+        fill(self.source[1], start, data, task)
         return data
 
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:

@@ -47,11 +47,18 @@ class Task:
             return None
         return order.rows(0, self.tensor.n_per_row) if flat else order.rows(self.first, self.first + self.rows)
 
+    def source_range(self) -> tuple[int, int]:
+        """Where the source rows lie in their file, with those between them: offset and number of bytes."""
+        rows = self.source_rows()
+        if rows is None:
+            return self.tensor.source.slice.offset + self.first * (self.nbytes // self.rows), self.nbytes
+        first, nbytes = int(rows.min()), self.nbytes // len(rows)
+        return self.tensor.source.slice.offset + first * nbytes, (int(rows.max()) + 1 - first) * nbytes
+
     @property
     def span_nbytes(self) -> int:
         """Bytes to hold while rows are picked out of the range of source rows they lie in; 0 without an order."""
-        rows = self.source_rows()
-        return 0 if rows is None else (int(rows.max() - rows.min()) + 1) * (self.nbytes // len(rows))
+        return 0 if self.tensor.source.order is None else self.source_range()[1]
 
 
 def is_copy(tensor: Tensor, type: GGMLQuantizationType) -> bool:

@@ -3,29 +3,62 @@
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+SIGNATURE = "X-Amz-Signature=s1gnature"
 COMMIT = "c0ffee" + "0" * 34
 LISTING = re.compile(r"/api/models/([^/]+/[^/]+)/revision/([^?]+)")
 TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^?/]+)")
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What one GET of a file is answered with instead of what it should be.
+
+    `status` and `headers` replace those of the right answer; `body` is made of the right one. After `reset` bytes of
+    the body the connection is reset, after `close` bytes it is closed, whatever length was promised; `stall` are
+    seconds between headers and body.
+    """
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Callable[[bytes], bytes] = bytes
+    ignore_range: bool = False
+    reset: int | None = None
+    close: int | None = None
+    stall: float = 0.0
+
+
 @dataclass
 class Hub:
     """`repos` maps ids to files; `status` answers for an id with (status, X-Error-Code) instead, `files_only` just
-    for its files. `asked` is every request line, `tokens` every Authorization header."""
+    for its files. `faults` are used up, the first of a file's name at its first GET. With `cdn`, the server links to
+    itself under another host name for weights, as the Hub does. `asked` is every request line, `tokens` every
+    Authorization header, `hosts` the same by the name of the host that got it, `ranges` every Range header."""
 
     repos: dict[str, dict[str, bytes]]
     status: dict[str, tuple[int, str]] = field(default_factory=dict)
     files_only: set[str] = field(default_factory=set)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    cdn: bool = False
     asked: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    hosts: dict[str, set[str]] = field(default_factory=dict)
+    ranges: list[str] = field(default_factory=list)
+    links: int = 0
     url: str = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
 
 @contextmanager
@@ -35,23 +68,55 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             hub.asked.append(f"{self.command} {self.path}")
-            hub.tokens.add(self.headers.get("Authorization", ""))
+            token = self.headers.get("Authorization", "")
+            if not self.path.startswith("/api/agent"):  # the library's own question, without a token
+                hub.tokens.add(token)
+                hub.hosts.setdefault(self.headers["Host"].partition(":")[0], set()).add(token)
             status, headers, body = answer(hub, self.path)
-            self.send_response(status)
+            asked = self.headers.get("Range")
+            fault = self.fault(status)
+            if asked and status == 200 and self.command == "GET" and not fault.ignore_range:
+                hub.ranges.append(asked)
+                status, headers, body = part(asked, headers, body)
+            headers, body = headers | fault.headers, fault.body(body if (fault.status or 0) < 400 else b"sorry")
+            self.send_response(fault.status or status)
+            if "Transfer-Encoding" not in headers:
+                headers = {"Content-Length": str(len(body))} | headers
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                self.send(body, fault)
 
         do_HEAD = do_GET  # noqa: N815
+
+        def fault(self, status: int) -> Fault:
+            waiting = hub.faults.get(self.path.partition("?")[0].rpartition("/")[2])
+            return waiting.pop(0) if waiting and self.command == "GET" and status == 200 else Fault()
+
+        def send(self, body: bytes, fault: Fault) -> None:
+            if fault.stall:
+                time.sleep(fault.stall)
+            self.wfile.write(body[: fault.reset if fault.reset is not None else fault.close])
+            if fault.reset is not None:
+                time.sleep(0.05)  # what was sent arrives before the reset throws it away
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            if fault.reset is not None or fault.close is not None:
+                self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that went away, or a connection that a fault has closed."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
@@ -62,7 +127,18 @@ def serve(hub: Hub) -> Iterator[Hub]:
         thread.join()
 
 
+def part(asked: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The answer to a Range header."""
+    first, last = asked.removeprefix("bytes=").split("-")
+    begin, end = int(first), min(int(last or len(body)), len(body) - 1)
+    if begin >= len(body):
+        return 416, {"Content-Range": f"bytes */{len(body)}"}, b""
+    return 206, headers | {"Content-Range": f"bytes {begin}-{end}/{len(body)}"}, body[begin : end + 1]
+
+
 def answer(hub: Hub, path: str) -> tuple[int, dict[str, str], bytes]:
+    if path.startswith("/cdn/"):
+        return answer_cdn(hub, path)
     listing, tree, file = LISTING.match(path), TREE.match(path), FILE.match(path)
     match = listing or tree or file
     repo_id = match[1] if match else ""
@@ -84,8 +160,22 @@ def answer(hub: Hub, path: str) -> tuple[int, dict[str, str], bytes]:
     data = files.get(file[3])
     if data is None:
         return 404, {"X-Error-Code": "EntryNotFound"}, b""
+    if hub.cdn and file[3].endswith(".safetensors"):
+        hub.links += 1
+        linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT}
+        location = f"http://localhost:{hub.port}/cdn/{repo_id}/{file[3]}?{SIGNATURE}&n={hub.links}"
+        return 302, linked | {"Location": location}, b""
     return 200, {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, data
 
 
 def etag(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def answer_cdn(hub: Hub, path: str) -> tuple[int, dict[str, str], bytes]:
+    """Another host, which wants its own signature and has ETags of its own."""
+    repo_id, _, name = path.removeprefix("/cdn/").partition("?")[0].rpartition("/")
+    if SIGNATURE not in path:
+        return 403, {}, b"<Error>AccessDenied</Error>"
+    data = hub.repos[repo_id][name]
+    return 200, {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Accept-Ranges": "bytes"}, data

@@ -254,7 +254,10 @@ def test_what_the_hub_refuses(hub: Hub, tmp_path: Path) -> None:
         assert "accept the licence at https://huggingface.co/NbAiLab/" in error and "`hf auth login`" in error
     for error in errors[2:4]:
         assert "no such folder here, and no such model on the Hub" in error and "`hf auth login`" in error
-    assert errors[4] == "NbAiLab/broken: the Hub answered 500; try again later, what was downloaded is kept"
+    assert (
+        errors[4]
+        == "NbAiLab/broken: the Hub answered 500, 3 times in a row; try again later, what was downloaded is kept"
+    )
     assert "holds no config.json, so no checkpoint" in errors[5]
     assert "holds no model*.safetensors" in errors[6]
     assert "has no revision 'v9'; see https://huggingface.co/NbAiLab/borealis-4b/commits/main" in errors[7]
