@@ -39,6 +39,8 @@ def describe_adapter(
     for tensor in merged:
         for update in tensor.source.updates:
             homes.setdefault(update.down, []).append(tensor)
+    if lost := [module.module for module in adapter.modules if module.a not in homes]:
+        raise InvalidInput(f"{adapter.path}: changes {quote(lost[0])} on the vision side, which as an adapter {MERGE}")
     alpha = common_alpha(adapter)
     tensors = tuple(pair for module in adapter.modules for pair in _pairs(module, homes, alpha))
     weights = sum(prod(t.shape[:-1]) * module.a.shape[1] for module in adapter.modules for t in homes[module.a])

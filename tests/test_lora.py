@@ -20,7 +20,7 @@ from borealis_gguf.checkpoint.pattern import matches
 from borealis_gguf.convert.adapters import plain_name
 from borealis_gguf.errors import InvalidInput
 
-from .checkpoints import Miniature, config
+from .checkpoints import MINIATURES, Miniature, config
 from .lora_adapters import ALL_LINEAR, EMBEDDING, FILES, MERGES, PATTERNS, PLAIN, Lora, base
 from .make_lora_goldens import GOLDENS, OUTTYPES, sample
 from .test_convert_goldens import as_golden, digests, without_file_type
@@ -399,3 +399,11 @@ def test_spiteful_patterns_are_quick(pattern: str) -> None:
 
 def test_every_linear_module_is_known() -> None:
     assert len(ALL_LINEAR) == 7
+
+
+def test_an_adapter_file_cannot_hold_the_vision_side(tmp_path: Path) -> None:
+    source = next(m for m in MINIATURES if m.name == "borealis-4b-mini").write(tmp_path)
+    shapes = {"language_model.layers.0.mlp.up_proj": (512, 256), "vision_tower.encoder.layers.3.mlp.fc1": (48, 32)}
+    lora = Lora("both", {}, {"up_proj": 4, "fc1": 4}, shapes={f"{n}.weight": s for n, s in shapes.items()})
+    with pytest.raises(InvalidInput, match=r"on the vision side, which as an adapter llama\.cpp cannot run; merge it"):
+        api.plan_convert_lora(lora.write(tmp_path), source, tmp_path / "x.gguf")
