@@ -3,7 +3,7 @@
     plans = plan_quantize("NbAiLab/borealis-4b", ["Q4_K_M", "Q8_0"], Path("gguf"))
     results = execute(plans, on_progress=lambda p: show(p.done / p.total))
 
-This is the one module that puts the rooms together: checkpoint, convert, quantize and pipeline.
+This is the one module that puts the rooms together: checkpoint, convert, quantize, pipeline and quality.
 """
 
 import re
@@ -26,6 +26,8 @@ from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
+from .quality.check import QuickCheck, check_file, read_lines
+from .quality.report import Report
 from .quantize import ggml
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
 from .quantize.importance import importance_of
@@ -121,10 +123,58 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
+    check: bool = True,
+    on_report: Callable[[Report], None] | None = None,
 ) -> tuple[FileResult, ...]:
-    """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are."""
-    return pipeline.execute(
-        plans, CODEC, jobs=jobs, on_progress=on_progress, stop=stop, allow_nonfinite=allow_nonfinite
+    """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are.
+
+    With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
+    with what was found. Raises BorealisError when one does not pass.
+    """
+    with QuickCheck(CODEC, on_report) as quick:
+        return pipeline.execute(
+            plans,
+            CODEC,
+            jobs=jobs,
+            on_progress=on_progress,
+            stop=stop,
+            allow_nonfinite=allow_nonfinite,
+            verifier=quick if check else None,
+        )
+
+
+def check(
+    model: str | Path,
+    against: str | Path,
+    *,
+    text: Path | None = None,
+    imatrix: Path | None = None,
+    quick: bool = False,
+    revision: str | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Compare a GGUF with what it was made from: a checkpoint (a folder, or a Hub id) or another GGUF.
+
+    Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), token ids of
+    built-in lines and of those of the file `text`, special tokens and the chat template. `imatrix` is the one the
+    GGUF was made with, if any: then its weights must be exact. `on_progress` counts weights.
+    Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
+    """
+    found = resolve_source(against, revision=revision, on_progress=on_download)
+    source, _ = _open(found, None)
+    matrix = read_imatrix(imatrix) if imatrix else None
+    return check_file(
+        Path(model),
+        source,
+        CODEC,
+        against=found.repo_id or str(against),
+        texts=read_lines(text) if text else (),
+        importance={t.name: importance_of(matrix, t.name, t.shape) for t in source.tensors} if matrix else None,
+        quick=quick,
+        jobs=jobs,
+        on_progress=on_progress,
     )
 
 
@@ -140,7 +190,7 @@ def _open(found: Source, model_name: str | None) -> tuple[Model, list[GGMLQuanti
         model, types = describe(checkpoint, "f32", model_name=model_name)
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]
-    return Model(model.kv, tuple(t for t, _ in ordered)), [type for _, type in ordered]
+    return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
 
 
 def _gguf_model(file: GGUFFile) -> Model:

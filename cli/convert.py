@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, work_options
 
 
 @click.command()
@@ -25,6 +25,7 @@ def convert(
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
+    no_check: bool,
     quiet: bool,
 ) -> None:
     """Convert a checkpoint to GGUF.
@@ -41,5 +42,12 @@ def convert(
 
     plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
     with progress_bar(quiet) as on_progress:
-        results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+        results = api.execute(
+            [plan],
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     show_results(results, quiet)

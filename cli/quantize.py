@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, work_options
 
 
 @click.command()
@@ -43,6 +43,7 @@ def quantize(
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
+    no_check: bool,
     quiet: bool,
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
@@ -86,7 +87,14 @@ def quantize(
     if not quiet:
         report.fallback_advice(plans)
     with progress_bar(quiet) as on_progress:
-        results = api.execute(plans, jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+        results = api.execute(
+            plans,
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     if as_json:
         click.echo(report.results_json(results))
     else:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..pipeline.execute import FileResult, Progress
+    from ..quality.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +24,7 @@ def work_options(command: F) -> F:
     """Options of commands that write GGUF files."""
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("--no-check", is_flag=True, help="Skip the quick check that files must pass to get their names."),
         click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
         click.option("-j", "--jobs", type=click.IntRange(1), help="Workers. Default: the cores there are."),
         click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
@@ -31,15 +33,21 @@ def work_options(command: F) -> F:
     return command
 
 
+def show_notes(report: "Report") -> None:
+    """Tell, on stderr, what a quick check could not look at; what it found wrong is an error of its own."""
+    for note in report.notes:
+        click.echo(f"{report.path.name}: {note.line}", err=True)
+
+
 @contextmanager
-def progress_bar(quiet: bool) -> "Iterator[Callable[[Progress], None] | None]":
+def progress_bar(quiet: bool, unit: str = "B") -> "Iterator[Callable[[Progress], None] | None]":
     """A bar with rate and time left on stderr; None when nobody watches."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(unit=unit, unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False) as bar:
 
         def show(progress: "Progress") -> None:
             bar.total = progress.total

@@ -42,7 +42,7 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return Model(kv, text.tensors), outtypes(text.tensors, outtype)
+    return Model(kv, text.tensors, checkpoint.path), outtypes(text.tensors, outtype)
 
 
 def architecture(checkpoint: Checkpoint) -> str:

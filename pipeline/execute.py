@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -19,7 +20,7 @@ from gguf.constants import GGMLQuantizationType
 from ..checkpoint.types import row_nbytes
 from ..errors import BorealisError, Cancelled
 from .outputs import PartialFile, check_outputs
-from .plan import Codec, FilePlan
+from .plan import Codec, FilePlan, Tensor
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -46,6 +47,16 @@ class FileResult:
     seconds: float
 
 
+class Verifier(Protocol):
+    """Looks at files before they appear under their names. What it raises keeps all of them from that."""
+
+    def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Called when the headers stand in the files, under the names they have meanwhile; data is yet to come."""
+
+    def finish(self) -> None:
+        """Called when all is written."""
+
+
 def execute(
     plans: Sequence[FilePlan],
     codec: Codec,
@@ -55,11 +66,13 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
+    verifier: Verifier | None = None,
 ) -> tuple[FileResult, ...]:
     """Write every planned file in one pass over their sources.
 
     `on_progress` is called in this thread, about ten times a second. Setting `stop` from another thread ends the run
-    within a second, as an exception in this thread does; no file then stands under a final name.
+    within a second, as an exception in this thread does; no file then stands under a final name. `verifier` has the
+    last word on that.
 
     Raises InvalidInput before anything is written (no space, no such folder, another run at the same output),
     BorealisError in the middle (a truncated or changed source, NaN or Inf weights, a full disk), Cancelled.
@@ -73,6 +86,8 @@ def execute(
             files.append(PartialFile(plan))
             stack.callback(files[-1].discard)
             files[-1].begin()
+        if verifier:
+            verifier.begin([(file.path, file.plan) for file in files])
         total = sum(task.nbytes for task in tasks(plans, chunk_weights))
         run = _Run(
             tasks(plans, chunk_weights), [f.path for f in files], codec, stop or threading.Event(), allow_nonfinite
@@ -84,6 +99,8 @@ def execute(
                 raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
         for file in files:
             file.sync()
+        if verifier:
+            verifier.finish()
         for file in files:
             file.publish()
     seconds = time.monotonic() - began
@@ -160,6 +177,24 @@ def source_stamp(path: Path) -> tuple[int, int, int]:
 
 def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]:
     return {p: source_stamp(p) for p in {t.tensor.source.slice.path for plan in plans for t in plan.tensors}}
+
+
+class SourceRows:
+    """Rows of planned tensors as the workers make them, in float32: for whoever compares. For one thread."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), allow_nonfinite=True), ())
+
+    def __enter__(self) -> "SourceRows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()
+
+    def read(self, tensor: Tensor, first: int, rows: int) -> np.ndarray:
+        """Rows `first` to `first + rows` as float32 [rows, n_per_row]; good until the next call."""
+        task = Task(tensor, (), first, rows)
+        return self._worker.rows(task, self._worker.read(task), once=True)
 
 
 class _Run:

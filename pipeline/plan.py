@@ -54,10 +54,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order."""
+    """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
+
+    `origin` is the folder of the checkpoint it was read from; None when that was a GGUF.
+    """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
+    origin: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class TensorPlan:
 class FilePlan:
     """One output file. `header` is complete (magic, KV, tensor infos, padding); `size` is the whole file's.
 
-    `label` is what the file is called in reports: a preset or an outtype.
+    `label` is what the file is called in reports: a preset or an outtype. `model` is what the header was made of.
     """
 
     path: Path
@@ -87,3 +91,4 @@ class FilePlan:
     header: bytes
     tensors: tuple[TensorPlan, ...]
     size: int
+    model: Model

@@ -46,7 +46,7 @@ class Vocabulary:
     """Tokens of a model that llama.cpp has loaded; `close()` gives the memory back."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model: Any = model
         self._vocab: Any = llama.llama_model_get_vocab(model)
 
     def close(self) -> None:
