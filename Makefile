@@ -6,7 +6,7 @@ BIN := .venv/bin
 SOURCES := $(shell git ls-files '*.py' '*.c' '*.h' pyproject.toml 2>/dev/null)
 MODEL := examples/nano-nb-7m
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 demo: .venv/installed
 	@mkdir -p demo
 	$(BIN)/borealis-gguf quantize Q4_K_M Q8_0 -m $(MODEL) -o demo
@@ -22,14 +22,13 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-.venv/installed: .venv/dependencies $(SOURCES)
-	$(BIN)/pip install --quiet --no-deps --force-reinstall .
-	@touch $@
-
-.venv/dependencies: pyproject.toml runtime/build_flags.py
-	$(PYTHON) -m venv .venv
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	CMAKE_ARGS="$$($(PYTHON) runtime/build_flags.py)" $(BIN)/pip install --quiet ".[dev]"
 	@touch $@
+
+sanitize: .venv/installed
+	$(BIN)/python tests/sanitize_kernels.py
 
 clean:
 	rm -rf .venv build demo *.egg-info

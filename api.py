@@ -28,7 +28,7 @@ from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
-from .quantize import ggml
+from .quantize import ggml, native
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
 from .quantize.importance import importance_of
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
@@ -36,7 +36,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
-CODEC = Codec(ggml.encode, ggml.decode, ggml.validate)
+CODEC = Codec(native.encode, ggml.decode, ggml.validate)
 TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d_0|MXFP4\w*)$", re.IGNORECASE)
 SPLIT_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from borealis_gguf.convert.gemma3 import ROWS, Config, Rope
+from borealis_gguf.convert.gemma3 import ROWS
+from borealis_gguf.convert.gemma3_config import read_config
 
 TOKENS = 262144
 SIZES = {
@@ -27,25 +28,11 @@ SIZES = {
 SHARD_BYTES = 5_000_000_000
 
 
-def config_of(size: str, layers: int | None = None) -> tuple[Config, dict[str, object]]:
-    """The configuration of a Borealis size, as ours and as its config.json."""
+def config_of(size: str, layers: int | None = None) -> dict[str, object]:
+    """The config.json of a Borealis size, with `layers` blocks (all of them by default)."""
     depth, hidden, feed_forward, heads, kv_heads, head_dim, context, window = SIZES[size]
     sees = size not in ("270m", "1b")
     depth = layers or depth
-    config = Config(
-        layers=depth,
-        hidden=hidden,
-        feed_forward=feed_forward,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        context=context,
-        vocabulary=TOKENS + 64 * sees,
-        eps=1e-6,
-        rope=Rope(1e6, 1e4),
-        window=window,
-        softcap=None,
-    )
     text: dict[str, object] = {
         "model_type": "gemma3_text",
         "num_hidden_layers": depth,
@@ -54,7 +41,7 @@ def config_of(size: str, layers: int | None = None) -> tuple[Config, dict[str, o
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "vocab_size": config.vocabulary,
+        "vocab_size": TOKENS + 64 * sees,
         "max_position_embeddings": context,
         "sliding_window": window,
         "rope_theta": 1e6,
@@ -63,18 +50,19 @@ def config_of(size: str, layers: int | None = None) -> tuple[Config, dict[str, o
         "query_pre_attn_scalar": 168 if depth == 62 else head_dim,
     }
     if not sees:
-        return config, {"architectures": ["Gemma3ForCausalLM"], **text}
-    return config, {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+        return {"architectures": ["Gemma3ForCausalLM"], **text}
+    return {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
 
 
-def tensor_shapes(config: Config, prefix: str = "") -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: dict[str, object], prefix: str = "") -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint and its shape, sorted by name as in a shard."""
-    sizes = config.sizes()
+    read = read_config("config.json", config)
+    sizes = read.sizes()
     shapes = {
         prefix + row.source.replace("{bid}", str(bid)): tuple(sizes[axis] for axis in row.shape)
         for row in ROWS
         if row.required
-        for bid in range(config.layers if "{bid}" in row.source else 1)
+        for bid in range(read.layers if "{bid}" in row.source else 1)
     }
     return dict(sorted(shapes.items()))
 
@@ -82,11 +70,11 @@ def tensor_shapes(config: Config, prefix: str = "") -> dict[str, tuple[int, ...]
 def write_checkpoint(folder: Path, size: str, layers: int | None = None, *, sparse: bool = False) -> None:
     """Write config, tokenizer and weights of `size` with `layers` blocks (all of them by default)."""
     folder.mkdir(parents=True, exist_ok=True)
-    config, document = config_of(size, layers)
-    (folder / "config.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    config = config_of(size, layers)
+    _write_json(folder / "config.json", config)
     write_tokenizer(folder)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, shape in tensor_shapes(config, "language_model." if "text_config" in document else "").items():
+    for name, shape in tensor_shapes(config, "language_model." if "text_config" in config else "").items():
         if shards[-1] and sum(map(_nbytes, shards[-1].values())) + _nbytes(shape) > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = shape
@@ -98,7 +86,7 @@ def write_checkpoint(folder: Path, size: str, layers: int | None = None, *, spar
         weight_map |= dict.fromkeys(shapes, file)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _nbytes(shape: tuple[int, ...]) -> int:
@@ -143,10 +131,20 @@ def write_tokenizer(folder: Path) -> None:
     normalizer = b"\x18\x00"  # add_dummy_prefix (3) false
     specs = b"\x12" + bytes([len(trainer)]) + trainer + b"\x1a" + bytes([len(normalizer)]) + normalizer
     (folder / "tokenizer.model").write_bytes(body + specs)
-    added = {str(n): {"content": text, "special": True} for n, (text, _) in enumerate(fixed)}
+    added = [{"id": n, "content": text, "special": True} for n, (text, _) in enumerate(fixed)]
+    vocabulary = {text: n for n, (text, _) in enumerate(pieces)}
+    model = {"type": "BPE", "byte_fallback": True, "vocab": vocabulary, "merges": []}
+    _write_json(folder / "tokenizer.json", {"added_tokens": added, "model": model})
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    document = {"tokenizer_class": "GemmaTokenizer", **names, "added_tokens_decoder": added}
-    (folder / "tokenizer_config.json").write_text(json.dumps(document), encoding="utf-8")
+    decoder = {str(token["id"]): token for token in added}
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "GemmaTokenizer", **names, "added_tokens_decoder": decoder},
+    )
+
+
+def _write_json(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.types import KV
     from ..pipeline.execute import FileResult
     from ..pipeline.plan import FilePlan
+    from ..quantize.bench import Speed
 
 LONG = 8
 
@@ -107,6 +108,27 @@ def results_json(results: "Sequence[FileResult]") -> str:
         for r in results
     ]
     return json.dumps({"files": rows}, ensure_ascii=False)
+
+
+def speed_row(*cells: str) -> str:
+    """A line of the encoders' table, which appears as it is measured."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
+
+
+def speeds_json(speeds: "Sequence[Speed]") -> str:
+    rows = [
+        {
+            "type": s.type.name,
+            "importance": s.importance,
+            "kernels": s.isa,
+            "ggml": s.ggml,
+            "ours": s.native,
+            "ratio": s.ratio,
+            "equal": s.equal,
+        }
+        for s in speeds
+    ]
+    return json.dumps({"weights_per_second": rows})
 
 
 def gguf_text(gguf: "GGUFFile") -> str:

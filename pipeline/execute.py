@@ -329,7 +329,7 @@ class _Worker:
         start = where.offset + task.first * (nbytes // task.rows)
         data = self.buffer("in", nbytes)
         file.seek(start)
-        view, got = memoryview(data), 0
+        view, got = data.data, 0
         while got < nbytes:
             n = file.readinto(view[got:])
             if not n:
@@ -343,7 +343,7 @@ class _Worker:
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
         for index, offset in encoding.places:
-            file, view = self.outputs[index], memoryview(data)
+            file, view = self.outputs[index], data.data
             file.seek(offset + skip)
             while view:
                 view = view[file.write(view) :]

@@ -1,4 +1,4 @@
-"""The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Where they cannot be used, ggml encodes.
+"""The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Without them ggml encodes.
 
 Before a type is first encoded, both sides encode a small sample; on any difference ggml is used, and one warning says
 so. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml, baseline, avx2 or avx512.
@@ -33,7 +33,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`; returns whether all weights are finite.
 
     rows: float32, float16, or uint16 which means BF16, read as they are. importance: float32 [n_per_row] or None.
-    The bytes are those of `ggml.encode` for every input, and so are the errors raised. Thread-safe, the GIL is released.
+    The bytes are those of `ggml.encode` for every input, and so are the errors. Thread-safe; the GIL is released.
     """
     isa = encoder(type) if rows.ndim == 2 and rows.size else None
     if isa is None or (importance is not None and not np.isfinite(importance).all()):
@@ -41,7 +41,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
         return all_finite(rows)
     if encode_with(isa, rows, type, importance, out):
         return True
-    ggml.encode(rows, type, importance, out)  # NaN and infinity are ggml's business: only there do their bytes have a meaning
+    ggml.encode(rows, type, importance, out)  # what NaN and infinity become, ggml alone defines
     return False
 
 
@@ -104,7 +104,7 @@ def _chosen_isa(choice: str | None) -> str | None:
     if choice == "ggml":
         return None
     if choice not in isas:
-        raise InvalidInput(f"{SWITCH}={choice}: this machine and installation have ggml{''.join(f', {i}' for i in isas)}")
+        raise InvalidInput(f"{SWITCH}={choice}: this machine and installation have {', '.join(('ggml', *isas))}")
     return choice
 
 
@@ -181,8 +181,8 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
     rows[5] = -0.75
     rows[6, ::37] = 32.0
     rows[7] *= np.float32(2.0**-20)
-    rows[8] *= np.repeat(np.float32(2.0) ** (bits[8, :16] % 40 - 20).astype(np.float32), 32)
-    importance = (bits[0] % 977).astype(np.float32) / 977
+    rows[8] = np.ldexp(rows[8], np.repeat(bits[8, :16] % 40 - 20, 32))
+    importance = (bits[0] % 977).astype(np.float32) / 1024
     return rows, importance
 
 
@@ -200,5 +200,21 @@ def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
         raise ValueError(f"importance is float32 [{rows.shape[1]}], not {importance.dtype} {list(importance.shape)}")
 
 
-SAMPLE_DIGESTS: dict[str, str] = {}
+SAMPLE_DIGESTS: dict[str, str] = {
+    "F32": "bd35474200f3e845",
+    "F16": "3f1741c75289182b",
+    "Q4_0": "8722a797b03abc10",
+    "Q4_1": "3d6c478229801104",
+    "Q5_0": "5a43c41c7d1cdd01",
+    "Q5_1": "6b85f64a2ecae5de",
+    "Q8_0": "e8d297adaa5e34d2",
+    "Q2_K": "627b8159e6545102",
+    "Q3_K": "a53bf51a18daf855",
+    "Q4_K": "676f84bc7b678628",
+    "Q5_K": "0d261888f18d967f",
+    "Q6_K": "7459f99a10d8dd0e",
+    "IQ4_NL": "f43fecd323c24b8c",
+    "IQ4_XS": "233843affb918d7a",
+    "BF16": "f989129b8a9516ec",
+}
 """`sample_digest` of the reference, ggml on x86-64, by type."""

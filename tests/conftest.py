@@ -1,6 +1,7 @@
 """Models that several tests use, made once a session by the code under test, and llama.cpp kept quiet."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def quiet_llama_cpp() -> Iterator[None]:
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
     yield
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the runtime remembers stays inside the test run."""
+    os.environ["BOREALIS_GGUF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["BOREALIS_GGUF_CACHE"]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert import describe, file_type, outtypes

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf.constants import GGMLQuantizationType as T
+
 from borealis_gguf.checkpoint.folder import Checkpoint, open_checkpoint
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.convert import ARCHITECTURES, describe, gemma3
@@ -12,7 +14,6 @@ from borealis_gguf.convert.gemma3_config import read_config
 from borealis_gguf.convert.rows import Row, map_tensors
 from borealis_gguf.convert.same_bytes import STEP, same_bytes
 from borealis_gguf.errors import InvalidInput
-from gguf.constants import GGMLQuantizationType as T
 
 from .checkpoints import NANO, Miniature, config, pattern, text_shapes
 

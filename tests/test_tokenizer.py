@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_cpp import Llama
+from tokenizers import Tokenizer as HubTokenizer
+
 from borealis_gguf.checkpoint.folder import Checkpoint, open_checkpoint
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert import describe
@@ -15,10 +20,6 @@ from borealis_gguf.convert.tokenizer import Tokenizer, read_tokenizer, tokenizer
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Model
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from llama_cpp import Llama
-from tokenizers import Tokenizer as HubTokenizer
 
 from .checkpoints import N_NANO, NANO, write_json
 from .sentencepiece_models import BPE, LETTERS, SPECIALS, model, piece, pieces, varint, write_large_model

@@ -251,6 +251,13 @@ INLINE void transpose(vi r[W]) {
         r[i] = (vi)_mm256_permute2x128_si256(s[i], s[i + 4], 0x20);
         r[i + 4] = (vi)_mm256_permute2x128_si256(s[i], s[i + 4], 0x31);
     }
+#elif defined(__SSE2__)
+    const __m128i a = _mm_unpacklo_epi32((__m128i)r[0], (__m128i)r[1]), b = _mm_unpackhi_epi32((__m128i)r[0], (__m128i)r[1]);
+    const __m128i c = _mm_unpacklo_epi32((__m128i)r[2], (__m128i)r[3]), d = _mm_unpackhi_epi32((__m128i)r[2], (__m128i)r[3]);
+    r[0] = (vi)_mm_unpacklo_epi64(a, c);
+    r[1] = (vi)_mm_unpackhi_epi64(a, c);
+    r[2] = (vi)_mm_unpacklo_epi64(b, d);
+    r[3] = (vi)_mm_unpackhi_epi64(b, d);
 #else
     const vi a = r[0], b = r[1], c = r[2], d = r[3];
     r[0] = (vi){a[0], b[0], c[0], d[0]};
@@ -264,11 +271,12 @@ INLINE void transpose(vi r[W]) {
 
 enum { MAX_BLOCK = 256, MAX_WORDS = 64 };
 
-/* x[i] holds weight i of W blocks; words[k] the k-th 32-bit word of their encodings. */
+/* x[i] holds weight i of W blocks; words[k] the k-th 32-bit word of their encodings. Small blocks come in groups:
+ * W times m of them, the second W blocks after the first in every array. sigma2 is for each group. */
 struct tile {
     vf x[MAX_BLOCK];
     vf importance[MAX_BLOCK];
-    vf sigma2;
+    vf sigma2[INTERLEAVE];
     vu words[MAX_WORDS];
 };
 
@@ -372,22 +380,48 @@ INLINE void pack_2_bits(const vi *levels, vu *words) {
     }
 }
 
-/* Encodes a job of blocks of n weights and nbytes bytes. `encode` gets a tile with x, and importance when the job
- * has it, and fills words. Lanes past the last block repeat it and are not stored. */
-INLINE bool encode_blocks(const struct job *job, int n, int nbytes, void (*encode)(struct tile *)) {
+/* Puts each lane's entry of `mean`, one float a row, into sigma2. */
+INLINE void point_means(const struct job *job, const float *mean, int n, int64_t first, int64_t blocks, vf *sigma2) {
+    union lanes lanes;
+    for (int lane = 0; lane < W; lane++) {
+        const int64_t block = first + lane < blocks ? first + lane : blocks - 1;
+        lanes.number[lane] = mean[block / (job->n_per_row / n)];
+    }
+    *sigma2 = lanes.f;
+}
+
+/* Encodes a job of blocks of n weights and nbytes bytes. `encode` gets a tile of m * W blocks with x, with importance
+ * when the job has it, with sigma2 from `mean` (a value a row) when that is given, and fills words. Lanes past the
+ * last block repeat it and are not stored. Returns what load_weights does: zeros if all weights are finite. */
+INLINE vu encode_tiles(const struct job *job, int n, int nbytes, int m, const float *mean,
+                       void (*encode)(struct tile *)) {
     const int64_t blocks = job->n_rows * (job->n_per_row / n);
     struct tile tile;
     vu special = {0};
-    for (int64_t first = 0; first < blocks; first += W) {
-        const uint8_t *from[W], *weighing[W];
-        point_lanes(job, n, first, blocks, from, weighing);
-        special |= load_weights(job->source, from, n, tile.x);
-        if (job->importance)
-            load_f32(weighing, n, tile.importance);
+    for (int64_t start = 0; start < blocks; start += m * W) {
+        for (int u = 0; u < m; u++) {
+            const uint8_t *from[W], *weighing[W];
+            point_lanes(job, n, start + u * W, blocks, from, weighing);
+            special |= load_weights(job->source, from, n, tile.x + n * u);
+            if (job->importance)
+                load_f32(weighing, n, tile.importance + n * u);
+            if (mean)
+                point_means(job, mean, n, start + u * W, blocks, &tile.sigma2[u]);
+        }
         encode(&tile);
-        store_words(tile.words, nbytes, (int)(blocks - first < W ? blocks - first : W), job->out + first * nbytes);
+        for (int u = 0; u < m; u++) {
+            const int64_t first = start + u * W, left = blocks - first;
+            if (left > 0)
+                store_words(tile.words + (nbytes + 3) / 4 * u, nbytes, left < W ? (int)left : W, job->out + first * nbytes);
+        }
     }
-    return !m_any(m_not(i_eq((vi)special, i_set(0))));
+    return special;
+}
+
+INLINE bool all_zero(vu a) { return !m_any(m_not(i_eq((vi)a, i_set(0)))); }
+
+INLINE bool encode_blocks(const struct job *job, int n, int nbytes, int m, void (*encode)(struct tile *)) {
+    return all_zero(encode_tiles(job, n, nbytes, m, NULL, encode));
 }
 
 #endif

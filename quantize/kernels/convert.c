@@ -51,7 +51,7 @@ INLINE bool convert(const struct job *job, int source, int type) {
         store_as(type, x, out);
         memcpy(job->out + i * to_bytes, out, (size_t)((n - i) * to_bytes));
     }
-    return !m_any(m_not(i_eq((vi)special, i_set(0))));
+    return all_zero(special);
 }
 
 INLINE bool convert_to(const struct job *job, int type) {

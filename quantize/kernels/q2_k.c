@@ -35,12 +35,12 @@ INLINE void encode_tile(struct tile *t, bool weighted) {
     vf scales[16], mins[16], sums[16], d, dmin;
     vi scale[16], min[16], levels[256];
     if (weighted)
-        t->sigma2 = sum_of_squares(t->x, 256) / f_set(256);
+        t->sigma2[0] = sum_of_squares(t->x, 256) / f_set(256);
     for (int j = 0; j < 16; j += INTERLEAVE) {
         const vf *x = t->x + 16 * j;
         vf w[16 * INTERLEAVE];
         for (int i = 0; i < 16 * INTERLEAVE; i++)
-            w[i] = weighted ? t->importance[16 * j + i] * f_sqrt(t->sigma2 + x[i] * x[i]) : f_abs(x[i]);
+            w[i] = weighted ? t->importance[16 * j + i] * f_sqrt(t->sigma2[0] + x[i] * x[i]) : f_abs(x[i]);
         fit_affine(search, x, w, fit + j);
     }
     for (int j = 0; j < 16; j++) {
@@ -70,5 +70,5 @@ static void plain(struct tile *t) { encode_tile(t, false); }
 static void weighted(struct tile *t) { encode_tile(t, true); }
 
 bool ISA(q2_k)(const struct job *job) {
-    return encode_blocks(job, 256, 84, job->importance ? weighted : plain);
+    return encode_blocks(job, 256, 84, 1, job->importance ? weighted : plain);
 }

@@ -92,7 +92,7 @@ INLINE void fit_weighted(const struct tile *t, int j, vf *scales, vf *sums, vi *
     struct symmetric_fit fit[INTERLEAVE];
     vf w[16 * INTERLEAVE], wx[16 * INTERLEAVE];
     for (int i = 0; i < 16 * INTERLEAVE; i++) {
-        w[i] = t->importance[16 * j + i] * f_sqrt(t->sigma2 + x[i] * x[i]);
+        w[i] = t->importance[16 * j + i] * f_sqrt(t->sigma2[0] + x[i] * x[i]);
         wx[i] = w[i] * x[i];
     }
     fit_symmetric(INTERLEAVE, 16, 4, x, w, wx, false, fit);
@@ -130,7 +130,7 @@ INLINE void encode_tile(struct tile *t, bool weighted) {
     vf scales[16], sums[16];
     vi levels[256], share[16];
     if (weighted)
-        t->sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+        t->sigma2[0] = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
     for (int j = 0; j < 16; j += INTERLEAVE)
         if (weighted)
             fit_weighted(t, j, scales, sums, levels);
@@ -150,5 +150,5 @@ static void plain(struct tile *t) { encode_tile(t, false); }
 static void weighted(struct tile *t) { encode_tile(t, true); }
 
 bool ISA(q3_k)(const struct job *job) {
-    return encode_blocks(job, 256, 110, job->importance ? weighted : plain);
+    return encode_blocks(job, 256, 110, 1, job->importance ? weighted : plain);
 }

@@ -21,11 +21,6 @@ struct kind {
 
 INLINE int kind_bytes(struct kind kind) { return 2 + (kind.affine ? 2 : 0) + (kind.bits == 5 ? 4 : 0) + 16; }
 
-/* INTERLEAVE times W blocks. */
-struct group {
-    vf x[32 * INTERLEAVE], w[32 * INTERLEAVE], sigma2[INTERLEAVE];
-};
-
 /* Scale, minimum and levels of W blocks to words of the layout above. Levels have the kind's bits and no more. */
 INLINE void pack(struct kind kind, vf scale, vf min, const vi *levels, vu words[6]) {
     vu body[5], *qs = body;
@@ -89,32 +84,33 @@ INLINE void encode_plain(struct kind kind, const vf *x, vu words[6]) {
     pack(kind, d, d, levels, words);
 }
 
-/* With importance: a search in INTERLEAVE vectors of blocks. g->w holds importance and becomes the weights. */
-INLINE void encode_weighted(struct kind kind, struct group *g, vu words[INTERLEAVE][6]) {
-    const int most = kind.bits == 5 ? 31 : 15, zero = kind.bits == 5 ? 16 : 8;
+/* With importance: a search in INTERLEAVE vectors of blocks. */
+INLINE void encode_weighted(struct kind kind, struct tile *t) {
+    const int most = kind.bits == 5 ? 31 : 15, zero = kind.bits == 5 ? 16 : 8, n_words = (kind_bytes(kind) + 3) / 4;
+    vf w[32 * INTERLEAVE];
     vi levels[32];
     for (int i = 0; i < 32 * INTERLEAVE; i++)
-        g->w[i] = g->w[i] * f_sqrt(g->sigma2[i / 32] + g->x[i] * g->x[i]);
+        w[i] = t->importance[i] * f_sqrt(t->sigma2[i / 32] + t->x[i] * t->x[i]);
     if (kind.affine) {
         const struct affine_search search = {32, most, -0.9f, 0.05f, 36, false};
         struct affine_fit fit[INTERLEAVE];
-        fit_affine(search, g->x, g->w, fit);
+        fit_affine(search, t->x, w, fit);
         for (int u = 0; u < INTERLEAVE; u++) {
             for (int i = 0; i < 32; i++)
-                levels[i] = affine_won_level(&fit[u], g->x[32 * u + i], most);
-            pack(kind, fit[u].scale, fit[u].min, levels, words[u]);
+                levels[i] = affine_won_level(&fit[u], t->x[32 * u + i], most);
+            pack(kind, fit[u].scale, fit[u].min, levels, t->words + n_words * u);
         }
         return;
     }
     struct symmetric_fit fit[INTERLEAVE];
     vf wx[32 * INTERLEAVE];
     for (int i = 0; i < 32 * INTERLEAVE; i++)
-        wx[i] = g->w[i] * g->x[i];
-    fit_symmetric(INTERLEAVE, 32, zero, g->x, g->w, wx, false, fit);
+        wx[i] = w[i] * t->x[i];
+    fit_symmetric(INTERLEAVE, 32, zero, t->x, w, wx, false, fit);
     for (int u = 0; u < INTERLEAVE; u++) {
         for (int i = 0; i < 32; i++)
-            levels[i] = symmetric_won_level(&fit[u], g->x[32 * u + i], zero);
-        pack(kind, fit[u].scale, fit[u].scale, levels, words[u]);
+            levels[i] = symmetric_won_level(&fit[u], t->x[32 * u + i], zero);
+        pack(kind, fit[u].scale, fit[u].scale, levels, t->words + n_words * u);
     }
 }
 
@@ -140,49 +136,21 @@ static void mean_squares(const struct job *job, float *mean) {
     }
 }
 
-/* Encodes ROWS_AT_A_TIME rows or fewer, with importance. */
-INLINE vu encode_rows(struct kind kind, const struct job *job) {
-    const int64_t per_row = job->n_per_row / 32, blocks = job->n_rows * per_row;
-    const int nbytes = kind_bytes(kind);
-    float mean[ROWS_AT_A_TIME];
-    vu special = {0};
-    mean_squares(job, mean);
-    for (int64_t first = 0; first < blocks; first += W * INTERLEAVE) {
-        struct group g;
-        vu words[INTERLEAVE][6];
-        for (int u = 0; u < INTERLEAVE; u++) {
-            const uint8_t *from[W], *weighing[W];
-            union lanes sigma2;
-            for (int lane = 0; lane < W; lane++) {
-                const int64_t block = first + u * W + lane;
-                sigma2.number[lane] = mean[(block < blocks ? block : blocks - 1) / per_row];
-            }
-            g.sigma2[u] = sigma2.f;
-            point_lanes(job, 32, first + u * W, blocks, from, weighing);
-            special |= load_weights(job->source, from, 32, g.x + 32 * u);
-            load_f32(weighing, 32, g.w + 32 * u);
-        }
-        encode_weighted(kind, &g, words);
-        for (int u = 0; u < INTERLEAVE && first + u * W < blocks; u++) {
-            const int64_t here = first + u * W;
-            store_words(words[u], nbytes, (int)(blocks - here < W ? blocks - here : W), job->out + here * nbytes);
-        }
-    }
-    return special;
-}
-
-INLINE bool encode_job(struct kind kind, const struct job *job, void (*plain)(struct tile *)) {
+INLINE bool encode_job(struct kind kind, const struct job *job, void (*plain)(struct tile *),
+                       void (*weighted)(struct tile *)) {
     if (!job->importance)
-        return encode_blocks(job, 32, kind_bytes(kind), plain);
+        return encode_blocks(job, 32, kind_bytes(kind), 1, plain);
     vu special = {0};
     for (int64_t row = 0; row < job->n_rows; row += ROWS_AT_A_TIME) {
+        float mean[ROWS_AT_A_TIME];
         struct job part = *job;
         part.n_rows = job->n_rows - row < ROWS_AT_A_TIME ? job->n_rows - row : ROWS_AT_A_TIME;
         part.rows = (const uint8_t *)job->rows + row * job->n_per_row * source_bytes(job->source);
         part.out = job->out + row * (job->n_per_row / 32) * kind_bytes(kind);
-        special |= encode_rows(kind, &part);
+        mean_squares(&part, mean);
+        special |= encode_tiles(&part, 32, kind_bytes(kind), INTERLEAVE, mean, weighted);
     }
-    return !m_any(m_not(i_eq((vi)special, i_set(0))));
+    return all_zero(special);
 }
 
 #define Q4_0 ((struct kind){4, false})
@@ -195,7 +163,12 @@ static void q4_1_plain(struct tile *t) { encode_plain(Q4_1, t->x, t->words); }
 static void q5_0_plain(struct tile *t) { encode_plain(Q5_0, t->x, t->words); }
 static void q5_1_plain(struct tile *t) { encode_plain(Q5_1, t->x, t->words); }
 
-bool ISA(q4_0)(const struct job *job) { return encode_job(Q4_0, job, q4_0_plain); }
-bool ISA(q4_1)(const struct job *job) { return encode_job(Q4_1, job, q4_1_plain); }
-bool ISA(q5_0)(const struct job *job) { return encode_job(Q5_0, job, q5_0_plain); }
-bool ISA(q5_1)(const struct job *job) { return encode_job(Q5_1, job, q5_1_plain); }
+static void q4_0_weighted(struct tile *t) { encode_weighted(Q4_0, t); }
+static void q4_1_weighted(struct tile *t) { encode_weighted(Q4_1, t); }
+static void q5_0_weighted(struct tile *t) { encode_weighted(Q5_0, t); }
+static void q5_1_weighted(struct tile *t) { encode_weighted(Q5_1, t); }
+
+bool ISA(q4_0)(const struct job *job) { return encode_job(Q4_0, job, q4_0_plain, q4_0_weighted); }
+bool ISA(q4_1)(const struct job *job) { return encode_job(Q4_1, job, q4_1_plain, q4_1_weighted); }
+bool ISA(q5_0)(const struct job *job) { return encode_job(Q5_0, job, q5_0_plain, q5_0_weighted); }
+bool ISA(q5_1)(const struct job *job) { return encode_job(Q5_1, job, q5_1_plain, q5_1_weighted); }

@@ -23,7 +23,7 @@ INLINE void weigh(const struct tile *t, int first, bool weighted, vf *w) {
         return;
     }
     for (int i = first; i < first + 32; i++)
-        w[i - first] = t->importance[i] * f_sqrt(t->sigma2 + t->x[i] * t->x[i]);
+        w[i - first] = t->importance[i] * f_sqrt(t->sigma2[0] + t->x[i] * t->x[i]);
 }
 
 /* Levels (6 bits, or what a wrapped uint8_t holds) of scales and mins, and their factors d and dmin. */
@@ -98,7 +98,7 @@ INLINE void encode_tile(struct tile *t, int nmax, bool weighted) {
     struct shares s;
     vf w[32 * INTERLEAVE], scales[8], mins[8], sums[8];
     if (weighted)
-        t->sigma2 = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
+        t->sigma2[0] = f_set(2) * sum_of_squares(t->x, 256) / f_set(256);
     for (int j = 0; j < 8; j += INTERLEAVE) {
         for (int u = 0; u < INTERLEAVE; u++)
             weigh(t, 32 * (j + u), weighted, w + 32 * u);
@@ -140,9 +140,9 @@ static void q5_k_plain(struct tile *t) { encode_tile(t, 31, false); }
 static void q5_k_weighted(struct tile *t) { encode_tile(t, 31, true); }
 
 bool ISA(q4_k)(const struct job *job) {
-    return encode_blocks(job, 256, 144, job->importance ? q4_k_weighted : q4_k_plain);
+    return encode_blocks(job, 256, 144, 1, job->importance ? q4_k_weighted : q4_k_plain);
 }
 
 bool ISA(q5_k)(const struct job *job) {
-    return encode_blocks(job, 256, 176, job->importance ? q5_k_weighted : q5_k_plain);
+    return encode_blocks(job, 256, 176, 1, job->importance ? q5_k_weighted : q5_k_plain);
 }

@@ -75,5 +75,5 @@ static void plain(struct tile *t) { encode_tile(t, false); }
 static void weighted(struct tile *t) { encode_tile(t, true); }
 
 bool ISA(q6_k)(const struct job *job) {
-    return encode_blocks(job, 256, 210, job->importance ? weighted : plain);
+    return encode_blocks(job, 256, 210, 1, job->importance ? weighted : plain);
 }

@@ -2,7 +2,7 @@
 #include "common.h"
 
 encoder ISA(f32), ISA(f16), ISA(bf16);
-encoder ISA(q4_0), ISA(q4_1), ISA(q5_0), ISA(q5_1), ISA(q2_k), ISA(q3_k);
+encoder ISA(q4_0), ISA(q4_1), ISA(q5_0), ISA(q5_1), ISA(q2_k), ISA(q3_k), ISA(iq4_nl), ISA(iq4_xs), ISA(mxfp4), ISA(tq1_0), ISA(tq2_0);
 encoder ISA(q8_0), ISA(q4_k), ISA(q5_k), ISA(q6_k);
 
 encoder_table ISA(encoders) = {
@@ -15,6 +15,11 @@ encoder_table ISA(encoders) = {
     [TYPE_Q5_1] = ISA(q5_1),
     [TYPE_Q2_K] = ISA(q2_k),
     [TYPE_Q3_K] = ISA(q3_k),
+    [TYPE_IQ4_NL] = ISA(iq4_nl),
+    [TYPE_IQ4_XS] = ISA(iq4_xs),
+    [TYPE_MXFP4] = ISA(mxfp4),
+    [TYPE_TQ1_0] = ISA(tq1_0),
+    [TYPE_TQ2_0] = ISA(tq2_0),
     [TYPE_Q8_0] = ISA(q8_0),
     [TYPE_Q4_K] = ISA(q4_k),
     [TYPE_Q5_K] = ISA(q5_k),

@@ -1,0 +1,117 @@
+/* Runs every encoder of every instruction set over allocations of exactly the right size, for the sanitizers to watch,
+ * and compares the instruction sets' bytes. Built and run by sanitize_kernels.py. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../quantize/kernels/job.h"
+
+int borealis_can_encode(int isa, int type);
+int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
+                    const float *importance, void *out);
+
+struct format {
+    int type, block, bytes;
+};
+
+static const struct format FORMATS[] = {
+    {TYPE_F32, 1, 4},        {TYPE_F16, 1, 2},       {TYPE_BF16, 1, 2},       {TYPE_Q4_0, 32, 18},
+    {TYPE_Q4_1, 32, 20},     {TYPE_Q5_0, 32, 22},    {TYPE_Q5_1, 32, 24},     {TYPE_Q8_0, 32, 34},
+    {TYPE_Q2_K, 256, 84},    {TYPE_Q3_K, 256, 110},  {TYPE_Q4_K, 256, 144},   {TYPE_Q5_K, 256, 176},
+    {TYPE_Q6_K, 256, 210},   {TYPE_IQ4_NL, 32, 18},  {TYPE_IQ4_XS, 256, 136}, {TYPE_MXFP4, 32, 17},
+    {TYPE_TQ1_0, 256, 54},   {TYPE_TQ2_0, 256, 66},  {TYPE_IQ3_S, 256, 110},  {TYPE_IQ3_XXS, 256, 98},
+    {TYPE_IQ2_XXS, 256, 66}, {TYPE_IQ2_XS, 256, 74}, {TYPE_IQ2_S, 256, 82},   {TYPE_IQ1_S, 256, 50},
+    {TYPE_IQ1_M, 256, 56},
+};
+
+static uint64_t state = 0x9E3779B97F4A7C15u;
+
+static uint32_t random_bits(void) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 32);
+}
+
+/* Weights of one of 5 kinds: ordinary, few values, any bits that are finite, any bits, zeros. */
+static float weight(int kind) {
+    const float ordinary = ((float)random_bits() / 4294967296.0f - 0.5f) * 0.1f;
+    uint32_t bits = random_bits();
+    float any;
+    if (kind == 2 && (bits & 0x7f800000) == 0x7f800000)
+        bits &= 0xbfffffff;
+    memcpy(&any, &bits, 4);
+    return kind == 0 ? ordinary : kind == 1 ? (float)(bits % 9) / 4 - 1 : kind == 4 ? 0 : any;
+}
+
+static void *exactly(size_t size) {
+    void *memory = malloc(size);
+    if (memory == NULL)
+        abort();
+    return memory;
+}
+
+/* Rows of `source` in an allocation of their own. */
+static void *make_rows(int source, int64_t n, int kind) {
+    uint8_t *rows = exactly((size_t)n * (source == TYPE_F32 ? 4 : 2));
+    for (int64_t i = 0; i < n; i++) {
+        const float x = weight(kind);
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        if (source == TYPE_F32)
+            memcpy(rows + 4 * i, &bits, 4);
+        else if (source == TYPE_F16 && kind == 2)
+            rows[2 * i] = (uint8_t)bits, rows[2 * i + 1] = (uint8_t)(bits >> 8 & 0xbb);
+        else
+            memcpy(rows + 2 * i, (uint8_t *)&bits + 2, 2);
+    }
+    return rows;
+}
+
+/* Encodes one case with all instruction sets; returns the number of faults. */
+static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_row, int kind, bool weighted) {
+    const size_t nbytes = (size_t)(n_rows * n_per_row / f.block * f.bytes);
+    void *rows = make_rows(source, n_rows * n_per_row, kind);
+    float *importance = weighted ? exactly((size_t)n_per_row * 4) : NULL;
+    uint8_t *first = NULL;
+    int faults = 0;
+    for (int64_t i = 0; weighted && i < n_per_row; i++)
+        importance[i] = (float)(random_bits() % 5);
+    for (int isa = 0; isa < 3; isa++) {
+        if (!borealis_can_encode(isa, f.type))
+            continue;
+        uint8_t *out = exactly(nbytes);
+        const int finite = borealis_encode(isa, f.type, rows, source, n_rows, n_per_row, importance, out);
+        if (kind < 3 && source == TYPE_F32 && finite != 1)
+            faults++, printf("type %d isa %d: finite weights called not finite\n", f.type, isa);
+        if (first == NULL)
+            first = out;
+        else if (finite == 1 && memcmp(first, out, nbytes) != 0)
+            faults++, printf("type %d isa %d kind %d: bytes differ from the baseline's\n", f.type, isa, kind);
+        if (first != out)
+            free(out);
+    }
+    free(first);
+    free(importance);
+    free(rows);
+    return faults;
+}
+
+int main(void) {
+    static const int SOURCES[] = {TYPE_F32, TYPE_F16, TYPE_BF16};
+    static const int ROWS[] = {1, 2, 7, 17, 33};
+    int faults = 0, cases = 0;
+    for (size_t f = 0; f < sizeof FORMATS / sizeof *FORMATS; f++)
+        for (int s = 0; s < 3; s++)
+            for (int r = 0; r < 5; r++)
+                for (int kind = 0; kind < 5; kind++)
+                    for (int weighted = 0; weighted < 2; weighted++) {
+                        if (!borealis_can_encode(0, FORMATS[f].type))
+                            continue;
+                        const int n_per_row = FORMATS[f].block == 1 ? 1 + 37 * r : FORMATS[f].block * (1 + r);
+                        faults += try_case(FORMATS[f], SOURCES[s], ROWS[r], n_per_row, kind, weighted);
+                        cases++;
+                    }
+    printf("%d cases, %d faults\n", cases, faults);
+    return faults != 0 || cases == 0;
+}

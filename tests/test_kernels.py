@@ -1,0 +1,243 @@
+"""The native encoders give ggml's bytes: every type, every instruction set of this machine, every kind of input."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from borealis_gguf.checkpoint.types import row_nbytes
+from borealis_gguf.errors import InvalidInput
+from borealis_gguf.quantize import bench, ggml, native
+
+sys.path.insert(0, str(Path(__file__).parent))
+import kernel_inputs as inputs
+
+T = GGMLQuantizationType
+TYPES = tuple(type for type in T if native.can_encode("baseline", type))
+QUANTIZED = tuple(type for type in TYPES if type not in (T.F32, T.F16, T.BF16))
+ISAS = native.available_isas()
+EVERY = pytest.mark.parametrize("isa", ISAS)
+N, N_PER_ROW = 37, 512
+"""Neither rows nor blocks fill whole vectors."""
+
+
+def test_this_machine_has_kernels() -> None:
+    assert ISAS and ISAS[0] == "baseline", "build them: pip install . with GCC or Clang at hand"
+
+
+@cache
+def material() -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray | None]]]:
+    rng = np.random.default_rng(7)
+    return list(inputs.weights(rng, N, N_PER_ROW)), list(inputs.importances(rng, N_PER_ROW))
+
+
+def reference(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
+    out = np.empty((len(rows), row_nbytes(type, rows.shape[1])), np.uint8)
+    ggml.encode(rows, type, importance, out)
+    return out
+
+
+def guarded(isa: str, rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
+    """Encodes into the middle of a marked buffer, and demands that only the middle changes."""
+    shape = (len(rows), row_nbytes(type, rows.shape[1]))
+    buffer = np.full(shape[0] * shape[1] + 256, 0xA5, np.uint8)
+    out = buffer[128:-128].reshape(shape)
+    assert native.encode_with(isa, rows, type, importance, out), "finite weights were called not finite"
+    assert (buffer[:128] == 0xA5).all() and (buffer[-128:] == 0xA5).all(), "wrote outside of its output"
+    return out
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_bytes_equal_ggml_for_every_kind_of_weights(type: GGMLQuantizationType) -> None:
+    kinds, importances = material()
+    wrong = []
+    for kind, rows in kinds:
+        for name, importance in importances:
+            if importance is None and ggml.requires_importance(type):
+                continue
+            expected = reference(rows, type, importance)
+            wrong += [
+                (isa, kind, name) for isa in ISAS if not np.array_equal(guarded(isa, rows, type, importance), expected)
+            ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_bf16_and_f16_rows_are_read_as_they_are(type: GGMLQuantizationType) -> None:
+    kinds, importances = material()
+    for kind, rows in kinds[::3]:
+        for source in (inputs.as_bf16(rows), inputs.as_f16(rows)):
+            for name, importance in importances[1::2]:
+                expected = reference(source, type, importance)
+                for isa in ISAS:
+                    assert np.array_equal(guarded(isa, source, type, importance), expected), (isa, kind, name)
+
+
+@EVERY
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_any_number_of_rows_and_blocks(isa: str, type: GGMLQuantizationType) -> None:
+    block = max(32, GGML_QUANT_SIZES[type][0])
+    rng = np.random.default_rng(3)
+    for n, blocks in [(1, 1), (1, 3), (2, 1), (3, 5), (5, 3), (15, 1), (16, 1), (17, 1), (33, 1), (1, 17), (34, 5)]:
+        rows = rng.standard_normal((n, blocks * block)).astype(np.float32)
+        importance = rng.random(rows.shape[1]).astype(np.float32)
+        for weights in (importance,) if ggml.requires_importance(type) else (None, importance):
+            expected = reference(rows, type, weights)
+            assert np.array_equal(guarded(isa, rows, type, weights), expected), (n, blocks)
+
+
+@EVERY
+@pytest.mark.parametrize("type", (T.F32, T.F16, T.BF16), ids=lambda type: type.name)
+def test_conversions_of_any_length(isa: str, type: GGMLQuantizationType) -> None:
+    rng = np.random.default_rng(4)
+    for n in range(1, 40):
+        rows = rng.standard_normal((1, n)).astype(np.float32)
+        for source in (rows, inputs.as_bf16(rows), inputs.as_f16(rows)):
+            assert np.array_equal(guarded(isa, source, type, None), reference(source, type, None)), n
+
+
+SOURCES = {"float32": (np.uint32, np.float32), "float16": (np.uint16, np.float16), "bf16": (np.uint16, np.uint16)}
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.data())
+def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
+    """Weights of any bit pattern, NaN with payloads, infinities and subnormals included, in every source format."""
+    type = data.draw(st.sampled_from(QUANTIZED))
+    integer, float_type = SOURCES[data.draw(st.sampled_from(sorted(SOURCES)))]
+    block = max(32, GGML_QUANT_SIZES[type][0])
+    n, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
+    words = st.integers(0, np.iinfo(integer).max)
+    few = data.draw(st.lists(words, min_size=1, max_size=24))
+    seed = data.draw(st.integers(0, 1 << 32))
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, np.iinfo(integer).max, (n, blocks * block), dtype=integer, endpoint=True)
+    picked = np.array(few, integer)[rng.integers(0, len(few), noise.shape)]
+    rows = np.where(rng.random(noise.shape) < data.draw(st.sampled_from([0.0, 0.02, 1.0])), noise, picked)
+    rows = np.ascontiguousarray(rows.astype(integer)).view(float_type)
+    importance = None
+    if ggml.requires_importance(type) or data.draw(st.booleans()):
+        importance = rng.choice(np.float32([0, 1e-6, 0.5, 1, 1e2]), rows.shape[1]).astype(np.float32)
+    try:
+        expected = reference(rows, type, importance)
+    except InvalidInput:  # what makes ggml abort is refused on both sides
+        with pytest.raises(InvalidInput):
+            native.encode(rows, type, importance, np.empty((n, row_nbytes(type, rows.shape[1])), np.uint8))
+        return
+    out = np.empty_like(expected)
+    finite = native.all_finite(rows)
+    assert native.encode(rows, type, importance, out) == finite
+    assert np.array_equal(out, expected)
+    for isa in ISAS:
+        assert native.encode_with(isa, rows, type, importance, out) == finite
+        assert not finite or np.array_equal(out, expected), isa
+
+
+@pytest.mark.parametrize("source", ["float32", "bf16", "f16"])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_one_special_weight_anywhere_is_reported(special: float, source: str) -> None:
+    for type in QUANTIZED:
+        rows = np.ones((17, 256), np.float32)
+        rows[11, 133] = special
+        source_rows = {"float32": rows, "bf16": inputs.as_bf16(rows), "f16": rows.astype(np.float16)}[source]
+        out = np.empty((17, row_nbytes(type, 256)), np.uint8)
+        for isa in ISAS:
+            assert not native.encode_with(isa, source_rows, type, np.ones(256, np.float32), out), (type, isa)
+
+
+def test_importance_that_is_not_finite_gives_ggmls_bytes() -> None:
+    rows = np.random.default_rng(5).standard_normal((4, 512)).astype(np.float32)
+    importance = np.ones(512, np.float32)
+    importance[3] = np.inf
+    out = np.empty((4, row_nbytes(T.Q4_K, 512)), np.uint8)
+    assert native.encode(rows, T.Q4_K, importance, out)
+    assert np.array_equal(out, reference(rows, T.Q4_K, importance))
+
+
+@EVERY
+def test_threads_do_not_disturb_each_other(isa: str) -> None:
+    rows = bench.sample_rows(64, 1024, T.BF16)
+    expected = {type: reference(rows, type, None) for type in (T.Q4_K, T.Q6_K, T.Q8_0)}
+
+    def encode(type: GGMLQuantizationType) -> bool:
+        return np.array_equal(guarded(isa, rows, type, None), expected[type])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(encode, list(expected) * 8))
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_recorded_digests_are_ggmls_on_x86(type: GGMLQuantizationType) -> None:
+    assert native.SAMPLE_DIGESTS[type.name] == native.sample_digest(type, None)
+    assert {native.sample_digest(type, isa) for isa in ISAS} == {native.SAMPLE_DIGESTS[type.name]}
+
+
+@pytest.mark.parametrize("choice", ["ggml", *ISAS])
+def test_switch_picks_the_code(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.SWITCH, choice)
+    assert native.encoder(T.Q4_K) == (None if choice == "ggml" else choice)
+    rows = bench.sample_rows(3, 512, T.F32)
+    out = np.empty((3, row_nbytes(T.Q4_K, 512)), np.uint8)
+    assert native.encode(rows, T.Q4_K, None, out)
+    assert np.array_equal(out, reference(rows, T.Q4_K, None))
+
+
+def test_switch_refuses_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.SWITCH, "avx1024")
+    with pytest.raises(InvalidInput, match="avx1024: this machine and installation have ggml, baseline"):
+        native.encoder(T.Q4_K)
+
+
+def test_a_ggml_that_answers_otherwise_is_believed_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    native._trusted.cache_clear()
+    monkeypatch.setattr(native, "_expected", lambda type: hashlib.sha256(type.name.encode()).hexdigest()[:16])
+    with pytest.warns(RuntimeWarning, match=r"Q5_K: the \w+ encoder differs from ggml's") as caught:
+        assert native.encoder(T.Q5_K) is None
+        assert native.encoder(T.Q5_K) is None
+    assert len(caught) == 1
+    native._trusted.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("rows", "out", "importance", "message"),
+    [
+        (np.zeros((2, 256), np.float64), np.zeros((2, 144), np.uint8), None, "float32, float16 or uint16"),
+        (np.zeros((2, 256), np.float32), np.zeros((2, 143), np.uint8), None, r"uint8 \[2, 144\]"),
+        (np.zeros((2, 256), np.float32), np.zeros((144, 2), np.uint8).T, None, "contiguous"),
+        (np.zeros((2, 256), np.float32), np.zeros((2, 144), np.uint8), np.zeros(255, np.float32), r"float32 \[256\]"),
+        (np.zeros((2, 255), np.float32), np.zeros((2, 144), np.uint8), None, "255 columns do not fit Q4_K"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None, message: str
+) -> None:
+    for encode in (native.encode, lambda *arguments: native.encode_with("baseline", *arguments)):
+        with pytest.raises((ValueError, InvalidInput), match=message):
+            encode(rows, T.Q4_K, importance, out)
+
+
+def test_bench_compares_bytes_and_gives_speeds() -> None:
+    speeds = list(bench.bench_encoders([T.Q8_0, T.Q4_K], source=T.BF16, seconds=0.001, repetitions=2))
+    assert [(s.type, s.importance, s.isa) for s in speeds] == [
+        (type, importance, isa) for type in (T.Q8_0, T.Q4_K) for importance in (False, True) for isa in ISAS
+    ]
+    assert all(s.equal and s.ggml > 0 and s.native and s.ratio == s.native / s.ggml for s in speeds)
+
+
+def test_install_succeeds_without_a_compiler(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}/lib", f"--build-temp={tmp_path}/temp"]
+    environment = {**os.environ, "CC": str(tmp_path / "no-compiler")}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "no-compiler" in result.stderr
+    assert not list(tmp_path.glob("lib/**/_kernels*"))

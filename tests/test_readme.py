@@ -1,0 +1,54 @@
+"""What the README shows is run as it stands there."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_cli import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository after `make demo` has begun."""
+    path = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "examples", path / "examples")
+    (path / "demo").mkdir()
+    return path
+
+
+def test_everyday_commands_run(folder: Path) -> None:
+    (block,) = [text for kind, text in BLOCKS if kind == "sh" and "borealis-gguf inspect" in text]
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) >= 8
+    for program, *args in commands:
+        assert program == "borealis-gguf"
+        extra = ["--seconds", "0.01"] if args[0] == "bench" else ["-n", "20"] if args[0] == "run" else []
+        done = run(*args, *extra, cwd=folder)
+        assert done.returncode == 0, (args, done.stderr)
+        assert done.stdout or args[0] == "modelfile"
+    assert (folder / "demo" / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./nano-nb-7m-Q8_0.gguf\n")
+
+
+def test_the_python_example_runs(folder: Path) -> None:
+    (code,) = [text for kind, text in BLOCKS if kind == "python"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stdout
+    assert len(done.stdout.split()) > 5
+
+
+def test_the_two_commands_are_in_the_makefile() -> None:
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{command}:", targets, re.MULTILINE)
