@@ -51,11 +51,12 @@ def check_file(
         words = _words(str(path), header, source.kv, own, [*LINES, *texts])
         if words:
             stack.callback(words.close)
-        weighted = header.find(WEIGHTED_BY) is not None and importance is None
         sections = [
             _form(header),
             check_metadata(header.kv, source.kv),
-            *_tensor_sections(header, source, codec, importance or {}, quick, weighted, jobs, on_progress),
+            *check_tensors(
+                header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
+            ),
             *(words.sections() if words else ()),
         ]
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
@@ -80,23 +81,25 @@ def _form(header: GGUFFile) -> Section:
     return Section("form", ())
 
 
-def _tensor_sections(
+def check_tensors(
     header: GGUFFile,
     source: Model,
     codec: Codec,
-    importance: Mapping[str, np.ndarray | None],
+    *,
     quick: bool,
-    weighted: bool,
-    jobs: int | None,
-    on_progress: Callable[[Progress], None] | None,
+    importance: Mapping[str, np.ndarray | None] | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Section, Section]:
+    """The sections on names and shapes, and on weights; the arguments are those of `check_file`."""
     found = [Tensor(name, TensorSource(s), _squeezed(s.shape)) for name, s in header.tensors.items()]
     theirs = {t.name: t for t in source.tensors}
     pairs = [
-        Pair(t, theirs[t.name], importance.get(t.name))
+        Pair(t, theirs[t.name], importance.get(t.name) if importance else None)
         for t in found
         if t.name in theirs and t.shape == theirs[t.name].shape
     ]
+    weighted = importance is None and header.find(WEIGHTED_BY) is not None
     return check_names(found, source.tensors), check_weights(
         pairs, source.tensors, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress
     )
@@ -169,7 +172,7 @@ class QuickCheck:
         sections = (
             _form(file.header),
             check_metadata(file.header.kv, model.kv),
-            *_tensor_sections(file.header, model, self.codec, importance, True, False, None, None),
+            *check_tensors(file.header, model, self.codec, quick=True, importance=importance),
             *words,
         )
         against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)

@@ -45,7 +45,7 @@ def _changed(found: np.ndarray, wanted: np.ndarray) -> str:
     scale = both / source if source else 1.0
     rest = row_sums(wanted * np.float32(scale), found)[2].sum()
     if abs(scale) > 1e-3 and (rest / source) ** 0.5 < NEAR * min(abs(scale), abs(scale - 1) * 4):
-        return f"the weights are scaled by {scale:.4g}"
+        return f"the weights are scaled by {scale:.3g}"
     return ""
 
 

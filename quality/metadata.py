@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from ..checkpoint.files import quote
 from ..checkpoint.types import KV
-from .report import Finding, Section, failures_first
+from .report import Finding, Section, failures_first, spelled
 
 OF_THE_FILE = ("general.file_type", "general.quantization_version", "general.alignment")
 """Keys that tell of this file's types and layout, not of the model."""
@@ -75,7 +74,7 @@ def _texts(a: Any, b: Any) -> tuple[str, str]:
         return _short(a), _short(b)
     at = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = max(0, at - 20)
-    return f"from character {at}: {quote(a[start : start + 60])}", quote(b[start : start + 60])
+    return f"from character {at}: {spelled(a[start : start + 60])}", spelled(b[start : start + 60])
 
 
 def _exact(kv: KV) -> Sequence[Any]:
@@ -95,5 +94,5 @@ def _shown(kv: KV | None) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, str):
-        return quote(value)
+        return spelled(value)
     return f"{value:.7g}" if isinstance(value, float) else str(value)

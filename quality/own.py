@@ -12,7 +12,7 @@ from ..runtime.template import ChatTemplate
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """`tokenizer` is tokenizer.json, None where there is none. `ends` are ids that end an answer, by file and key."""
+    """`tokenizer` is tokenizer.json, None where there is none. `ends` are ids that end an answer, by the file saying so."""
 
     folder: Path
     tokenizer: Path | None
@@ -50,5 +50,5 @@ def _ends(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...]]]:
         value = _optional(checkpoint, name).get("eos_token_id")
         ids = tuple(id for id in (value if isinstance(value, list) else [value]) if type(id) is int)
         if ids:
-            found.append((f"{name}, eos_token_id", ids))
+            found.append((name, ids))
     return found

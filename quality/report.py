@@ -104,6 +104,11 @@ def as_json(report: Report) -> str:
     return json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}, ensure_ascii=False)
 
 
+def spelled(text: str, limit: int = 60) -> str:
+    """Foreign text in one line: its letters as they are, all that would break the line or hide escaped."""
+    return repr(text[:limit]) + ("…" if len(text) > limit else "")
+
+
 def failures_first(findings: Sequence[Finding], most: int = 20) -> tuple[Finding, ...]:
     """Failures before the rest, and no more of them than one reads."""
     failed = [f for f in findings if f.status == "failed"]

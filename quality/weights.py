@@ -121,7 +121,7 @@ def sampled_rows(rows: int) -> list[int]:
     """The first, the last, and one of each stretch between: no head or block of rows of any size is left out often."""
     if rows <= SAMPLED_ROWS:
         return list(range(rows))
-    inner = [int(rows * (n + (n * 0.618034) % 1) / (SAMPLED_ROWS - 2)) for n in range(SAMPLED_ROWS - 2)]
+    inner = [int(rows * (n + ((n + 1) * 0.618034) % 1) / (SAMPLED_ROWS - 2)) for n in range(SAMPLED_ROWS - 2)]
     return sorted({0, rows - 1, *(min(row, rows - 1) for row in inner)})
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.files import quote
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import KV
 from ..errors import BorealisError, InvalidInput
@@ -12,7 +11,7 @@ from ..runtime.template import ChatTemplate
 from .asked import Asked
 from .conversations import CONVERSATIONS
 from .own import Own
-from .report import Finding, Section, failures_first
+from .report import Finding, Section, failures_first, spelled
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<turn|>")
@@ -113,25 +112,25 @@ class Words:
                 bad = [Finding("ok", f"{n} texts, {sum(map(len, gguf['ids'][:n]))} tokens")]
             elif len(bad) > 1:
                 bad.insert(0, Finding("failed", f"{len(bad)} of {n} texts become other tokens; some of them"))
-            return Section("token ids", failures_first(bad, 10))
+            return Section("token ids", failures_first(bad, 6))
         findings = []
         if problem:
             left = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
             findings.append(Finding("note", f"not compared: {problem}; {left}"))
         backs = [(t, back) for t, back in zip(self.lines, gguf["back"], strict=False) if SPACE not in t]
         lost = [text for text, back in backs if not back]
-        findings += [Finding("failed", "text", quote(text, 40), "itself, from its ids", "another") for text in lost]
+        findings += [Finding("failed", "text", spelled(text, 40), "itself, from its ids", "another") for text in lost]
         if not lost:
             findings.append(Finding("ok", f"{len(backs)} texts come back from their ids"))
         return Section("token ids", failures_first(findings, 10))
 
     def _line(self, text: str, theirs: Sequence[int], ours: Sequence[int]) -> Finding:
         at = _first_difference(theirs, ours)
-        where = f"text {quote(text, 40)}, token {at}"
+        where = f"text {spelled(text, 40)}, token {at}"
         return Finding("failed", "ids", where, self._spelled(theirs[at:]), self._spelled(ours[at:]))
 
     def _spelled(self, ids: Sequence[int]) -> str:
-        shown = ", ".join(f"{id} {quote(self._text_of(id), 20)}" for id in ids[:3]) or "the end"
+        shown = ", ".join(f"{id} {spelled(self._text_of(id), 20)}" for id in ids[:3]) or "the end"
         return shown + (" …" if len(ids) > 3 else "")
 
     # ---- special tokens
@@ -147,7 +146,7 @@ class Words:
         for id, source in ends:
             told.setdefault(id, []).append(source)
         for id, sources in told.items():
-            good, what = id in gguf["ends"], f"ends an answer, says {' and '.join(sources)}"
+            good, what = id in gguf["ends"], f"ends an answer ({', '.join(sources)})"
             findings.append(_outcome(good, what, self._called(id), "generation ends at it", "it goes on"))
         for id in self.asked_ids:
             if self.tokens[id] in TURN_ENDS or self.tokens[id] in TURN_STARTS:
@@ -166,13 +165,13 @@ class Words:
     def _around(self, bos: int | None, around: Sequence[int]) -> Finding:
         """A text alone gets the tokens in front that the checkpoint's tokenizer puts there."""
         ours = [] if bos is None else [bos]
-        theirs = [id for id in around[:1] if id != self._id("eos")]
+        theirs = [id for id in around[:1] if id != self.expected.get("tokenizer.ggml.eos_token_id")]
         sides = [self._called(ids[0]) if ids else "nothing" for ids in (theirs, ours)]
         what = "before every text"
         return Finding("ok", sides[1], what) if ours == theirs else Finding("failed", what, "", *sides)
 
     def _called(self, id: int) -> str:
-        return f"{id} {quote(self._text_of(id), 40)}"
+        return f"{id} {spelled(self._text_of(id), 40)}"
 
     # ---- chat template
 
@@ -186,14 +185,13 @@ class Words:
             return Section(title, (Finding("failed", TEMPLATE_KEY, "", *sides),))
         n = len(self.lines)
         our_ids = dict(zip(_rendered(self.ours), gguf["ids"][n:], strict=True))
-        findings = []
+        findings = [self._one_bos(gguf["bos"], our_ids)]
         if self.own:
             their_ids = dict(zip(_rendered(self.theirs), own["ids"][n:], strict=True)) if own else {}
             findings += self._conversations(our_ids, their_ids)
         else:
             findings.append(Finding("note", "not compared: a GGUF is the source; its template is compared as a key"))
-        findings.append(self._one_bos(gguf["bos"], our_ids))
-        return Section(title, failures_first(findings, 10))
+        return Section(title, failures_first(findings, 4))
 
     def _conversations(self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]]) -> list[Finding]:
         failed, same_ids, refused = [], [], 0
@@ -243,12 +241,12 @@ def _texts(renderings: Mapping[str, Rendering]) -> list[str]:
 def _parted(theirs: Rendering, ours: Rendering) -> tuple[str, str]:
     """Two renderings from a little before where they part."""
     if theirs.text is None or ours.text is None:
-        first, second = (r.refusal if r.text is None else quote(r.text, 60) for r in (theirs, ours))
+        first, second = (r.refusal if r.text is None else spelled(r.text, 60) for r in (theirs, ours))
         return first, second
     a, b = theirs.text, ours.text
     at = _first_difference(a, b)
     start = max(0, at - 20)
-    return f"from character {at}: {quote(a[start : start + 60])}", quote(b[start : start + 60])
+    return f"from character {at}: {spelled(a[start : start + 60])}", spelled(b[start : start + 60])
 
 
 def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
