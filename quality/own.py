@@ -12,7 +12,7 @@ from ..runtime.template import ChatTemplate
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """`tokenizer` is tokenizer.json, None where there is none. `ends` are ids that end an answer, by the file saying so."""
+    """`tokenizer` is tokenizer.json, None where there is none; `ends`, the ids that end an answer, by file."""
 
     folder: Path
     tokenizer: Path | None

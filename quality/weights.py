@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -118,11 +119,12 @@ def compare(
 
 
 def sampled_rows(rows: int) -> list[int]:
-    """The first, the last, and one of each stretch between: no head or block of rows of any size is left out often."""
+    """The first, the last, and one of each stretch between, not evenly spaced: no head or block is left out often."""
     if rows <= SAMPLED_ROWS:
         return list(range(rows))
-    inner = [int(rows * (n + ((n + 1) * 0.618034) % 1) / (SAMPLED_ROWS - 2)) for n in range(SAMPLED_ROWS - 2)]
-    return sorted({0, rows - 1, *(min(row, rows - 1) for row in inner)})
+    starts = [rows * n // SAMPLED_ROWS for n in range(SAMPLED_ROWS)]
+    inner = [a + int((b - a) * (n * 0.618034 % 1)) for n, (a, b) in enumerate(pairwise(starts))]
+    return [0, *inner[1:], rows - 1]
 
 
 def _weights(pair: Pair, quick: bool) -> int:
