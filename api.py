@@ -150,6 +150,7 @@ def check(
     text: Path | None = None,
     imatrix: Path | None = None,
     quick: bool = False,
+    logits: bool = False,
     revision: str | None = None,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -159,7 +160,8 @@ def check(
 
     Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), token ids of
     built-in lines and of those of the file `text`, special tokens and the chat template. `imatrix` is the one the
-    GGUF was made with, if any: then its weights must be exact. `on_progress` counts weights.
+    GGUF was made with, if any: then its weights must be exact. `logits` compares those with transformers',
+    if that is installed. `on_progress` counts weights.
     Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
     """
     found = resolve_source(against, revision=revision, on_progress=on_download)
@@ -173,6 +175,7 @@ def check(
         texts=read_lines(text) if text else (),
         importance={t.name: importance_of(matrix, t.name, t.shape) for t in source.tensors} if matrix else None,
         quick=quick,
+        logits=logits,
         jobs=jobs,
         on_progress=on_progress,
     )

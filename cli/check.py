@@ -13,6 +13,7 @@ from .shared import PATH, progress_bar
 @click.option("--text", type=PATH, metavar="FILE", help="Compare token ids on the lines of this file, too.")
 @click.option("--imatrix", type=PATH, help="The importance matrix MODEL was made with: then weights must be exact.")
 @click.option("--quick", is_flag=True, help="Weights of a few rows of each tensor, as after convert and quantize.")
+@click.option("--logits", is_flag=True, help="Compare logits with transformers', too (pip install transformers torch).")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what failed.")
@@ -22,6 +23,7 @@ def check(
     text: Path | None,
     imatrix: Path | None,
     quick: bool,
+    logits: bool,
     as_json: bool,
     jobs: int | None,
     quiet: bool,
@@ -45,6 +47,7 @@ def check(
             text=text,
             imatrix=imatrix,
             quick=quick,
+            logits=logits,
             jobs=jobs,
             on_progress=on_progress,
         )

@@ -13,8 +13,9 @@ from ..checkpoint.gguf_model import check_model
 from ..checkpoint.types import KV
 from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
-from ..pipeline.execute import Progress
+from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
+from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import Own, read_own
 from .report import Finding, Report, Section
@@ -36,15 +37,21 @@ def check_file(
     texts: Sequence[str] = (),
     importance: Mapping[str, np.ndarray | None] | None = None,
     quick: bool = False,
+    logits: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Check the GGUF at `path` against `source`, which `against` is the name of.
 
     texts: lines of the user's to tokenize, beside the built-in ones. importance: what the tensors' encoder was given,
-    by name. `on_progress` counts weights. Raises InvalidInput when `path` is no GGUF; a GGUF with a fault fails.
+    by name. logits: compare those, too, which needs transformers. `on_progress` counts weights. Raises InvalidInput
+    when `path` is no GGUF; a GGUF with a fault fails.
     """
     began = time.monotonic()
+    if logits:
+        require()
+        if not source.origin:
+            raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
     header = read_gguf(path)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
@@ -59,6 +66,8 @@ def check_file(
             ),
             *(words.sections() if words else ()),
         ]
+        if logits and source.origin:
+            sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
 
 

@@ -1,10 +1,12 @@
-"""The child that tokenizes: reads one request from standard input, writes one answer, ends.
+"""The child that tokenizes and computes: reads one request from standard input, writes one answer, ends.
 
 llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
-{"gguf": PATH, "texts": […], "ask": [ids]} or {"tokenizer": PATH, "texts": […]}; the answers are those functions'.
+{"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]} or {"logits": PATH, …}: each calls a
+function below, or `logits.measure`, whose result is the answer.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,23 @@ from ..runtime.child import die_quietly
 def main() -> None:
     """Never raises: an error is an answer."""
     die_quietly()
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print to standard output goes to standard error
     request = json.load(sys.stdin.buffer)
     try:
-        answer = of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
+        answer = _answer(request)
     except BorealisError as error:
         answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer))
+    pipe.write(json.dumps(answer).encode("ascii"))
+    pipe.close()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "logits" in request:
+        from .logits import measure
+
+        return {"prompts": measure(request.pop("logits"), **request)}
+    return of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
 
 
 def of_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:

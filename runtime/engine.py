@@ -3,11 +3,12 @@
 Nothing here prints, knows a chat template or guards against crashes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as llama
+import numpy as np
 
 from ..errors import BorealisError, InvalidInput
 from .sampling import Sampling
@@ -75,6 +76,37 @@ class Engine(Vocabulary):
                 self.decode([id])
         finally:
             llama.llama_sampler_free(sampler)
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+        """What the model makes of `ids`: the logits after each of `positions`, float32 [len(positions), n_vocab]."""
+        if not 0 < len(ids) <= self.n_context:
+            raise InvalidInput(f"{len(ids)} tokens do not fit the context of {self.n_context}")
+        memory: Any = llama.llama_get_memory(self._context)
+        llama.llama_memory_clear(memory, True)
+        rows = np.empty((len(positions), llama.llama_vocab_n_tokens(self._vocab)), np.float32)
+        wanted = {position: row for row, position in enumerate(positions)}
+        batch = llama.llama_batch_init(BATCH, 0, 1)
+        try:
+            for start in range(0, len(ids), BATCH):
+                self._decode_for(batch, ids[start : start + BATCH], start, wanted)
+                for n in range(batch.n_tokens):
+                    if start + n in wanted:
+                        found: Any = llama.llama_get_logits_ith(self._context, n)
+                        rows[wanted[start + n]] = np.ctypeslib.as_array(found, (rows.shape[1],))
+        finally:
+            llama.llama_batch_free(batch)
+        return rows
+
+    def _decode_for(self, batch: Any, ids: Sequence[int], start: int, wanted: Container[int]) -> None:
+        """Read `ids` at the positions from `start` on; logits are kept for those `wanted`."""
+        errors.clear()
+        batch.n_tokens = len(ids)
+        for n, id in enumerate(ids):
+            batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.seq_id[n][0] = id, start + n, 1, 0
+            batch.logits[n] = start + n in wanted
+        status = llama.llama_decode(self._context, batch)
+        if status:
+            raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{reason()})")
 
     def decode(self, ids: Sequence[int]) -> None:
         """Read at most BATCH ids, after all read before."""

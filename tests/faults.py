@@ -16,7 +16,7 @@ from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Model, Tensor, TensorSource
 from borealis_gguf.quantize import ggml
 
-Edit = Callable[[dict[str, KV]], None]
+Edit = Callable[[dict[str, KV]], object]
 
 
 def with_metadata(good: Path, to: Path, edit: Edit) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as T
 
-from borealis_gguf import BorealisError, InvalidInput, Report, api
+from borealis_gguf import BorealisError, InvalidInput, Report, api, load
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.pipeline.execute import SourceRows, execute
@@ -17,6 +17,7 @@ from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
 from borealis_gguf.quality.check import QuickCheck
 from borealis_gguf.quality.conversations import CONVERSATIONS
+from borealis_gguf.quality.logits import _compared
 from borealis_gguf.quality.report import as_json, as_text
 from borealis_gguf.quality.texts import LINES
 from borealis_gguf.quality.weights import SAMPLED_ROWS, sampled_rows
@@ -212,6 +213,39 @@ def test_sampled_rows_reach_every_stretch() -> None:
         assert picked[0] == 0 and picked[-1] == rows - 1
         assert len(picked) == min(rows, SAMPLED_ROWS)
         assert max(np.diff(picked), default=0) <= max(1, rows / 3)
+
+
+def test_logits_say_what_they_need(nano: Path, nano_bf16: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(InvalidInput, match=r"comparing logits needs torch: pip install torch$"):
+        api.check(nano_q8, nano, quick=True, logits=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(InvalidInput, match="a GGUF; logits are compared with a checkpoint"):
+        api.check(nano_q8, nano_bf16, quick=True, logits=True)
+
+
+def test_logits_of_one_batch_and_of_several_are_those_that_answers_come_from(nano_q8: Path) -> None:
+    with load(nano_q8, context=1024, sampling={"temperature": 0}) as model:
+        ids = model.encode("Skriv om Norge. " * 100)
+        assert len(ids) > 512
+        rows = model.engine.logits(ids, [0, 511, 512, len(ids) - 1])
+        assert rows.shape == (4, 4096)
+        assert np.isfinite(rows).all()
+        assert next(model.engine.generate(ids, model.sampling, 0)) == rows[3].argmax()
+        again = model.engine.logits(ids[:5], [0, 4])
+        assert again[0].argmax() == rows[0].argmax()
+
+
+def test_divergence() -> None:
+    """Equal rows, and a shift of all logits, are 0; half of the certainty lost is log 2; padding does not count."""
+    rows = np.log(np.array([[0.5, 0.25, 0.25], [0.98, 0.01, 0.01]], np.float32))
+    assert _compared([1, 2], rows, rows + np.float32(3)) == {
+        "tokens": 2,
+        "divergence": pytest.approx(0, abs=1e-7),
+        "same": 1,
+    }
+    sure, torn = np.array([[30.0, 0.0]], np.float32), np.array([[7.0, 7.0, -50.0]], np.float32)
+    assert _compared([1], sure, torn)["divergence"] == pytest.approx(np.log(2), rel=1e-4)
 
 
 # ---- before a file gets its name

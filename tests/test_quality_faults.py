@@ -15,14 +15,14 @@ from borealis_gguf.quality.check import check_tensors
 from borealis_gguf.quality.report import as_text
 
 from . import faults
-from .faults import Plant, Weights, cut_vocabulary, drop, set_item, set_value, with_metadata
+from .faults import Edit, Plant, Weights, cut_vocabulary, drop, set_item, set_value, with_metadata
 
 BOS, EOS, START, END = 2, 1, 4, 5
 GGML = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 CONTEXT = "gemma3.context_length"
 
-METADATA = {
+METADATA: dict[str, tuple[Edit, list[str]]] = {
     "wrong eos": (
         set_value(f"{GGML}eos_token_id", 6),
         ["eos: expected 1 '<eos>'; found 6", "eos_token_id: key: expected 1; found 6"],
@@ -79,7 +79,7 @@ METADATA = {
     ),
 }
 
-WEIGHTS = {
+WEIGHTS: dict[Plant, str] = {
     faults.swapped_layers: "blk.2.ffn_up.weight: .* it holds blk.3.ffn_up.weight",
     faults.swapped_kinds: "blk.1.ffn_up.weight: .* it holds blk.1.ffn_gate.weight",
     faults.swapped_shapes: "blk.4.ffn_up.weight: weights: .*; found \\d",
@@ -92,7 +92,7 @@ WEIGHTS = {
     faults.nan_in_a_norm: "output_norm.weight: weights: expected finite weights; found NaN or infinity in row 0",
 }
 
-ONLY_FULL = {
+ONLY_FULL: dict[Plant, str] = {
     faults.nan_in_a_scale: "blk.1.attn_q.weight: .*found NaN or infinity in row 33",
     faults.infinity_in_a_scale: "blk.1.attn_q.weight: .*found NaN or infinity in row 0",
     faults.flipped_block: "blk.5.ffn_down.weight: .*row 200",
