@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Cancelled, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import check, execute, plan_convert, plan_quantize
+    from .api import check, execute, plan_convert, plan_convert_lora, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .quality.report import Finding, Report, Section
@@ -25,6 +25,7 @@ __all__ = [
     "execute",
     "load",
     "plan_convert",
+    "plan_convert_lora",
     "plan_quantize",
 ]
 
@@ -39,6 +40,7 @@ _HOMES = {
     "execute": "api",
     "load": "runtime.chat",
     "plan_convert": "api",
+    "plan_convert_lora": "api",
     "plan_quantize": "api",
 }
 

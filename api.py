@@ -6,6 +6,7 @@
 This is the one module that puts the rooms together: checkpoint, convert, quantize, pipeline and quality.
 """
 
+import math
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -14,18 +15,22 @@ from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType
 
-from .checkpoint.folder import open_checkpoint
+from .checkpoint.file_names import MMPROJ, model_stem
+from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
+from .checkpoint.lora import Adapter, read_adapter
 from .checkpoint.types import KV
-from .convert.describe import describe
+from .convert.adapter_file import describe_adapter
+from .convert.describe import can_see, describe, describe_vision
+from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
-from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
+from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
 from .quantize import ggml, native
@@ -37,8 +42,9 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate)
-TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d_0|MXFP4\w*)$", re.IGNORECASE)
-SPLIT_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
+LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
+MMPROJ_OUTTYPE = "f16"
+"""What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
 
 def plan_convert(
@@ -46,6 +52,7 @@ def plan_convert(
     output: Path | None = None,
     *,
     outtype: str = "auto",
+    loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
     revision: str | None = None,
     on_download: Callable[[int, int], None] | None = None,
@@ -53,15 +60,79 @@ def plan_convert(
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
     `on_download(done, total)` is called in bytes while a Hub id is fetched.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
+    adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    model, types = describe(open_checkpoint(found.path, repo_id=found.repo_id), outtype, model_name=model_name)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+
+
+def plan_convert_lora(
+    adapter: str | Path,
+    base: str | Path,
+    output: Path | None = None,
+    *,
+    outtype: str = "f32",
+    model_name: str | None = None,
+    revision: str | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> FilePlan:
+    """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
+
+    `base` is the checkpoint it was trained on (folder or Hub id), of which only headers are read; `outtype` is f32,
+    f16, bf16 or auto (the adapter's own). The other arguments are those of `plan_convert`.
+    Raises InvalidInput for whatever can be known to go wrong without reading a weight.
+    """
+    read = read_adapter(adapter)
+    found = resolve_source(base, revision=revision, on_progress=on_download)
+    if found.kind == "gguf":
+        raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
+    # without the type in its name, no llama-server takes it for the model of that type
+    path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
+    return lay_out(path, model, types, label=types[0].name)
+
+
+def plan_mmproj(
+    source: str | Path,
+    output: Path | None = None,
+    *,
+    outtype: str = MMPROJ_OUTTYPE,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    model_name: str | None = None,
+    revision: str | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> FilePlan:
+    """Plan the mmproj of a checkpoint that can see: one GGUF of its vision tower and projector.
+
+    Arguments and errors are those of `plan_convert`.
+    """
+    found = resolve_source(source, revision=revision, on_progress=on_download)
+    if found.kind == "gguf":
+        raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
+
+
+def _plan_mmproj(
+    checkpoint: Checkpoint,
+    output: Path | None,
+    stem: str,
+    outtype: str,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
+) -> FilePlan:
+    model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
+    label = resolve_outtype(model.tensors, outtype).upper()
+    return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
 
 
 def plan_quantize(
@@ -69,6 +140,7 @@ def plan_quantize(
     presets: Sequence[str],
     output: Path | None = None,
     *,
+    loras: Sequence[tuple[str | Path, float]] = (),
     imatrix: Path | None = None,
     tensor_types: Sequence[str] = (),
     output_tensor_type: str | None = None,
@@ -76,14 +148,18 @@ def plan_quantize(
     leave_output_tensor: bool = False,
     pure: bool = False,
     allow_requantize: bool = False,
+    mmproj: str = "auto",
     model_name: str | None = None,
     revision: str | None = None,
     on_download: Callable[[int, int], None] | None = None,
 ) -> tuple[FilePlan, ...]:
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
+    The last plan is that of the mmproj, beside the others: `mmproj` is its outtype, "none" for no such file, or "auto"
+    for F16 if the checkpoint can see.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
+    `loras` as in `plan_convert`; a GGUF takes none.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -98,11 +174,13 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
+    adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, on_progress=on_download)
-    model, types = _open(found, model_name)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id) if found.kind == "checkpoint" else None
+    model, types = _open(found, checkpoint, model_name, adapters)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
-    return tuple(
+    plans = [
         _plan_preset(
             model,
             types,
@@ -113,7 +191,30 @@ def plan_quantize(
             requantize=allow_requantize,
         )
         for preset in chosen
-    )
+    ]
+    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
+
+
+def _mmproj_beside(
+    found: Source,
+    checkpoint: Checkpoint | None,
+    output: Path | None,
+    outtype: str,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
+) -> list[FilePlan]:
+    """The mmproj that belongs to the files in `output`, in a list; none where none is wanted."""
+    if outtype == "none" or (outtype == "auto" and (checkpoint is None or not can_see(checkpoint))):
+        return []
+    if checkpoint is None:
+        raise InvalidInput(f"{found.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
+    named = output is not None and not output.is_dir()
+    folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
+    type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
+    try:
+        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters)]
+    except InvalidInput as error:
+        raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
 
 def execute(
@@ -148,6 +249,7 @@ def check(
     against: str | Path,
     *,
     text: Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
     imatrix: Path | None = None,
     quick: bool = False,
     logits: bool = False,
@@ -159,13 +261,13 @@ def check(
     """Compare a GGUF with what it was made from: a checkpoint (a folder, or a Hub id) or another GGUF.
 
     Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), token ids of
-    built-in lines and of those of the file `text`, special tokens and the chat template. `imatrix` is the one the
-    GGUF was made with, if any: then its weights must be exact. `logits` compares those with transformers',
-    if that is installed. `on_progress` counts weights.
+    built-in lines and of those of the file `text`, special tokens and the chat template. `loras` were merged into the
+    GGUF, with these scales. `imatrix` is the one it was made with, if any: then its weights must be exact. `logits`
+    compares those with transformers', if that is installed. `on_progress` counts weights.
     Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
     """
     found = resolve_source(against, revision=revision, on_progress=on_download)
-    source, _ = _open(found, None)
+    source = _expected(Path(model), found, _read_adapters(loras))
     matrix = read_imatrix(imatrix) if imatrix else None
     return check_file(
         Path(model),
@@ -181,16 +283,44 @@ def check(
     )
 
 
-def _open(found: Source, model_name: str | None) -> tuple[Model, list[GGMLQuantizationType]]:
-    """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
+def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> Model:
+    """What the GGUF at `path` should be if it was made from `found`: its text side, or the side that sees."""
     if found.kind == "gguf":
+        return _open(found, None, None, adapters)[0]
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    kind = read_gguf(path).value("general.type", "model")
+    if kind == "adapter":
+        raise InvalidInput(
+            f"{path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
+        )
+    if kind == "mmproj":
+        return describe_vision(checkpoint, "f32", loras=adapters)[0]
+    return describe(checkpoint, "f32", loras=adapters)[0]
+
+
+def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
+    for path, scale in loras:
+        if not math.isfinite(scale):
+            raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
+    return [(read_adapter(path), scale) for path, scale in loras]
+
+
+def _open(
+    found: Source,
+    checkpoint: Checkpoint | None,
+    model_name: str | None,
+    adapters: Sequence[tuple[Adapter, float]],
+) -> tuple[Model, list[GGMLQuantizationType]]:
+    """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
+    if checkpoint is None:
+        if adapters:
+            raise InvalidInput(f"{found.path}: an adapter is merged into the checkpoint, not into a GGUF; give that")
         if model_name:
             raise InvalidInput(f"{found.path}: --model-name needs a checkpoint; a GGUF keeps its name")
         model = _gguf_model(read_gguf(found.path))
         types = [t.source.slice.type for t in model.tensors]
     else:
-        checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
-        model, types = describe(checkpoint, "f32", model_name=model_name)
+        model, types = describe(checkpoint, "f32", model_name=model_name, loras=adapters)
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]
     return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
@@ -198,14 +328,7 @@ def _open(found: Source, model_name: str | None) -> tuple[Model, list[GGMLQuanti
 
 def _gguf_model(file: GGUFFile) -> Model:
     check_model(file)
-    return Model(file.kv, tuple(Tensor(n, TensorSource(s), _squeezed(s.shape)) for n, s in file.tensors.items()))
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without leading ones: ggml counts no dimension of extent 1 at the end of its own order."""
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
+    return Model(file.kv, gguf_tensors(file.tensors))
 
 
 def _plan_preset(
@@ -268,7 +391,7 @@ def _stem(found: Source) -> str:
         return found.repo_id.rpartition("/")[2]
     if found.kind == "checkpoint":
         return found.path.resolve().name
-    return TYPE_SUFFIX.sub("", SPLIT_SUFFIX.sub("", found.path.stem))
+    return model_stem(found.path)
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:

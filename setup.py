@@ -4,7 +4,9 @@ The same sources are compiled once per instruction set, each into objects of its
 beside quantize/native.py, which loads it with ctypes. Everything else about the package stands in pyproject.toml.
 """
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -12,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 KERNELS = Path("quantize", "kernels")
-DISPATCH = str(KERNELS / "dispatch.c")
+ONCE = [str(KERNELS / "dispatch.c"), str(KERNELS / "lattice.c")]
+"""Sources without vectors, compiled a single time."""
 
 # Plain IEEE arithmetic: no contraction, no reassociation; errno and the exception flags are nobody's business.
 STRICT = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -28,7 +31,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "unix":
             raise CompileError("the native encoders need GCC or Clang; ggml's own encoders will be used")
-        sources = [source for source in ext.sources if source != DISPATCH]
+        sources = [source for source in ext.sources if source not in ONCE]
         objects = self._compile(sources, "baseline", [])
         defines = []
         if platform.machine().lower() in ("x86_64", "amd64"):
@@ -38,12 +41,20 @@ class BuildKernels(build_ext):
                     defines.append(f"-DHAVE_{isa.upper()}")
                 except CompileError as error:
                     self.warn(f"no {isa} encoders: {error}")
-        objects += self._compile([DISPATCH], "dispatch", defines)
+        objects += self._compile(ONCE, "once", defines)
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=["m"])
 
     def _compile(self, sources: list[str], isa: str, flags: list[str]) -> list[str]:
-        folder = str(Path(self.build_temp, isa))
-        return self.compiler.compile(sources, output_dir=folder, extra_postargs=[*STRICT, *flags], depends=HEADERS)
+        folder = Path(self.build_temp, isa)
+        for source in sources:  # made here, because threads would race to make it
+            Path(folder, source).parent.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(source: str) -> list[str]:
+            options = [*STRICT, *flags]
+            return self.compiler.compile([source], output_dir=str(folder), extra_postargs=options, depends=HEADERS)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [made for objects in pool.map(compile_one, sources) for made in objects]
 
 
 HEADERS = sorted(map(str, KERNELS.glob("*.h")))

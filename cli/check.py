@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from .shared import PATH, progress_bar
+from .shared import PATH, lora_options, loras, progress_bar
 
 
 @click.command()
 @click.argument("model", type=PATH)
 @click.option("--against", required=True, metavar="SOURCE", help="The checkpoint (folder or Hub id), or the GGUF.")
 @click.option("--text", type=PATH, metavar="FILE", help="Compare token ids on the lines of this file, too.")
+@lora_options
 @click.option("--imatrix", type=PATH, help="The importance matrix MODEL was made with: then weights must be exact.")
 @click.option("--quick", is_flag=True, help="Weights of a few rows of each tensor, as after convert and quantize.")
 @click.option("--logits", is_flag=True, help="Compare logits with transformers', too (pip install transformers torch).")
@@ -21,6 +22,8 @@ def check(
     model: Path,
     against: str,
     text: Path | None,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     imatrix: Path | None,
     quick: bool,
     logits: bool,
@@ -45,6 +48,7 @@ def check(
             model,
             against,
             text=text,
+            loras=loras(lora_folders, lora_scales),
             imatrix=imatrix,
             quick=quick,
             logits=logits,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_notes, show_results, work_options
 
 
 @click.command()
@@ -13,15 +13,20 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, w
 @click.option(
     "--outtype",
     type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
-    default="auto",
-    show_default=True,
-    help="Type of the matrices; auto keeps the checkpoint's own.",
+    help="Type of the matrices; auto keeps the checkpoint's own. Default: auto; f16 with --mmproj.",
 )
+@click.option(
+    "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
+)
+@lora_options
 @work_options
 def convert(
     source: str,
     output: Path | None,
-    outtype: str,
+    outtype: str | None,
+    mmproj: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -37,10 +42,17 @@ def convert(
       borealis-gguf convert
       borealis-gguf convert ./borealis-1b -o borealis-1b-F16.gguf --outtype f16
       borealis-gguf convert NbAiLab/borealis-4b -o ./gguf
+      borealis-gguf convert ./borealis-4b --lora ./safety-lora --lora-scale 0.25
+      borealis-gguf convert NbAiLab/borealis-4b -o ./gguf --mmproj
     """
     from .. import api
 
-    plan = api.plan_convert(source, output, outtype=outtype, model_name=model_name)
+    merged = loras(lora_folders, lora_scales)
+    if mmproj:
+        type = outtype or api.MMPROJ_OUTTYPE
+        plan = api.plan_mmproj(source, output, outtype=type, loras=merged, model_name=model_name)
+    else:
+        plan = api.plan_convert(source, output, outtype=outtype or "auto", loras=merged, model_name=model_name)
     with progress_bar(quiet) as on_progress:
         results = api.execute(
             [plan],

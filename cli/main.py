@@ -12,6 +12,7 @@ from ..errors import BorealisError
 from .bench import bench
 from .check import check
 from .convert import convert
+from .convert_lora import convert_lora
 from .inspect import inspect
 from .modelfile import modelfile
 from .quantize import quantize
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, quantize, check, run, modelfile, inspect, bench):
+for command in (convert, convert_lora, quantize, check, run, modelfile, inspect, bench):
     cli.add_command(command)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, work_options
+from .shared import OUTPUT_HELP, PATH, lora_options, loras, progress_bar, show_notes, show_results, work_options
 
 
 @click.command()
@@ -24,8 +24,16 @@ from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, w
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
+@click.option(
+    "--mmproj",
+    type=click.Choice(["auto", "f16", "bf16", "f32", "q8_0", "none"]),
+    default="auto",
+    show_default=True,
+    help="Type of the vision side's file (mmproj); auto is f16 where the checkpoint can see.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
+@lora_options
 @work_options
 def quantize(
     presets: tuple[str, ...],
@@ -38,8 +46,11 @@ def quantize(
     leave_output_tensor: bool,
     pure: bool,
     allow_requantize: bool,
+    mmproj: str,
     dry_run: bool,
     as_json: bool,
+    lora_folders: tuple[Path, ...],
+    lora_scales: tuple[float, ...],
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
@@ -48,7 +59,8 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
 
-    A checkpoint is converted and quantized at once, without a file in between.
+    A checkpoint is converted and quantized at once, without a file in between. One that can see also gets an mmproj
+    file, which holds that side of it.
 
     \b
     Presets:
@@ -64,6 +76,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M Q5_K_M Q8_0 -m NbAiLab/borealis-4b -o ./gguf
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+      borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
     from . import report
@@ -72,6 +85,7 @@ def quantize(
         model,
         presets,
         output,
+        loras=loras(lora_folders, lora_scales),
         imatrix=imatrix,
         tensor_types=tensor_types,
         output_tensor_type=output_tensor_type,
@@ -79,6 +93,7 @@ def quantize(
         leave_output_tensor=leave_output_tensor,
         pure=pure,
         allow_requantize=allow_requantize,
+        mmproj=mmproj,
         model_name=model_name,
     )
     if dry_run:

@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .shared import PATH
+from .shared import PATH, ScaledFile
 
 
 @click.command()
@@ -14,23 +15,35 @@ from .shared import PATH
 @click.option(
     "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
 )
+@click.option("--image", "images", type=PATH, multiple=True, help="A PNG or JPEG to ask about; repeatable.")
+@click.option("--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
 @click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    type=ScaledFile(),
+    help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
+)
 @click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
 def run(
     model: Path,
     prompt: str | None,
     system: str | None,
+    images: tuple[Path, ...],
+    mmproj: Path | None,
     raw: bool,
     max_tokens: int | None,
     context: int | None,
     threads: int | None,
     seed: int | None,
     temperature: float | None,
+    loras: tuple[tuple[Path, float], ...],
     gpu_layers: int,
 ) -> None:
     """Ask a GGUF model, with its own chat template; the answer streams.
@@ -41,7 +54,9 @@ def run(
     Examples:
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Skriv eit dikt om nordlyset."
       borealis-gguf run borealis-4b-Q4_K_M.gguf < notat.txt
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Kva ser du?" --image fjord.jpg
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --system "Svar på nynorsk." --temperature 0
+      borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --lora dialekt-lora.gguf:0.5
     """
     from ..runtime.run import run as answer
 
@@ -53,7 +68,12 @@ def run(
         raise click.UsageError("no prompt: give one after MODEL, or on standard input")
     if system is not None and raw:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
-    messages = [{"role": "user", "content": prompt}]
+    if images and raw:
+        raise click.UsageError("--image needs the chat template, which --raw leaves out")
+    seen = [{"type": "image", "path": str(image.absolute())} for image in images]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [*seen, {"type": "text", "text": prompt}] if seen else prompt}
+    ]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     pieces = answer(
@@ -66,6 +86,8 @@ def run(
         seed=seed,
         sampling=None if temperature is None else {"temperature": temperature},
         gpu_layers=gpu_layers,
+        loras=loras,
+        mmproj=mmproj,
     )
     for piece in pieces:
         click.echo(piece, nl=False)

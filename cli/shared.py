@@ -17,7 +17,55 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+
+class ScaledFile(click.ParamType):
+    """FILE or FILE:SCALE; the colon of a Windows drive is no scale's."""
+
+    name = "FILE[:SCALE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Path, float]:
+        if isinstance(value, tuple):
+            return value
+        file, colon, scale = value.rpartition(":")
+        is_drive = len(file) == 1 and file.isalpha()
+        if not colon or is_drive or Path(value).exists():
+            return Path(value), 1.0
+        try:
+            return Path(file), float(scale)
+        except ValueError:
+            return Path(value), 1.0
+
+
 OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
+
+
+def lora_options(command: F) -> F:
+    """Options of commands that can merge adapters; `loras` turns their values into what the library takes."""
+    folders = click.option(
+        "--lora",
+        "lora_folders",
+        multiple=True,
+        type=PATH,
+        metavar="DIR",
+        help="Merge a PEFT adapter into the weights; repeatable.",
+    )
+    scales = click.option(
+        "--lora-scale",
+        "lora_scales",
+        multiple=True,
+        type=float,
+        metavar="S",
+        help="Strength of each --lora, in their order. Borealis has its safety prompt merged at 0.25. Default: 1.",
+    )
+    return folders(scales(command))
+
+
+def loras(folders: Sequence[Path], scales: Sequence[float]) -> list[tuple[Path, float]]:
+    """Adapters with their scales: none given means 1 for all, else one for each."""
+    if scales and len(scales) != len(folders):
+        raise click.UsageError(f"{len(folders)} --lora and {len(scales)} --lora-scale; give one scale for each adapter")
+    return list(zip(folders, scales or [1.0] * len(folders), strict=True))
 
 
 def work_options(command: F) -> F:

@@ -1,5 +1,6 @@
 """From a checkpoint to everything its GGUF says: metadata, names, types. No weight is read."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
-from . import gemma3
+from . import bloom, gemma3, llama, qwen2, siglip
+from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
@@ -19,19 +21,31 @@ from .outtype import file_type, outtypes
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
     "Gemma3ForConditionalGeneration": gemma3.read_text,
+    "MistralForCausalLM": llama.read_mistral,
+    "LlamaForCausalLM": llama.read_llama,
+    "BloomForCausalLM": bloom.read_text,
+    "Qwen2ForCausalLM": qwen2.read_text,
 }
 """What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
 
+VISION: dict[str, Callable[[Checkpoint], siglip.Vision]] = {"Gemma3ForConditionalGeneration": siglip.read_vision}
+"""Those that can see, and the function that reads that side."""
+
+log = logging.getLogger("borealis_gguf")
+
 
 def describe(
-    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
-    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it.
+    `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
+    adapters to merge, each with a scale.
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
-    text = ARCHITECTURES[architecture(checkpoint)](checkpoint)
+    merge = plan_merge(checkpoint, loras)
+    text = read_text(merge.checkpoint)
+    text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
     kv = (
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
@@ -43,6 +57,43 @@ def describe(
     )
     _check_text(str(checkpoint.path), kv)
     return Model(kv, text.tensors, checkpoint.path), outtypes(text.tensors, outtype)
+
+
+def read_text(checkpoint: Checkpoint) -> Text:
+    """What the text side of `checkpoint` means, as its architecture has it."""
+    return ARCHITECTURES[architecture(checkpoint)](checkpoint)
+
+
+def describe_vision(
+    checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
+) -> tuple[Model, list[GGMLQuantizationType]]:
+    """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
+    name = architecture(checkpoint)
+    if name not in VISION:
+        raise InvalidInput(f"{checkpoint.path / 'config.json'}: {name} cannot see, so there is no mmproj to make")
+    merge = plan_merge(checkpoint, loras)
+    vision = VISION[name](merge.checkpoint)
+    vision = replace(vision, tensors=merge.apply(vision.tensors, vision=True))
+    type = file_type(vision.tensors, outtype)
+    kv = (
+        KV("general.architecture", GGUFValueType.STRING, siglip.ARCHITECTURE),
+        KV("general.type", GGUFValueType.STRING, "mmproj"),
+        *metadata_kv(checkpoint, vision.tensors, model_name=model_name),
+        *(replace(kv, value=int(type)) if kv.key == "general.file_type" else kv for kv in vision.keys),
+        KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
+    )
+    _check_text(str(checkpoint.path), kv)
+    return Model(kv, vision.tensors, checkpoint.path), siglip.vision_types(vision.tensors, outtype)
+
+
+def can_see(checkpoint: Checkpoint) -> bool:
+    """Whether `checkpoint` has a vision side. One that only config.json tells of is no vision side, with a warning."""
+    if architecture(checkpoint) not in VISION or not checkpoint.config.get("vision_config"):
+        return False
+    if found := siglip.has_vision_tensors(checkpoint):
+        return found
+    log.warning("%s: config.json describes a vision side that the tensors lack; no mmproj is made", checkpoint.path)
+    return False
 
 
 def architecture(checkpoint: Checkpoint) -> str:

@@ -5,8 +5,10 @@ from gguf.constants import GGUFValueType
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
+from . import siglip
 from .architecture import Text
-from .gemma3_config import SCALING_KEYS, Config, read_config, text_config
+from .gemma3_config import Config, read_config, text_config
+from .rope import scaling_keys
 from .rows import Row, map_tensors
 from .same_bytes import same_bytes
 from .tokenizer import read_tokenizer, tokenizer_kv
@@ -34,9 +36,6 @@ ROWS = (
     Row("model.layers.{bid}.mlp.down_proj.weight", "blk.{bid}.ffn_down.weight", ("hidden", "feed-forward")),
 )
 
-OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
-"""Tensors of the vision side: they make a file of their own."""
-
 
 def read_text(checkpoint: Checkpoint) -> Text:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
@@ -63,10 +62,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 def plain_name(name: str) -> str | None:
     """A checkpoint's tensor name as ROWS spell it, whatever wraps the text model; None for the vision side."""
-    name = name.replace("language_model.", "")
-    if name.startswith(OTHER_PARTS) or name.removeprefix("model.").startswith(OTHER_PARTS):
-        return None
-    return name
+    return None if siglip.plain_name(name) else name.replace("language_model.", "")
 
 
 def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
@@ -94,14 +90,7 @@ def keys(config: Config) -> tuple[KV, ...]:
         _kv("attention.head_count", u32, config.heads),
         _kv("attention.head_count_kv", u32, config.kv_heads),
     ]
-    if rope.scaling != "default":
-        entries += [
-            _kv("rope.scaling.type", GGUFValueType.STRING, rope.scaling),
-            _kv("rope.scaling.factor", f32, rope.factor),
-        ]
-        entries += [
-            _kv(f"rope.scaling.{SCALING_KEYS[key][0]}", SCALING_KEYS[key][1], value) for key, value in rope.extra
-        ]
+    entries += scaling_keys(ARCHITECTURE, rope.scaling)
     entries += [
         _kv("rope.freq_base", f32, rope.theta),
         _kv("rope.freq_base_swa", f32, rope.local_theta),
@@ -117,5 +106,5 @@ def keys(config: Config) -> tuple[KV, ...]:
     return tuple(entries)
 
 
-def _kv(key: str, type: GGUFValueType, value: int | float | str) -> KV:
+def _kv(key: str, type: GGUFValueType, value: int | float) -> KV:
     return KV(f"{ARCHITECTURE}.{key}", type, value)

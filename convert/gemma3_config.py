@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguf.constants import GGUFValueType
-
 from ..errors import InvalidInput
+from .rope import Scaling, read_scaling
 from .values import integer, mapping, number, only
 
 PATTERN = 6
@@ -18,14 +17,6 @@ PATTERN = 6
 WIDE_SCALE_LAYERS = 62
 """At this number of layers (27b) the runtime scales attention by hidden/heads, else by head_dim."""
 
-SCALING_KEYS = {
-    "original_max_position_embeddings": ("original_context_length", GGUFValueType.UINT32),
-    "extrapolation_factor": ("yarn_ext_factor", GGUFValueType.FLOAT32),
-    "attention_factor": ("yarn_attn_factor", GGUFValueType.FLOAT32),
-    "beta_fast": ("yarn_beta_fast", GGUFValueType.FLOAT32),
-    "beta_slow": ("yarn_beta_slow", GGUFValueType.FLOAT32),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -33,9 +24,7 @@ class Rope:
 
     theta: float
     local_theta: float
-    scaling: str = "default"
-    factor: float = 1.0
-    extra: tuple[tuple[str, int | float], ...] = ()
+    scaling: Scaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +137,4 @@ def _rope(where: str, text: Mapping[str, Any]) -> Rope:
     rope = f"{where}: rope scaling"
     for parameter in (text, full, sliding):
         only(rope, parameter, "partial_rotary_factor", 1, 1.0)
-    kind = full.get("type") or full.get("rope_type") or "default"
-    if kind == "default":
-        return Rope(theta, local_theta)
-    allowed = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"}
-    allowed |= SCALING_KEYS.keys() if kind == "yarn" else set()
-    unknown = sorted(str(key) for key, value in full.items() if key not in allowed and value is not None)
-    if kind not in ("linear", "yarn") or unknown:
-        raise InvalidInput(f"{rope}: {', '.join([f'type {kind!r}', *unknown])}; only linear and yarn are known")
-    if full.get("factor") is None or (kind == "yarn" and full.get("original_max_position_embeddings") is None):
-        raise InvalidInput(
-            f"{rope}: {kind} needs a factor" + (" and original_max_position_embeddings" * (kind == "yarn"))
-        )
-    extra = tuple((key, _extra(rope, full, key)) for key in SCALING_KEYS if full.get(key) is not None)
-    return Rope(theta, local_theta, kind, number(rope, full, "factor", 1.0), extra)
-
-
-def _extra(where: str, values: Mapping[str, Any], key: str) -> int | float:
-    if SCALING_KEYS[key][1] == GGUFValueType.UINT32:
-        return integer(where, values, key, 0)
-    return number(where, values, key, 0)
+    return Rope(theta, local_theta, read_scaling(rope, full))

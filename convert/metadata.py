@@ -71,12 +71,17 @@ ON_HUB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
 
 def metadata_kv(checkpoint: Checkpoint, tensors: Sequence[Tensor], *, model_name: str | None = None) -> tuple[KV, ...]:
     """The general keys of `checkpoint`, sampling first. `model_name` overrides the name."""
-    weights = sum(prod(t.shape) for t in tensors)
+    return general_kv(checkpoint, sum(prod(t.shape) for t in tensors), model_name=model_name)
+
+
+def general_kv(checkpoint: Checkpoint, weights: int, *, model_name: str | None = None) -> tuple[KV, ...]:
+    """The same for a number of `weights`; less than 0 says that it is no model's size, so there is no size label."""
     card = read_model_card(checkpoint)
     parts = _names(checkpoint, weights)
     texts = {key: _text(card, names) or getattr(parts, key, None) for key, names in CARD}
     texts["name"] = model_name or texts["name"] or folder_name(checkpoint.path, checkpoint.repo_id)
-    texts["size_label"] = texts["size_label"] or size_label(weights, weights, 0, 0)
+    if weights > 0 and not texts["size_label"]:
+        texts["size_label"] = size_label(weights, weights, 0, 0)
     entries = [*_sampling(checkpoint.file("generation_config.json"))]
     entries += [KV(f"general.{key}", TEXT, texts[key]) for key, _ in CARD if texts[key]]
     for kind, names in RELATED:

@@ -20,7 +20,7 @@ AUTO = "auto"
 def resolve_outtype(tensors: Sequence[Tensor], outtype: str) -> str:
     """`auto` is the checkpoint's own 16-bit type, as its first matrix has it; f16 where it has none."""
     if outtype == AUTO:
-        first = next((t.source.slice.type for t in tensors if len(t.shape) > 1), None)
+        first = next((t.source.type for t in tensors if len(t.shape) > 1), None)
         return "bf16" if first == GGMLQuantizationType.BF16 else "f16"
     if outtype not in OUTTYPES:
         raise InvalidInput(f"--outtype {outtype}: not an output type; choose one of {', '.join([*OUTTYPES, AUTO])}")

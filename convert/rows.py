@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from ..checkpoint.files import quote
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
-from ..pipeline.plan import Tensor, TensorSource
+from ..pipeline.plan import RowMap, Tensor, TensorSource
 
 BLOCK = "{bid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How rows change places: the first axis, seen as axes of these names, is transposed by `axes`."""
+
+    names: tuple[str, ...]
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,7 @@ class Row:
     shift: float = 0.0
     required: bool = True
     cut: bool = False
+    order: Order | None = None
 
 
 def map_tensors(
@@ -89,4 +98,5 @@ def _tensor(source: Slice, name: str, row: Row, bid: int, sizes: Mapping[str, in
             f"{source.path}: {name}: its shape is {list(source.shape)}, but config.json makes it {list(shape)} "
             f"({' × '.join(row.shape)}); is config.json the one that belongs to these weights?"
         )
-    return Tensor(row.target.replace(BLOCK, str(bid)), TensorSource(source, row.shift), shape)
+    order = RowMap(tuple(sizes[axis] for axis in row.order.names), row.order.axes) if row.order else None
+    return Tensor(row.target.replace(BLOCK, str(bid)), TensorSource(source, row.shift, order), shape)

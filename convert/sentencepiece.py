@@ -1,10 +1,12 @@
 """Reading a SentencePiece model: the pieces, their scores and types.
 
-    ModelProto     1: SentencePiece, repeated   2: TrainerSpec   (3: NormalizerSpec and others are not needed)
+    ModelProto     1: SentencePiece, repeated   2: TrainerSpec   3: NormalizerSpec
     SentencePiece  1: piece (string)   2: score (float)   3: type (enum, 1 when it is missing)
     TrainerSpec    3: model_type (enum, 1 when it is missing)
+    NormalizerSpec 2: precompiled_charsmap (bytes)   3: add_dummy_prefix   4: remove_extra_whitespaces
+                   (bools, true when they are missing)
 
-A field is a varint tag (number × 8 + wire type), then the value. Four wire types and two messages do not earn a
+A field is a varint tag (number × 8 + wire type), then the value. Four wire types and four messages do not earn a
 dependency on a protobuf package, and every length here is checked before it is believed.
 Source: the protocol buffers encoding, and sentencepiece_model.proto.
 """
@@ -27,12 +29,19 @@ DAMAGED = "the file is damaged or incomplete, fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """`types` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte."""
+    """`types` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+
+    `prefix`: a space is put before a text. `joins_spaces`: of several spaces one is kept. `maps`: letters are replaced
+    (NFKC and the like).
+    """
 
     pieces: tuple[str, ...]
     scores: tuple[float, ...]
     types: tuple[int, ...]
     model_type: int
+    prefix: bool = True
+    joins_spaces: bool = True
+    maps: bool = False
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -56,6 +65,7 @@ class _Damaged(ValueError):
 
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
     pieces, scores, types, model_type = [], [], [], UNIGRAM
+    switches, maps = {3: True, 4: True}, False
     for number, wire, start, end in _fields(data, 0, len(data)):
         if number == 1 and wire == BYTES:
             if len(pieces) == MAX_PIECES:
@@ -67,9 +77,14 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
         elif number == 2 and wire == BYTES:
             inner = (f for f in _fields(data, start, end) if f[:2] == (3, VARINT))
             model_type = next((_varint(data, f[2], f[3])[0] for f in inner), model_type)
+        elif number == 3 and wire == BYTES:
+            for inside, kind, at, stop in _fields(data, start, end):
+                if kind == VARINT and inside in switches:
+                    switches[inside] = _varint(data, at, stop)[0] != 0
+                maps |= (inside, kind) == (2, BYTES) and stop > at
     if not pieces:
         raise _Damaged("byte 0: it holds no pieces")
-    return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type)
+    return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type, switches[3], switches[4], maps)
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:

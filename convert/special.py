@@ -23,7 +23,8 @@ KEYS = {
 }
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 GEMMA = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
-"""Looked up where no file names an id: without a key the runtime would assume Llama's 1 and 2, which swaps them."""
+LLAMA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+"""Looked up where no file names an id: without a key the runtime would assume Llama's 1 and 2, which swaps Gemma's."""
 
 
 @dataclass(slots=True)
@@ -41,20 +42,26 @@ def special_kv(
     tokenizer_config: Mapping[str, Any],
     config: Mapping[str, Any],
     tokens: Sequence[str],
+    names: Mapping[str, str] = GEMMA,
+    required: Sequence[str] = ("bos", "eos"),
 ) -> tuple[KV, ...]:
     """Ids and switches, in the order llama.cpp's converter writes them.
 
     A token's text comes from tokenizer_config.json, its id from tokenizer.json's added tokens; then config.json's
-    `*_token_id` counts, if it is one number. Raises InvalidInput for an id outside the vocabulary.
+    `*_token_id` counts, if it is one number; last the text in `names`. Raises InvalidInput for an id outside the
+    vocabulary, and for a `required` one that is nowhere (a BOS that the tokenizer adds always is).
     """
-    specials = _Specials({kind: text for kind in KEYS if (text := _text(tokenizer_config.get(f"{kind}_token")))})
+    specials = _Specials({kind: text for kind in KEYS if (text := token_text(tokenizer_config.get(f"{kind}_token")))})
     if json:
         _read_post_processor(where, json, specials, bool(tokenizer_config))
     for kind in specials.kinds:
         switch = tokenizer_config.get(f"add_{kind}_token")
         if isinstance(switch, bool):
             specials.add.setdefault(kind, switch)
-    ids = dict(_ids(where, json, config, tokens, specials))
+    ids = dict(_ids(where, json, config, tokens, specials, names))
+    for kind in dict.fromkeys((*required, *(("bos",) if specials.add.get("bos") else ()))):
+        if kind not in ids:
+            raise InvalidInput(f"{where}: no file says which token is {kind}; add {kind}_token_id to config.json")
     keys = [KV(f"tokenizer.ggml.{KEYS[kind]}_token_id", GGUFValueType.UINT32, id) for kind, id in ids.items()]
     switches = [
         KV(f"tokenizer.ggml.add_{kind}_token", GGUFValueType.BOOL, value)
@@ -64,13 +71,18 @@ def special_kv(
     return (*keys, *switches)
 
 
-def _text(token: Any) -> str | None:
+def token_text(token: Any) -> str | None:
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _ids(
-    where: str, json: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str], specials: _Specials
+    where: str,
+    json: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tokens: Sequence[str],
+    specials: _Specials,
+    names: Mapping[str, str],
 ) -> Iterator[tuple[str, int]]:
     added: dict[str, int] = {}
     for token in json.get("added_tokens") or []:
@@ -90,14 +102,11 @@ def _ids(
             found.add(kind)
             yield kind, _checked(where, kind, id, tokens)
     by_text = {token: id for id, token in enumerate(tokens)}
-    for kind, text in GEMMA.items():
+    for kind, text in names.items():
         id = by_text.get(specials.texts.get(kind, text))
         if kind not in found and id is not None:
             found.add(kind)
             yield kind, id
-    for kind in ("bos", "eos"):
-        if kind not in found:
-            raise InvalidInput(f"{where}: no file says which token is {kind}; add {kind}_token_id to config.json")
 
 
 def _checked(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:

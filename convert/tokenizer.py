@@ -20,7 +20,7 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
 from .sentencepiece import BPE, read_sentencepiece
-from .special import special_kv
+from .special import GEMMA, special_kv
 from .tokenizer_json import pieces_of_tokenizer_json
 
 MAX_TOKEN = 64 << 10
@@ -75,8 +75,10 @@ class _Table:
         self.used.add(id)
 
 
-def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
-    """Read the tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
+def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) -> Tokenizer:
+    """Read the SentencePiece tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
+
+    With `plain`, as Gemma's, it must take a text as it is.
 
     Raises InvalidInput, naming the file, for anything that would give llama.cpp other ids than the checkpoint's own
     tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
@@ -84,11 +86,11 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
-    added = _added_tokens(str(whole), json)
+    added = added_tokens(str(whole), json)
     if model:
         where, pieces = model, _pieces_of_model(model)
     elif whole:
-        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {token["content"] for token in added})
+        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
     else:
         raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
     if len(pieces) > n_vocab:
@@ -108,8 +110,10 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
     )
 
 
-def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[KV, ...]:
-    """The tokenizer's keys in the order llama.cpp's converter writes them; `config` is the checkpoint's config.json."""
+def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any], names: Mapping[str, str] = GEMMA) -> tuple[KV, ...]:
+    """The tokenizer's keys in the order llama.cpp's converter writes them; `config` is the checkpoint's config.json.
+
+    `names` are the special tokens' texts where no file says which they are."""
     string, array = GGUFValueType.STRING, GGUFValueType.ARRAY
     return (
         KV("tokenizer.ggml.model", string, "llama"),
@@ -117,7 +121,7 @@ def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[KV, .
         KV("tokenizer.ggml.tokens", array, tokenizer.tokens, string),
         KV("tokenizer.ggml.scores", array, tokenizer.scores, GGUFValueType.FLOAT32),
         KV("tokenizer.ggml.token_type", array, tokenizer.types, GGUFValueType.INT32),
-        *special_kv(str(tokenizer.folder), tokenizer.json, tokenizer.config, config, tokenizer.tokens),
+        *special_kv(str(tokenizer.folder), tokenizer.json, tokenizer.config, config, tokenizer.tokens, names),
         *chat_template_kv(tokenizer.chat_template),
     )
 
@@ -149,7 +153,7 @@ def _pieces_of_model(path: Path) -> list[tuple[str, float, int]]:
     ]
 
 
-def _added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
+def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
     tokens = json.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(
@@ -234,7 +238,7 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
     seen: dict[str, int] = {}
     for id, token in enumerate(table.tokens):
-        if (fault := _fault(token)) is not None:
+        if (fault := token_fault(token)) is not None:
             raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
         if token in seen:
             raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
@@ -244,7 +248,8 @@ def _check(path: Path, table: _Table) -> None:
         raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
 
 
-def _fault(token: str) -> str | None:
+def token_fault(token: str) -> str | None:
+    """Why llama.cpp could not hold this token, or None."""
     try:
         nbytes = len(token.encode("utf-8"))
     except UnicodeEncodeError:

@@ -11,24 +11,25 @@ from typing import Any
 
 from ..checkpoint.files import quote
 from ..errors import InvalidInput
+from .text_view import text_view
 
 NORMAL, UNUSED, BYTE = 1, 5, 6
-SPACE = "▁"
 MERGED_NEVER = 0.0
 """The score of a piece that no merge makes (a letter, a byte): no encoder looks at it."""
 
 
 def pieces_of_tokenizer_json(
-    where: str, json: Mapping[str, Any], added: Collection[str]
+    where: str, json: Mapping[str, Any], added: Collection[str], *, plain: bool = True
 ) -> list[tuple[str | None, float, int]]:
     """(text, score, type) by id; text None where an id has no piece (the `added` tokens fill these).
 
-    Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids.
+    Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
+    `plain`, it may do to a text whatever `text_view` knows.
     """
     model = json.get("model")
     if not isinstance(model, dict):
         raise InvalidInput(f"{where}: it has no model")
-    _check_kind(where, json, model)
+    _check_kind(where, json, model, plain)
     vocabulary = _vocabulary(where, model)
     scores = _scores(where, model, vocabulary, added)
     pieces: list[tuple[str | None, float, int]] = [(None, 0.0, UNUSED)] * (max(vocabulary.values()) + 1)
@@ -37,7 +38,7 @@ def pieces_of_tokenizer_json(
     return pieces
 
 
-def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], plain: bool) -> None:
     faults = [
         f"{key} is {quote(str(model.get(key)))}"
         for key, allowed in (
@@ -50,31 +51,16 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any]) -
         )
         if model.get(key) not in allowed
     ]
-    normalizers, splits = (
-        _steps(json.get("normalizer"), "normalizers"),
-        _steps(json.get("pre_tokenizer"), "pretokenizers"),
-    )
-    spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    if normalizers != spaces:
+    view = text_view(json)
+    if view is None or (plain and (view.prefix or view.normalizer)):
         faults.append("its normalizer does more, or less, than to replace spaces by ▁")
-    # After that replacement no space is left, so this split, which Gemma's files have, does nothing.
-    if any(step.get("type") != "Split" or step.get("pattern") != {"String": " "} for step in splits):
+    if view is None or (plain and view.splits):
         faults.append("its pre_tokenizer splits the text")
     if faults:
+        kind = "Gemma's kind" if plain else "SentencePiece's kind"
         raise InvalidInput(
-            f"{where}: not a tokenizer of Gemma's kind ({'; '.join(faults)}); "
-            "put the checkpoint's tokenizer.model beside it"
+            f"{where}: not a tokenizer of {kind} ({'; '.join(faults)}); put the checkpoint's tokenizer.model beside it"
         )
-
-
-def _steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as a list of its steps."""
-    if part is None:
-        return []
-    if not isinstance(part, dict):
-        return [{}]
-    inner = part.get(key) if part.get("type") == "Sequence" else None
-    return [step if isinstance(step, dict) else {} for step in inner] if isinstance(inner, list) else [part]
 
 
 def _vocabulary(where: str, model: Mapping[str, Any]) -> dict[str, int]:
@@ -103,7 +89,7 @@ def _scores(
     ranks: dict[str, int] = {}
     made: dict[str, int] = {}
     for rank, merge in enumerate(merges):
-        left, right = _halves(where, rank, merge)
+        left, right = halves(where, rank, merge)
         piece = left + right
         if left in joined and right in joined and piece in vocabulary:
             made[piece] = made.get(piece, 0) + 1
@@ -129,11 +115,11 @@ def _check_complete(where: str, joined: AbstractSet[str], made: Mapping[str, int
             )
 
 
-def _halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
+def halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
     """A merge is "left right" in older files, [left, right] in newer ones."""
-    halves = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(halves, list) and len(halves) == 2:
-        left, right = halves
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
         if isinstance(left, str) and isinstance(right, str) and left and right:
             return left, right
     raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")

@@ -19,8 +19,9 @@ from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.types import row_nbytes
 from ..errors import BorealisError, Cancelled
+from . import lowrank
 from .outputs import PartialFile, check_outputs
-from .plan import Codec, FilePlan, Tensor
+from .plan import Codec, FilePlan, Tensor, TensorSource
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -161,12 +162,20 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHU
 
 
 def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
-    return (task for task in tasks(plans, chunk_weights) if task.first == 0)
+    """The first rows of each tensor; where rows are reordered, all: how far apart their sources lie varies."""
+    return (task for task in tasks(plans, chunk_weights) if task.first == 0 or task.tensor.source.order)
 
 
 def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
-    return task.nbytes + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+    source = task.tensor.source
+    merged = 0 if source.as_stored else lowrank.memory(source.updates, task.rows) + 2 * n * task.rows
+    return (
+        task.nbytes
+        + task.span_nbytes
+        + merged
+        + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
+    )
 
 
 def source_stamp(path: Path) -> tuple[int, int, int]:
@@ -176,7 +185,8 @@ def source_stamp(path: Path) -> tuple[int, int, int]:
 
 
 def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]:
-    return {p: source_stamp(p) for p in {t.tensor.source.slice.path for plan in plans for t in plan.tensors}}
+    paths = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
+    return {path: source_stamp(path) for path in paths}
 
 
 class SourceRows:
@@ -268,6 +278,7 @@ class _Worker:
         self.run = run
         self.outputs = outputs
         self.source: tuple[Path, FileIO] | None = None
+        self.updates: tuple[TensorSource, lowrank.Updates] | None = None
         self.buffers: dict[str, np.ndarray] = {}
 
     def close(self) -> None:
@@ -301,17 +312,35 @@ class _Worker:
             self.write(task, encoding, out)
 
     def rows(self, task: Task, data: np.ndarray, once: bool) -> np.ndarray:
-        """The task's rows as numbers, shifted; as float32 where they serve more than one encoding (`once`)."""
+        """The task's rows as numbers, with all that is done to them; float32 if for more than one encoding (`once`)."""
         source, n = task.tensor.source, task.tensor.n_per_row
         if source.slice.type not in PLAIN:
             rows = self.run.codec.decode(data.reshape(task.rows, -1), source.slice.type, n)
         else:
             rows = data.view(PLAIN[source.slice.type]).reshape(task.rows, n)
+        if source.updates or source.type != source.slice.type:
+            rows = self.merged(task, self.float32(rows))
+        if source.scale != 1.0:
+            rows = self.float32(rows) * np.float32(source.scale)
         if source.shift and rows.dtype == np.float16:
             rows = rows + np.float16(source.shift)
         elif source.shift:
             rows = self.float32(rows) + np.float32(source.shift)
         return self.float32(rows) if once else rows
+
+    def merged(self, task: Task, rows: np.ndarray) -> np.ndarray:
+        """float32 `rows`, which are overwritten, with the updates of their tensor, in its precision."""
+        source = task.tensor.source
+        if source.updates:
+            if self.updates is None or self.updates[0] is not source:
+                self.updates = source, lowrank.Updates(source.updates)
+            picked = task.source_rows()
+            self.updates[1].add(rows, np.arange(task.first, task.first + task.rows) if picked is None else picked)
+        if source.type == F32:
+            return rows
+        out = self.buffer("merged", rows.size * 2)
+        self.run.codec.encode(rows, source.type, None, out.reshape(len(rows), -1))
+        return out.view(PLAIN[source.type]).reshape(rows.shape)
 
     def float32(self, rows: np.ndarray) -> np.ndarray:
         if rows.dtype == np.float32:
@@ -321,13 +350,24 @@ class _Worker:
         return out.view(np.float32)
 
     def read(self, task: Task) -> np.ndarray:
-        where, nbytes = task.tensor.source.slice, task.nbytes
+        rows = task.source_rows()
+        if rows is None:
+            return self.read_range(task, task.first * (task.nbytes // task.rows), task.nbytes, "in")
+        first, nbytes = int(rows.min()), task.nbytes // len(rows)
+        span = self.read_range(task, first * nbytes, (int(rows.max()) + 1 - first) * nbytes, "span")
+        data = self.buffer("in", task.nbytes)
+        np.take(span.reshape(-1, nbytes), rows - first, axis=0, out=data.reshape(-1, nbytes), mode="clip")
+        return data
+
+    def read_range(self, task: Task, begin: int, nbytes: int, buffer: str) -> np.ndarray:
+        """`nbytes` of the task's source slice from its byte `begin`."""
+        where = task.tensor.source.slice
         if not self.source or self.source[0] != where.path:
             self.close()
             self.source = where.path, where.path.open("rb", buffering=0)
         file = self.source[1]
-        start = where.offset + task.first * (nbytes // task.rows)
-        data = self.buffer("in", nbytes)
+        start = where.offset + begin
+        data = self.buffer(buffer, nbytes)
         file.seek(start)
         view, got = data.data, 0
         while got < nbytes:

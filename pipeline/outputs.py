@@ -55,7 +55,8 @@ class PartialFile:
 
 def check_outputs(plans: Sequence[FilePlan]) -> None:
     """Refuse, before any work, outputs that cannot be written. Raises InvalidInput."""
-    sources = {t.tensor.source.slice.path.resolve() for plan in plans for t in plan.tensors}
+    sources = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
+    sources = {path.resolve() for path in sources}
     seen: set[Path] = set()
     for plan in plans:
         path = plan.path.resolve()

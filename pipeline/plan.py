@@ -1,6 +1,6 @@
 """What will be written, known completely before a weight is read. Pure data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -28,11 +28,72 @@ class Codec:
 
 
 @dataclass(frozen=True, slots=True)
+class RowMap:
+    """Which source row each row is: the source's rows from `first` on, seen as an array of `shape`, transposed.
+
+    With the shape (heads, 2, half) and the axes (0, 2, 1), rows 0, 1, 2, 3 come from rows 0, half, 1, half + 1. A
+    tensor of one axis has its elements ordered in this way.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    first: int = 0
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The source rows (int64) of rows `start` to `stop`."""
+        strides = [prod(self.shape[axis + 1 :]) for axis in self.axes]
+        digits = np.unravel_index(np.arange(start, stop), [self.shape[axis] for axis in self.axes])
+        return self.first + np.dot(strides, digits)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a matrix of the source: scale · up @ down, in float32.
+
+    `up` is [rows, r] and `down` [r, n_per_row], BF16, F16 or F32; stored [r, rows] and [n_per_row, r] if `transposed`.
+    """
+
+    up: Slice
+    down: Slice
+    scale: float
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[0 if self.transposed else 1]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a tensor's rows come from. `shift` is added to every element, in float32 (in float16 for an F16 slice)."""
+    """Where a tensor's rows come from: those of `slice` in their order, or as `order` picks them.
+
+    `updates` are added to the source's rows, in their order. The sum is rounded to `precision`: that of the matrix
+    before it was changed, so None is the slice's own. Then `scale` multiplies every element, in float32, and `shift`
+    is added, in float32 (in float16 for F16 numbers).
+    """
 
     slice: Slice
     shift: float = 0.0
+    order: RowMap | None = None
+    updates: tuple[LowRank, ...] = ()
+    precision: GGMLQuantizationType | None = None
+    scale: float = 1.0
+
+    @property
+    def type(self) -> GGMLQuantizationType:
+        """The type its numbers have before `scale` and `shift`."""
+        return self.slice.type if self.precision is None else self.precision
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether its numbers are those in the file."""
+        return self.type == self.slice.type and not (self.updates or self.shift or self.order) and self.scale == 1.0
+
+    def slices(self) -> Iterator[Slice]:
+        """Every array that is read."""
+        yield self.slice
+        for update in self.updates:
+            yield from (update.up, update.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +111,17 @@ class Tensor:
     @property
     def rows(self) -> int:
         return prod(self.shape[:-1])
+
+
+def gguf_tensors(slices: Mapping[str, Slice]) -> tuple[Tensor, ...]:
+    """Tensors of a GGUF as they are, without leading extents of 1: ggml counts none at the end of its own order."""
+    return tuple(Tensor(name, TensorSource(s), _squeezed(s.shape)) for name, s in slices.items())
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 @dataclass(frozen=True, slots=True)

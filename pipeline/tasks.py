@@ -37,12 +37,26 @@ class Task:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to read."""
+        """Bytes of these rows in the source."""
         return self.rows * row_nbytes(self.tensor.source.slice.type, self.tensor.n_per_row)
+
+    def source_rows(self) -> np.ndarray | None:
+        """The source rows these rows are (elements, where the tensor has one axis); None where they are the same."""
+        order, flat = self.tensor.source.order, len(self.tensor.shape) == 1
+        if order is None:
+            return None
+        return order.rows(0, self.tensor.n_per_row) if flat else order.rows(self.first, self.first + self.rows)
+
+    @property
+    def span_nbytes(self) -> int:
+        """Bytes to hold while rows are picked out of the range of source rows they lie in; 0 without an order."""
+        rows = self.source_rows()
+        return 0 if rows is None else (int(rows.max() - rows.min()) + 1) * (self.nbytes // len(rows))
 
 
 def is_copy(tensor: Tensor, type: GGMLQuantizationType) -> bool:
-    return type == tensor.source.slice.type and not tensor.source.shift
+    """Whether ranges of the source's bytes are ranges of the output's."""
+    return type == tensor.source.slice.type and tensor.source.as_stored
 
 
 def rows_at_once(tensor: Tensor, encodings: Sequence[Encoding], chunk_weights: int) -> int:

@@ -14,7 +14,7 @@ from ..checkpoint.types import KV
 from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
-from ..pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
+from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
 from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import Own, read_own
@@ -82,7 +82,9 @@ def _words(path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines
 
 
 def _form(header: GGUFFile) -> Section:
-    """Metadata and tensors agree with each other, whatever the source says."""
+    """Metadata and tensors of a model agree with each other, whatever the source says."""
+    if header.value("general.type") == "adapter":
+        return Section("form", ())
     try:
         check_model(header)
     except InvalidInput as error:
@@ -101,7 +103,7 @@ def check_tensors(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Section, Section]:
     """The sections on names and shapes, and on weights; the arguments are those of `check_file`."""
-    found = [Tensor(name, TensorSource(s), _squeezed(s.shape)) for name, s in header.tensors.items()]
+    found = gguf_tensors(header.tensors)
     theirs = {t.name: t for t in source.tensors}
     pairs = [
         Pair(t, theirs[t.name], importance.get(t.name) if importance else None)
@@ -112,13 +114,6 @@ def check_tensors(
     return check_names(found, source.tensors), check_weights(
         pairs, source.tensors, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress
     )
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without leading ones: ggml counts no dimension of extent 1 at the end of its own order."""
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Everything about text: token ids, special tokens, the chat template. Asked first, collected when it is answered."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
@@ -10,7 +10,7 @@ from ..errors import BorealisError, InvalidInput
 from ..runtime.template import ChatTemplate
 from .asked import Asked
 from .conversations import CONVERSATIONS
-from .own import Own
+from .own import Gaps, Own, read_gaps
 from .report import Finding, Section, failures_first, spelled
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -75,7 +75,15 @@ class Words:
             own, problem = {}, f"the tokenizers library is not installed ({INSTALL})"
         elif self.own and not self.own.tokenizer:
             problem = "the checkpoint has no tokenizer.json"
-        return (self._token_ids(gguf, own, problem), self._specials(gguf, own), self._chat(gguf, own))
+        gaps = self._gaps(gguf, own)
+        return (self._token_ids(gguf, own, problem, gaps), self._specials(gguf, own), self._chat(gguf, own, gaps))
+
+    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Gaps:
+        """What the tokenizer does and no GGUF can say; looked up only where ids differ."""
+        texts = len(self.lines)
+        if not own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
+            return Gaps()
+        return read_gaps(self.own, len(self.tokens))
 
     def _ask(self, request: dict[str, Any], what: str) -> Asked:
         self._children.append(Asked(request, what))
@@ -103,11 +111,12 @@ class Words:
 
     # ---- token ids
 
-    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str) -> Section:
+    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Gaps) -> Section:
         n = len(self.lines)
         if own:
-            pairs = zip(self.lines, own["ids"][:n], gguf["ids"][:n], strict=True)
-            bad = [self._line(text, theirs, ours) for text, theirs, ours in pairs if theirs != ours]
+            bad = self._differences(own["ids"], gguf["ids"])
+            if bad and gaps.text:
+                return self._told(bad, gguf, gaps)
             if not bad:
                 bad = [Finding("ok", f"{n} texts, {sum(map(len, gguf['ids'][:n]))} tokens")]
             elif len(bad) > 1:
@@ -123,6 +132,25 @@ class Words:
         if not lost:
             findings.append(Finding("ok", f"{len(backs)} texts come back from their ids"))
         return Section("token ids", failures_first(findings, 10))
+
+    def _differences(self, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> list[Finding]:
+        rows = zip(self.lines, theirs, ours, strict=False)
+        return [self._line(text, a, b) for text, a, b in rows if a != b]
+
+    def _told(self, bad: Sequence[Finding], gguf: Mapping[str, Any], gaps: Gaps) -> Section:
+        """Differences that no GGUF can avoid are notes; without the normalizer's doing, and if there is nothing else
+        to excuse them, none may be left.
+        """
+        findings = [
+            Finding("note", f"{len(bad)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}")
+        ]
+        findings.append(replace(bad[0], status="note"))
+        if gaps.normalizer and not gaps.others and self.own and self.own.tokenizer:
+            request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "bare": True}
+            bare = self._ask(request, f"tokenizers read {self.own.tokenizer}").answer()
+            left = self._differences(bare["ids"], gguf["ids"])
+            findings += left or [Finding("ok", f"{len(self.lines)} texts, were it not for that")]
+        return Section("token ids", failures_first(findings, 6))
 
     def _line(self, text: str, theirs: Sequence[int], ours: Sequence[int]) -> Finding:
         at = _first_difference(theirs, ours)
@@ -175,7 +203,7 @@ class Words:
 
     # ---- chat template
 
-    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Section:
+    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Gaps) -> Section:
         title, has = "chat template", TEMPLATE_KEY in {kv.key for kv in self.header.kv}
         wanted = self.own.template is not None if self.own else has
         if not wanted and not has:
@@ -188,28 +216,33 @@ class Words:
         findings = [self._one_bos(gguf["bos"], our_ids)]
         if self.own:
             their_ids = dict(zip(_rendered(self.theirs), own["ids"][n:], strict=True)) if own else {}
-            findings += self._conversations(our_ids, their_ids)
+            findings += self._conversations(our_ids, their_ids, gaps)
         else:
             findings.append(Finding("note", "not compared: a GGUF is the source; its template is compared as a key"))
         return Section(title, failures_first(findings, 4))
 
-    def _conversations(self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]]) -> list[Finding]:
-        failed, same_ids, refused = [], [], 0
+    def _conversations(
+        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Gaps
+    ) -> list[Finding]:
+        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can."""
+        failed, same = [], 0
         for name, theirs in self.theirs.items():
             ours = self.ours[name]
-            refused += theirs.text is None
-            if ours.text == theirs.text and ours.refusal == theirs.refusal:
-                if name in their_ids and their_ids[name] != our_ids[name]:
-                    failed.append(self._line(theirs.text or "", their_ids[name], our_ids[name]))
-                continue
-            if name in their_ids and their_ids.get(name) == our_ids.get(name):
-                same_ids.append(name)
-                continue
-            failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
-        notes = [Finding("note", "renders other text, which is the same tokens", name) for name in same_ids]
-        total = len(self.theirs)
-        what = f"{total} conversations, {refused} of them refused, as by the checkpoint's own template"
-        return failed + notes + ([] if failed else [Finding("ok", what)])
+            if name in their_ids and their_ids[name] == our_ids.get(name):
+                same += ours.text != theirs.text
+            elif (ours.text, ours.refusal) != (theirs.text, theirs.refusal):
+                failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
+            elif name in their_ids:
+                failed.append(self._line(theirs.text or "", their_ids[name], our_ids[name]))
+        findings = (
+            [Finding("note", f"{same} conversations render other text, which is the same tokens")] if same else []
+        )
+        if failed and gaps.text:
+            told = f"{len(failed)} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
+            return [*findings, Finding("note", told)]
+        refused = sum(rendering.text is None for rendering in self.theirs.values())
+        what = f"{len(self.theirs)} conversations, {refused} of them refused, as by the checkpoint's own template"
+        return findings + (failed or [Finding("ok", what)])
 
     def _one_bos(self, bos: int | None, ids: Mapping[str, list[int]]) -> Finding:
         if bos is None:

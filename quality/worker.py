@@ -62,14 +62,19 @@ def _comes_back(vocabulary: Any, text: str) -> bool:
     return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
 
 
-def of_tokenizer(tokenizer: str, texts: list[str]) -> dict[str, Any]:
-    """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text."""
+def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False) -> dict[str, Any]:
+    """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text.
+
+    `bare` is without its normalizer.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return {"missing": True}
     try:
         own = Tokenizer.from_file(tokenizer)
+        if bare:
+            own = Tokenizer.from_str(json.dumps({**json.loads(own.to_str()), "normalizer": None}))
         own.no_padding()
         own.no_truncation()
         encoded = own.encode_batch(texts, add_special_tokens=False)

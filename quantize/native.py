@@ -11,8 +11,10 @@ import platform
 import warnings
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
+from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.types import row_nbytes
@@ -26,6 +28,18 @@ ISAS = ("baseline", "avx2", "avx512")
 
 SWITCH = "BOREALIS_GGUF_ENCODERS"
 
+LATTICES = {
+    T.IQ3_XXS: (quants.IQ3_XXS, 3, 2),
+    T.IQ3_S: (quants.IQ3_S, 3, 3),
+    T.IQ2_XXS: (quants.IQ2_XXS, 2, 2),
+    T.IQ2_XS: (quants.IQ2_XS, 2, 2),
+    T.IQ2_S: (quants.IQ2_S, 2, 1),
+    T.IQ1_S: (quants.IQ1_S, 2, 3),
+    T.IQ1_M: (quants.IQ1_S, 2, 3),
+}
+"""Types whose groups of levels are points of a lattice: where its points stand, bits of a level, and how many different
+distances ggml's search for a near point covers."""
+
 _SOURCE_TYPES = {"float32": T.F32, "float16": T.F16, "uint16": T.BF16}
 
 
@@ -36,13 +50,10 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     The bytes are those of `ggml.encode` for every input, and so are the errors. Thread-safe; the GIL is released.
     """
     isa = encoder(type) if rows.ndim == 2 and rows.size else None
-    if isa is None or (importance is not None and not np.isfinite(importance).all()):
-        ggml.encode(rows, type, importance, out)
-        return all_finite(rows)
-    if encode_with(isa, rows, type, importance, out):
+    if isa is not None and _is_ordinary(rows, type, importance) and encode_with(isa, rows, type, importance, out):
         return True
     ggml.encode(rows, type, importance, out)  # what NaN and infinity become, ggml alone defines
-    return False
+    return all_finite(rows)
 
 
 def encode_with(
@@ -51,8 +62,8 @@ def encode_with(
     """`encode` with the kernels of `isa` and nothing else; False means a weight was not finite, and `out` is void."""
     _check(rows, type, importance, out)
     library = _library()
-    if library is None:
-        raise InvalidInput(f"there are no native encoders in this installation; use {SWITCH}=ggml")
+    if library is None or not can_encode(isa, type):
+        raise InvalidInput(f"there are no {isa} kernels for {type.name} on this machine; use {SWITCH}=ggml")
     rows = np.require(rows, requirements=["C", "A"])
     weights = None if importance is None else np.require(importance, requirements=["C", "A"])
     result = library.borealis_encode(
@@ -64,8 +75,6 @@ def encode_with(
         None if weights is None else weights.ctypes.data,
         out.ctypes.data,
     )
-    if result < 0:
-        raise InvalidInput(f"{isa} kernels cannot encode {type.name} on this machine")
     return bool(result)
 
 
@@ -76,6 +85,26 @@ def all_finite(rows: np.ndarray) -> bool:
     return bool(np.isfinite(rows).all())
 
 
+def _is_ordinary(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> bool:
+    """Whether importance is finite and, for the lattice types, nothing is so large that ggml would abort."""
+    if importance is not None and not np.isfinite(importance).all():
+        return False
+    if type not in ggml.GRID_TYPES:
+        return True
+    peak, limit = _peak(rows), ggml.GRID_LIMIT
+    if importance is None:
+        return peak**4 <= limit
+    return bool(importance.min() >= 0) and peak <= limit and peak**2 * float(importance.max()) <= limit
+
+
+def _peak(rows: np.ndarray) -> float:
+    """The largest magnitude, without a copy of `rows`; NaN if there is one."""
+    if rows.dtype != np.uint16:
+        return float(max(rows.max(), -rows.min()))
+    bits = max(int(rows.view(np.int16).max()), int(rows.max()) & 0x7FFF if rows.max() & 0x8000 else 0)
+    return float(np.uint32(bits << 16).view(np.float32))
+
+
 def available_isas() -> tuple[str, ...]:
     """The instruction sets this machine can run and this installation has kernels for, from narrow to wide."""
     return tuple(isa for isa in ISAS if can_encode(isa, T.Q8_0))
@@ -84,7 +113,10 @@ def available_isas() -> tuple[str, ...]:
 def can_encode(isa: str, type: GGMLQuantizationType) -> bool:
     """Whether there are kernels of `isa` for `type`, and this machine can run them."""
     library = _library()
-    return library is not None and bool(library.borealis_can_encode(ISAS.index(isa), type))
+    if library is None or not library.borealis_can_encode(ISAS.index(isa), type):
+        return False
+    with _lattice_lock:
+        return _set_lattice(type)
 
 
 def encoder(type: GGMLQuantizationType) -> str | None:
@@ -116,6 +148,7 @@ def _library() -> ctypes.CDLL | None:
             loaded = ctypes.CDLL(str(path))
             loaded.borealis_can_encode.argtypes = [ctypes.c_int, ctypes.c_int]
             pointer, long = ctypes.c_void_p, ctypes.c_int64
+            loaded.borealis_set_lattice.argtypes = [*[ctypes.c_int] * 4, pointer, ctypes.c_int]
             loaded.borealis_encode.argtypes = [
                 ctypes.c_int,
                 ctypes.c_int,
@@ -132,6 +165,24 @@ def _library() -> ctypes.CDLL | None:
     return None
 
 
+_lattice_lock = Lock()
+
+
+@cache
+def _set_lattice(type: GGMLQuantizationType) -> bool:
+    """Hands the kernels the points of a lattice type, which the gguf package knows; milliseconds, once."""
+    library = _library()
+    if type not in LATTICES or library is None:
+        return True
+    grid, bits, wanted = LATTICES[type]
+    grid.init_grid()
+    dims = grid.grid_shape[1]
+    values = np.asarray(grid.grid).reshape(-1, dims)
+    levels = np.searchsorted(sorted(set(grid.grid_map)), values).astype(np.uint16)
+    codes = np.bitwise_or.reduce(levels << (bits * np.arange(dims, dtype=np.uint16)), axis=1).astype(np.uint16)
+    return library.borealis_set_lattice(type, dims, bits, wanted, codes.ctypes.data, len(codes)) == 0
+
+
 @cache
 def _trusted(isa: str, type: GGMLQuantizationType) -> bool:
     """Whether the kernels encode the sample as they must. Milliseconds, once per type; a warning if they do not."""
@@ -144,8 +195,9 @@ def _trusted(isa: str, type: GGMLQuantizationType) -> bool:
 
 def _expected(type: GGMLQuantizationType) -> str | None:
     """What the sample's digest must be: the loaded ggml's on x86-64. Other builds of ggml contract multiply-add and
-    give other bytes; there x86-64's answer, recorded here, is the reference."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    give other bytes, and its tables of the lattice types take seconds to build: there the recorded answer of x86-64
+    is the reference."""
+    if platform.machine().lower() in ("x86_64", "amd64") and type not in ggml.GRID_TYPES:
         return sample_digest(type, None)
     return SAMPLE_DIGESTS.get(type.name)
 
@@ -181,7 +233,7 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
     rows[5] = -0.75
     rows[6, ::37] = 32.0
     rows[7] *= np.float32(2.0**-20)
-    rows[8] = np.ldexp(rows[8], np.repeat(bits[8, :16] % 40 - 20, 32))
+    rows[8] = np.ldexp(rows[8], np.repeat(bits[8, :16] % 24 - 16, 32))
     importance = (bits[0] % 977).astype(np.float32) / 1024
     return rows, importance
 
@@ -201,20 +253,30 @@ def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
 
 
 SAMPLE_DIGESTS: dict[str, str] = {
-    "F32": "bd35474200f3e845",
-    "F16": "3f1741c75289182b",
-    "Q4_0": "8722a797b03abc10",
-    "Q4_1": "3d6c478229801104",
-    "Q5_0": "5a43c41c7d1cdd01",
-    "Q5_1": "6b85f64a2ecae5de",
-    "Q8_0": "e8d297adaa5e34d2",
-    "Q2_K": "627b8159e6545102",
-    "Q3_K": "a53bf51a18daf855",
-    "Q4_K": "676f84bc7b678628",
-    "Q5_K": "0d261888f18d967f",
-    "Q6_K": "7459f99a10d8dd0e",
-    "IQ4_NL": "f43fecd323c24b8c",
-    "IQ4_XS": "233843affb918d7a",
-    "BF16": "f989129b8a9516ec",
+    "F32": "e8d69160ead65025",
+    "F16": "c5472b62e0c20d32",
+    "Q4_0": "ef98f1a4f9a38c25",
+    "Q4_1": "ef599cf8780accdd",
+    "Q5_0": "57c20773b6f5934d",
+    "Q5_1": "3c7f8490dfaac5d4",
+    "Q8_0": "c32886b778107848",
+    "Q2_K": "c672558921b96a53",
+    "Q3_K": "50a0bfed663b267e",
+    "Q4_K": "0c4b5b59ab67e348",
+    "Q5_K": "fcd66d64b57d5f8a",
+    "Q6_K": "342db3c2f51c390d",
+    "IQ2_XXS": "45928591d602db24",
+    "IQ2_XS": "88850b113bb32e91",
+    "IQ3_XXS": "acb73ddc79a48fa8",
+    "IQ1_S": "c623f12ce6a3b757",
+    "IQ4_NL": "201fc3c1d196d130",
+    "IQ3_S": "a2e87ed7affc3d81",
+    "IQ2_S": "11ba37592c48d168",
+    "IQ4_XS": "d266b90fb93736f8",
+    "IQ1_M": "cc3e96b974aa5eec",
+    "BF16": "4d43d452cae3374f",
+    "TQ1_0": "3cae83a7d65dcc82",
+    "TQ2_0": "b9372e4ad839a6e4",
+    "MXFP4": "6ce9e8c7d48a1463",
 }
 """`sample_digest` of the reference, ggml on x86-64, by type."""

@@ -1,10 +1,15 @@
 """From a conversation to token ids: one BOS, and no control token that a message brought along."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import InvalidInput
-from .template import ROLES, ChatTemplate, Message
+from .template import ROLES, ChatTemplate, Message, Piece
+
+IMAGE_BEGIN, IMAGE_END = "<start_of_image>", "<end_of_image>"
+AROUND_IMAGE = f"\n\n{IMAGE_BEGIN}{IMAGE_END}\n\n"
+"""What Gemma 3's processor puts in place of the template's `<start_of_image>`; the image comes between the two."""
 
 
 class Vocabulary(Protocol):
@@ -30,8 +35,9 @@ def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, messages: Sequen
     impossible because the template rewrites messages, and when a role is unknown.
     """
     _check(messages)
-    text = template.render(messages)
-    pieces = template.pieces(messages)
+    text, pieces = template.render(messages), template.pieces(messages)
+    if count := sum(part.get("type") == "image" for part in parts(messages)):
+        text, pieces = _with_images(text, pieces, count)
     whole = vocabulary.tokenize(text, special=True)
     meant = [id for p in pieces if p.trusted for id in vocabulary.tokenize(p.text, True) if vocabulary.is_control(id)]
     if [id for id in whole if vocabulary.is_control(id)] == meant:
@@ -42,6 +48,36 @@ def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, messages: Sequen
             "cannot be kept as text; take that text out"
         )
     return with_bos(vocabulary, [id for p in pieces for id in vocabulary.tokenize(p.text, p.trusted)])
+
+
+def parts(messages: Sequence[Message]) -> list[Message]:
+    """The parts of all messages whose content is a list, in order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [part for content in contents for part in content if not isinstance(part, str)]
+
+
+def _with_images(text: str, pieces: Sequence[Piece], count: int) -> tuple[str, list[Piece]]:
+    """Open every place where the template has an image. Raises InvalidInput when it has another number of places."""
+    places = sum(piece.text.count(IMAGE_BEGIN) for piece in pieces if piece.trusted)
+    if places != count:
+        raise InvalidInput(f"this model's chat template has {places} places for {count} images; is it one that sees?")
+    opened = [replace(p, text=p.text.replace(IMAGE_BEGIN, AROUND_IMAGE)) if p.trusted else p for p in pieces]
+    if "".join(piece.text for piece in pieces) == text:
+        return "".join(piece.text for piece in opened), opened
+    if text.count(IMAGE_BEGIN) == count:  # no message brought one along
+        return text.replace(IMAGE_BEGIN, AROUND_IMAGE), opened
+    raise InvalidInput(f"a message holds the text {IMAGE_BEGIN}, and so does the place of an image; take that text out")
+
+
+def image_places(vocabulary: Vocabulary, ids: Sequence[int], count: int) -> list[int]:
+    """Where in `ids` the `count` images belong: before an end that follows its beginning at once."""
+    begin, end = (vocabulary.tokenize(mark, special=True) for mark in (IMAGE_BEGIN, IMAGE_END))
+    if len(begin) != 1 or len(end) != 1:
+        raise InvalidInput(f"this model's vocabulary has no {IMAGE_BEGIN} or {IMAGE_END}: it cannot see")
+    places = [i + 1 for i in range(len(ids) - 1) if list(ids[i : i + 2]) == [*begin, *end]]
+    if len(places) != count:
+        raise InvalidInput(f"a message holds {IMAGE_BEGIN}{IMAGE_END}; take that text out")
+    return places
 
 
 def with_bos(vocabulary: Vocabulary, ids: list[int]) -> list[int]:

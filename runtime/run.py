@@ -31,6 +31,8 @@ def run(
     seed: int | None = None,
     sampling: Mapping[str, float] | None = None,
     gpu_layers: int = -1,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    mmproj: str | Path | None = None,
     command: Sequence[str] | None = None,
 ) -> Generator[str, None, None]:
     """The answer to `prompt`, in pieces, from a model that lives in a child process while the iterator does.
@@ -39,6 +41,8 @@ def run(
     they raise, and BorealisError, naming what was going on, when the child dies.
     """
     loading = {"context": context, "threads": threads, "seed": seed, "sampling": sampling, "gpu_layers": gpu_layers}
+    loading["loras"] = [(str(Path(path).absolute()), scale) for path, scale in loras]
+    loading["mmproj"] = str(Path(mmproj).absolute()) if mmproj else None
     asking = {"prompt": prompt, "raw": raw, "max_tokens": max_tokens}
     # An absolute path: nothing depends on where the child believes it is.
     request = json.dumps({"model": str(Path(model).absolute()), "load": loading, "stream": asking}, default=dict)

@@ -20,7 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..errors import InvalidInput
 
 Message = Mapping[str, Any]
-"""`role` (system, user or assistant) and `content`: text, or a list of parts such as {"type": "text", "text": …}."""
+"""`role` (system, user or assistant) and `content`: text, or a list of parts, each {"type": "text", "text": …} or
+{"type": "image", "path": …}, a PNG or JPEG file."""
 
 ROLES = ("system", "user", "assistant")
 MAX_STEPS = 1_000_000

@@ -9,26 +9,30 @@ import llama_cpp as llama
 from ..errors import BorealisError
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-errors: list[str] = []
-"""What llama.cpp has complained of since the last `begin()`."""
+_errors: list[str] = []
 
 
 @llama.llama_log_callback
-def _keep_errors(level: int, text: bytes, _: Any) -> None:
+def keep_errors(level: int, text: bytes, _: Any) -> None:
     if level == _ERROR_LEVEL:
-        errors.append(text.decode("utf-8", "replace").strip())
+        _errors.append(text.decode("utf-8", "replace").strip())
 
 
 def begin() -> None:
     """Before a model is loaded: llama.cpp complains here, and nowhere else."""
-    llama.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    llama.llama_log_set(keep_errors, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    errors.clear()
+    forget()
+
+
+def forget() -> None:
+    """Before a call whose complaints are wanted."""
+    _errors.clear()
 
 
 def reason() -> str:
     """What llama.cpp first complained of, as a clause: later lines repeat it in general words."""
-    return f": {errors[0]}" if errors else ""
+    return f": {_errors[0]}" if _errors else ""
 
 
 def open_vocabulary(path: Path) -> "Vocabulary":

@@ -69,7 +69,10 @@ JSON_ONLY = nano_tokenizer("tokenizer.json", "tokenizer_config.json", "chat_temp
 
 @dataclass(frozen=True)
 class Miniature:
-    """One checkpoint: `config` is config.json, `wrap` puts a text tensor's name where this layout has it."""
+    """One checkpoint: `config` is config.json, `wrap` puts a text tensor's name where this layout has it.
+
+    `vision` are the prefixes of the vision tower and of the projector, None for a model that cannot see.
+    """
 
     name: str
     config: dict[str, Any]
@@ -77,8 +80,9 @@ class Miniature:
     shards: int = 1
     tokenizer: Files = BOTH
     wrap: tuple[str, str] = ("model.", "lm_head")
-    vision: str | None = None
+    vision: tuple[str, str] | None = None
     head: str | None = None
+    scale: float = 1.0
     files: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,25 +110,55 @@ class Miniature:
         shapes = {model + name: shape for name, shape in text_shapes(self.text).items()}
         if self.head:
             shapes[f"{head}.weight"] = shapes[f"{model}embed_tokens.weight"]
-        if self.vision is not None:
-            shapes |= {self.vision + name: shape for name, shape in VISION.items()}
         tensors = {name: (self.dtype, shape, self.bytes(name, shape)) for name, shape in shapes.items()}
+        if self.vision is not None:  # the same bytes in every layout
+            for name, shape in vision_shapes(self.config).items():
+                tower, projector = (name.replace(*pair) for pair in zip(PLAIN, self.vision, strict=True))
+                tensors[tower if name.startswith(PLAIN[0]) else projector] = self.dtype, shape, self.bytes(name, shape)
         if self.head == "tied":
             tensors[f"{head}.weight"] = tensors[f"{model}embed_tokens.weight"]
         return tensors
 
     def bytes(self, name: str, shape: tuple[int, ...]) -> bytes:
-        values = weights(sum(name.encode()) * 1000 + len(name), *shape)
+        values = weights(sum(name.encode()) * 1000 + len(name), *shape) * np.float32(self.scale)
         return {"BF16": bf16(values), "F16": values.astype(np.float16), "F32": values}[self.dtype].tobytes()
 
 
-VISION = {
-    "vision_tower.vision_model.embeddings.patch_embedding.weight": (8, 3, 2, 2),
-    "vision_tower.vision_model.encoder.layers.0.layer_norm1.weight": (8,),
-    "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (8, 8),
-    "multi_modal_projector.mm_input_projection_weight": (8, 32),
-    "multi_modal_projector.mm_soft_emb_norm.weight": (8,),
-}
+PLAIN = ("vision_tower.vision_model.", "multi_modal_projector.")
+"""How transformers 4 lays a vision side out: the one way llama.cpp's converter is sure to see."""
+
+LAYOUTS = (
+    ("model.vision_tower.vision_model.", "model.multi_modal_projector."),
+    ("vision_tower.", "multi_modal_projector."),
+    ("model.vision_tower.", "model.multi_modal_projector."),
+    ("vision_model.", "multimodal_projector."),
+    ("model.vision_model.", "model.multimodal_projector."),
+    ("language_model.vision_tower.vision_model.", "language_model.multi_modal_projector."),
+    ("model.language_model.vision_tower.", "model.language_model.multi_modal_projector."),
+)
+"""Every other way."""
+
+
+def vision_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Gemma 3 vision side, in the plain layout."""
+    vision, text = config["vision_config"], config["text_config"]
+    hidden, ff = vision["hidden_size"], vision["intermediate_size"]
+    image, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    layer = {"layer_norm1": (hidden,), "layer_norm2": (hidden,), "mlp.fc1": (ff, hidden), "mlp.fc2": (hidden, ff)}
+    layer |= {f"self_attn.{name}": (hidden, hidden) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    modules = {"embeddings.patch_embedding": (hidden, 3, patch, patch), "post_layernorm": (hidden,)}
+    for i in range(vision["num_hidden_layers"]):
+        modules |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    shapes = {f"{PLAIN[0]}{name}.weight": shape for name, shape in modules.items()}
+    shapes |= {f"{PLAIN[0]}{name}.bias": shape[:1] for name, shape in modules.items()}
+    if vision.get("vision_use_head", True):
+        shapes |= {f"{PLAIN[0]}head.probe": (1, 1, hidden), f"{PLAIN[0]}head.mlp.fc1.weight": (ff, hidden)}
+        shapes |= {f"{PLAIN[0]}head.attention.in_proj_{kind}": (3 * hidden,) for kind in ("weight", "bias")}
+    return shapes | {
+        f"{PLAIN[0]}embeddings.position_embedding.weight": ((image // patch) ** 2, hidden),
+        f"{PLAIN[1]}mm_input_projection_weight": (hidden, text["hidden_size"]),
+        f"{PLAIN[1]}mm_soft_emb_norm.weight": (hidden,),
+    }
 
 
 def text_shapes(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -210,15 +244,48 @@ def config(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (base | changes).items() if value is not None}
 
 
-def wrapped(text: dict[str, Any], **top: Any) -> dict[str, Any]:
-    """A configuration of the kind with vision."""
+VISION = {
+    "hidden_size": 32,
+    "image_size": 56,
+    "intermediate_size": 48,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+"""4 × 4 patches."""
+
+
+def preparation(image_size: int, tokens: int, **changes: Any) -> dict[str, Any]:
+    """preprocessor_config.json, as Gemma 3's has it."""
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_pan_and_scan": None,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Gemma3ImageProcessor",
+        "image_seq_length": tokens,
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Gemma3Processor",
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": image_size, "width": image_size},
+        **changes,
+    }
+
+
+def wrapped(text: dict[str, Any], vision: dict[str, Any] = VISION, **top: Any) -> dict[str, Any]:
+    """A configuration of the kind with vision; an image takes four tokens unless `top` says otherwise."""
     text = {key: value for key, value in text.items() if key != "architectures" and not key.endswith("_token_id")}
-    vision = {"hidden_size": 8, "num_hidden_layers": 1, "model_type": "siglip_vision_model"}
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
         "text_config": text,
         "vision_config": vision,
+        "mm_tokens_per_image": 4,
         **top,
     }
 
@@ -308,14 +375,15 @@ MINIATURES = (
                 max_position_embeddings=None,
                 rope_scaling={"factor": 8.0, "rope_type": "linear"},
             ),
+            VISION | {"num_hidden_layers": 11},
             eos_token_id=[1, 5],
             image_token_index=N_NANO,
         ),
         shards=2,
         tokenizer=image_token,
         wrap=("language_model.model.", "language_model.lm_head"),
-        vision="",
-        files={"README.md": "# No block\n"},
+        vision=PLAIN,
+        files={"README.md": "# No block\n", "preprocessor_config.json": preparation(56, 4)},
     ),
     Miniature(
         "borealis-12b-mini",
@@ -328,6 +396,7 @@ MINIATURES = (
                 layer_types=pattern(12),
                 sliding_window=1024,
             ),
+            VISION | {"image_size": 112, "vision_use_head": True},
             bos_token_id=2,
             eos_token_id=1,
         ),
@@ -335,8 +404,15 @@ MINIATURES = (
         shards=3,
         tokenizer=image_token,
         wrap=("model.language_model.", "lm_head"),
-        vision="model.",
-        files={"chat_template.json": {"chat_template": "not this one"}},
+        vision=LAYOUTS[0],
+        files={
+            "chat_template.json": {"chat_template": "not this one"},
+            "processor_config.json": {
+                "image_processor": preparation(112, 4, image_std=[0.25, 0.5, 1.0]),
+                "image_seq_length": 4,
+                "processor_class": "Gemma3Processor",
+            },
+        },
     ),
     Miniature(
         "borealis-27b-mini",
@@ -355,7 +431,11 @@ MINIATURES = (
         shards=4,
         tokenizer=image_token,
         wrap=("language_model.model.", "language_model.lm_head"),
-        vision="",
+        vision=LAYOUTS[1],
+        files={
+            "preprocessor_config.json": preparation(56, 4, image_mean=[0.0, 0.25, 0.5]),
+            "processor_config.json": {"image_seq_length": 4, "image_mean": [0.125, 0.25, 0.5]},
+        },
     ),
     Miniature(
         "gemma-3-4b-sparse",
@@ -368,18 +448,19 @@ MINIATURES = (
                 "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
                 "sliding_window": 1024,
             },
+            {"hidden_size": 48, "intermediate_size": 4304, "num_hidden_layers": 2},
             boi_token_index=255999,
             eoi_token_index=256000,
             eos_token_id=1,
             bos_token_id=2,
             pad_token_id=0,
             image_token_index=262144,
-            mm_tokens_per_image=256,
+            mm_tokens_per_image=49,
         ),
         tokenizer=large_tokenizer,
         wrap=("language_model.model.", "language_model.lm_head"),
-        vision="",
-        files={"chat_template.json": {"chat_template": CHAT}},
+        vision=PLAIN,
+        files={"chat_template.json": {"chat_template": CHAT}, "preprocessor_config.json": preparation(224, 49)},
     ),
     Miniature(
         "untied-f16",
@@ -391,6 +472,15 @@ MINIATURES = (
             "chat_template.jinja": CHAT,
             "additional_chat_templates/tool use.jinja": "{{ tools }}",
         },
+    ),
+    Miniature(
+        "seeing-f16",
+        wrapped(config(num_hidden_layers=1, vocab_size=N_NANO + 64)),
+        dtype="F16",
+        tokenizer=image_token,
+        wrap=("model.language_model.", "lm_head"),
+        vision=LAYOUTS[4],
+        files={"preprocessor_config.json": preparation(56, 4)},
     ),
     Miniature(
         "full-attention-yarn",

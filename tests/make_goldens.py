@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
-from .checkpoints import MINIATURES, NANO, TIED_HEAD
+from .checkpoints import MINIATURES, NANO, PLAIN, TIED_HEAD
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -60,7 +61,7 @@ def merge(files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for outtype, file in files.items():
         if without_file_type(file["kv"]) != golden["kv"]:
             raise SystemExit(f"{outtype}: its metadata differ in more than general.file_type")
-        golden["file_type"][outtype] = next(kv[2] for kv in file["kv"] if kv[0] == "general.file_type")
+        golden["file_type"][outtype] = next((kv[2] for kv in file["kv"] if kv[0] == "general.file_type"), None)
         golden["types"][outtype] = " ".join(t[2] for t in file["tensors"])
     for row in zip(*(file["tensors"] for file in files.values()), strict=True):
         golden["tensors"].append([row[0][0], row[0][1], {t[2]: t[3] for t in row}])
@@ -71,9 +72,9 @@ def without_file_type(kv: list[list[Any]]) -> list[list[Any]]:
     return [entry[:2] if entry[0] == "general.file_type" else entry for entry in kv]
 
 
-def convert(script: str, checkpoint: Path, outtype: str) -> dict[str, Any]:
+def convert(script: str, checkpoint: Path, outtype: str, *options: str) -> dict[str, Any]:
     out = checkpoint.parent / "out.gguf"
-    command = [script, str(checkpoint), "--outtype", outtype, "--outfile", str(out)]
+    command = [script, str(checkpoint), "--outtype", outtype, "--outfile", str(out), *options]
     if script.endswith(".py"):
         command.insert(0, sys.executable)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -86,14 +87,21 @@ def main(script: str, *names: str) -> None:
     GOLDENS.mkdir(parents=True, exist_ok=True)
     for miniature in (None, *MINIATURES, TIED_HEAD):
         name = miniature.name if miniature else NANO.name
-        if names and name not in names:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            path = miniature.write(Path(folder)) if miniature else copy_of_nano(Path(folder))
-            golden = merge({outtype: convert(script, path, outtype) for outtype in OUTTYPES})
-        text = json.dumps(golden, ensure_ascii=False, indent=None, separators=(",", ":")).replace("],[", "],\n[")
-        (GOLDENS / f"{name}.json").write_text(text + "\n", encoding="utf-8", newline="")
-        print(name, len(golden["kv"]), "entries,", len(golden["tensors"]), "tensors", flush=True)
+        if not names or name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                path = miniature.write(Path(folder)) if miniature else copy_of_nano(Path(folder))
+                write(name, {outtype: convert(script, path, outtype) for outtype in OUTTYPES})
+        if miniature and miniature.vision and (not names or f"mmproj-{name}" in names):
+            with tempfile.TemporaryDirectory() as folder:
+                path = replace(miniature, vision=PLAIN).write(Path(folder))
+                write(f"mmproj-{name}", {outtype: convert(script, path, outtype, "--mmproj") for outtype in OUTTYPES})
+
+
+def write(name: str, files: dict[str, dict[str, Any]]) -> None:
+    golden = merge(files)
+    text = json.dumps(golden, ensure_ascii=False, indent=None, separators=(",", ":")).replace("],[", "],\n[")
+    (GOLDENS / f"{name}.json").write_text(text + "\n", encoding="utf-8", newline="")
+    print(name, len(golden["kv"]), "entries,", len(golden["tensors"]), "tensors", flush=True)
 
 
 def copy_of_nano(folder: Path) -> Path:

@@ -9,6 +9,7 @@
 int borealis_can_encode(int isa, int type);
 int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
                     const float *importance, void *out);
+int borealis_set_lattice(int type, int dims, int bits, int wanted, const uint16_t *points, int n_points);
 
 struct format {
     int type, block, bytes;
@@ -97,16 +98,44 @@ static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_r
     return faults;
 }
 
+/* Any points will do here: a sparse choice of codes, 0 among them. */
+static int make_lattice(int type, int dims, int bits, int wanted, int n_points) {
+    static uint16_t points[2048];
+    static bool taken[65536];
+    memset(taken, 0, sizeof taken);
+    points[0] = 0;
+    taken[0] = true;
+    for (int n = 1; n < n_points;) {
+        unsigned code = 0;
+        for (int i = 0; i < dims; i++)
+            code |= random_bits() % (bits == 3 ? 8 : 3) << bits * i;
+        if (!taken[code])
+            points[n++] = (uint16_t)code;
+        taken[code] = true;
+    }
+    return borealis_set_lattice(type, dims, bits, wanted, points, n_points) != 0;
+}
+
+static int make_lattices(void) {
+    return make_lattice(TYPE_IQ3_XXS, 4, 3, 2, 256) + make_lattice(TYPE_IQ3_S, 4, 3, 3, 512)
+         + make_lattice(TYPE_IQ2_XXS, 8, 2, 2, 256) + make_lattice(TYPE_IQ2_XS, 8, 2, 2, 512)
+         + make_lattice(TYPE_IQ2_S, 8, 2, 1, 1024) + make_lattice(TYPE_IQ1_S, 8, 2, 3, 2048)
+         + make_lattice(TYPE_IQ1_M, 8, 2, 3, 2048);
+}
+
+/* Types that cannot be encoded without importance. */
+static bool needs_importance(int type) { return type == TYPE_IQ2_XXS || type == TYPE_IQ2_XS || type == TYPE_IQ1_S; }
+
 int main(void) {
     static const int SOURCES[] = {TYPE_F32, TYPE_F16, TYPE_BF16};
     static const int ROWS[] = {1, 2, 7, 17, 33};
-    int faults = 0, cases = 0;
+    int faults = make_lattices(), cases = 0;
     for (size_t f = 0; f < sizeof FORMATS / sizeof *FORMATS; f++)
         for (int s = 0; s < 3; s++)
             for (int r = 0; r < 5; r++)
                 for (int kind = 0; kind < 5; kind++)
                     for (int weighted = 0; weighted < 2; weighted++) {
-                        if (!borealis_can_encode(0, FORMATS[f].type))
+                        if (!borealis_can_encode(0, FORMATS[f].type) || (!weighted && needs_importance(FORMATS[f].type)))
                             continue;
                         const int n_per_row = FORMATS[f].block == 1 ? 1 + 37 * r : FORMATS[f].block * (1 + r);
                         faults += try_case(FORMATS[f], SOURCES[s], ROWS[r], n_per_row, kind, weighted);

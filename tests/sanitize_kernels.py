@@ -1,4 +1,4 @@
-"""Builds the kernels with the address and undefined-behaviour sanitizers and runs them.
+"""Builds the kernels with the address and undefined-behaviour sanitizers and runs them, as a plain script.
 
 Needs GCC or Clang (CC, default cc) with their sanitizer libraries, nothing of Python's packages. About a minute.
 """
@@ -18,28 +18,23 @@ KERNELS = ROOT / "quantize" / "kernels"
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
-def compiler_flags() -> dict[str, list[str]]:
-    """Flags per instruction set, as setup.py has them (its call of setup() left out)."""
+def units() -> list[tuple[Path, str, list[str]]]:
+    """What to compile: source, a name for its instruction set, and flags as setup.py has them (its call left out)."""
     with patch("setuptools.setup"):
         build = runpy.run_path(str(ROOT / "setup.py"))
     x86 = build["X86_ISAS"] if platform.machine().lower() in ("x86_64", "amd64") else {}
     strict = [flag for flag in build["STRICT"] if flag != "-O3"]
-    return {isa: strict + flags for isa, flags in {"baseline": [], **x86}.items()}
+    once = [ROOT / source for source in build["ONCE"]]
+    vectors = [source for source in sorted(KERNELS.glob("*.c")) if source not in once]
+    result = [(source, isa, strict + flags) for isa, flags in {"baseline": [], **x86}.items() for source in vectors]
+    known = [f"-DHAVE_{isa.upper()}" for isa in x86]
+    driver = ROOT / "tests" / "sanitize_kernels.c"
+    return result + [(source, "once", strict + known) for source in [*once, driver]]
 
 
 def main() -> int:
     cc = os.environ.get("CC", "cc")
-    flags = compiler_flags()
     with tempfile.TemporaryDirectory() as folder:
-        units = [
-            (source, isa, isa_flags)
-            for isa, isa_flags in flags.items()
-            for source in sorted(KERNELS.glob("*.c"))
-            if source.name != "dispatch.c"
-        ]
-        known = [f"-DHAVE_{isa.upper()}" for isa in flags if isa != "baseline"]
-        units.append((KERNELS / "dispatch.c", "dispatch", flags["baseline"] + known))
-        units.append((ROOT / "tests" / "sanitize_kernels.c", "driver", flags["baseline"]))
 
         def build(unit: tuple[Path, str, list[str]]) -> str:
             source, name, unit_flags = unit
@@ -48,7 +43,7 @@ def main() -> int:
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(build, units))
+            objects = list(pool.map(build, units()))
         program = str(Path(folder, "sanitize_kernels"))
         subprocess.run([cc, *SANITIZE, *objects, "-o", program, "-lm"], check=True)
         return subprocess.run([program]).returncode

@@ -27,11 +27,11 @@ def piece(text: str, score: float, type: int = 1) -> bytes:
     return message(1, data + (b"\x18" + varint(type) if type != 1 else b""))
 
 
-def model(pieces: Iterable[tuple[str, float, int]], model_type: int = BPE) -> bytes:
+def model(pieces: Iterable[tuple[str, float, int]], model_type: int = BPE, prefix: bool = False) -> bytes:
     """A whole model; the trainer's settings say BPE with bytes, the normalizer's that texts stay as they are."""
     trainer = b"\x18" + varint(model_type) + varint(35 << 3) + b"\x01"
     trainer += b"".join(varint(number << 3) + varint(id) for number, id in ((40, 3), (41, 2), (42, 1), (43, 0)))
-    normalizer = message(1, b"identity") + b"\x18\x00" + b"\x20\x00" + b"\x28\x01"
+    normalizer = message(1, b"identity") + b"\x18" + varint(prefix) + b"\x20\x00" + b"\x28\x01"
     return b"".join(piece(*p) for p in pieces) + message(2, trainer) + message(3, normalizer)
 
 

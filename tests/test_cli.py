@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -228,3 +229,28 @@ def test_what_is_written_is_checked_unless_told_not_to(checkpoint: Path, tmp_pat
         assert not (tmp_path / "x.gguf").exists()
         assert run(*command, "-o", tmp_path / f"{command[0]}.gguf", "--no-check").returncode == 0
     assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["convert.gguf", "quantize.gguf"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_progress_shows_rate_and_time_left_on_a_terminal(checkpoint: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-c", BOOT, "quantize", "Q4_K_M", "IQ4_XS", "-j", "1"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "BOREALIS_GGUF_ENCODERS": "ggml"}
+    process = subprocess.Popen(command, cwd=checkpoint, env=env, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert re.search(rb"\d+%.*M?B/s", shown), shown
+    assert re.search(rb"\[\d\d:\d\d<", shown), shown

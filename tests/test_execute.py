@@ -8,16 +8,18 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as T
 
+from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline.execute import Progress, execute
+from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorPlan, TensorSource
+from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor, TensorPlan, TensorSource
 from borealis_gguf.pipeline.tasks import tasks
 from borealis_gguf.quantize import ggml
 
@@ -115,6 +117,49 @@ def test_rows_past_the_planned_ones_are_left_out(tmp_path: Path) -> None:
     plan = lay_out(tmp_path / "x.gguf", Model((), (Tensor("w.weight", full.source, (7, 64)),)), [T.F32])
     execute([plan], CODEC)
     assert np.array_equal(payload(plan.path, plan.tensors[0]).view(np.float32), weights(0, 10, 64)[:7].reshape(-1))
+
+
+ROTARY = RowMap((4, 2, 16), (0, 2, 1))
+QKV = RowMap((4, 3, 16), (1, 0, 2))
+
+
+@pytest.mark.parametrize("order", [ROTARY, QKV, RowMap((2, 3, 4, 8), (3, 1, 0, 2)), RowMap((8, 16), (1, 0), 64)])
+@pytest.mark.parametrize("type", [T.F32, T.BF16])
+@pytest.mark.parametrize("columns", [(), (256,)])
+def test_rows_are_picked_as_numpy_transposes(tmp_path: Path, order: RowMap, type: T, columns: tuple[int, ...]) -> None:
+    rows = int(np.prod(order.shape))
+    full = raw_model(tmp_path / "raw", {"other": (7,), "w": (order.first + rows + 3, *columns)}, type).tensors[1]
+    tensor = Tensor("w", replace(full.source, shift=0.0, order=order), (rows, *columns))
+    values = weights(1, *full.shape)[order.first : order.first + rows]
+    if type == T.BF16:
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    picked = values.reshape(*order.shape, -1).transpose(*order.axes, len(order.axes)).reshape(rows, -1)
+    for n, (jobs, chunk) in enumerate([(1, 1), (1, 1 << 18), (2, 700), (5, 4096), (3, 256)]):
+        plan = lay_out(tmp_path / f"{n}.gguf", Model((), (tensor,)), [T.F32])
+        execute([plan], CODEC, jobs=jobs, chunk_weights=chunk)
+        assert np.array_equal(payload(plan.path, plan.tensors[0]).view(np.float32), picked.reshape(-1)), (jobs, chunk)
+    same = lay_out(tmp_path / "same.gguf", Model((), (tensor,)), [type])
+    execute([same], CODEC)
+    assert payload(same.path, same.tensors[0]).size == rows * int(np.prod(columns)) * (2 if type == T.BF16 else 4)
+    expected = picked.view(np.uint32) >> 16 if type == T.BF16 else picked
+    got = payload(same.path, same.tensors[0]).view(np.uint16 if type == T.BF16 else np.float32)
+    assert np.array_equal(got, expected.reshape(-1))
+
+
+def test_picking_rows_needs_memory_for_a_few_heads_alone(tmp_path: Path) -> None:
+    """A head of 128 rows: however many there are, a worker holds its chunk and the rows these come from."""
+    needed = []
+    for heads in (4, 4000):
+        tensors = []
+        for name, order in (
+            ("q", RowMap((heads, 2, 64), (0, 2, 1))),
+            ("qkv", RowMap((heads, 3, 128), (1, 0, 2))),
+        ):
+            shape = (int(np.prod(order.shape)), 4096)
+            slice = Slice(tmp_path / "raw", 0, T.BF16, shape)
+            tensors.append(Tensor(name, TensorSource(slice, order=order), shape))
+        needed.append(memory_needed([lay_out(tmp_path / "x.gguf", Model((), tuple(tensors)), [T.Q8_0] * 2)], 1))
+    assert needed[0] == needed[1] < 16 << 20
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:

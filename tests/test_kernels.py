@@ -46,6 +46,18 @@ def reference(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarr
     return out
 
 
+def reference_or_refusal(
+    rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None
+) -> np.ndarray | None:
+    """ggml's bytes; None for what would make ggml abort, after seeing that both sides refuse it."""
+    try:
+        return reference(rows, type, importance)
+    except InvalidInput:
+        with pytest.raises(InvalidInput):
+            native.encode(rows, type, importance, np.empty((len(rows), row_nbytes(type, rows.shape[1])), np.uint8))
+        return None
+
+
 def guarded(isa: str, rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
     """Encodes into the middle of a marked buffer, and demands that only the middle changes."""
     shape = (len(rows), row_nbytes(type, rows.shape[1]))
@@ -60,11 +72,12 @@ def guarded(isa: str, rows: np.ndarray, type: GGMLQuantizationType, importance: 
 def test_bytes_equal_ggml_for_every_kind_of_weights(type: GGMLQuantizationType) -> None:
     kinds, importances = material()
     wrong = []
-    for kind, rows in kinds:
+    few = 7 if type in native.LATTICES else N  # ggml takes long for these
+    for kind, rows in [(kind, rows[:few]) for kind, rows in kinds]:
         for name, importance in importances:
-            if importance is None and ggml.requires_importance(type):
+            expected = reference_or_refusal(rows, type, importance)
+            if expected is None:
                 continue
-            expected = reference(rows, type, importance)
             wrong += [
                 (isa, kind, name) for isa in ISAS if not np.array_equal(guarded(isa, rows, type, importance), expected)
             ]
@@ -74,11 +87,12 @@ def test_bytes_equal_ggml_for_every_kind_of_weights(type: GGMLQuantizationType) 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_bf16_and_f16_rows_are_read_as_they_are(type: GGMLQuantizationType) -> None:
     kinds, importances = material()
-    for kind, rows in kinds[::3]:
+    few = 7 if type in native.LATTICES else N
+    for kind, rows in [(kind, rows[:few]) for kind, rows in kinds[::3]]:
         for source in (inputs.as_bf16(rows), inputs.as_f16(rows)):
             for name, importance in importances[1::2]:
-                expected = reference(source, type, importance)
-                for isa in ISAS:
+                expected = reference_or_refusal(source, type, importance)
+                for isa in ISAS if expected is not None else ():
                     assert np.array_equal(guarded(isa, source, type, importance), expected), (isa, kind, name)
 
 
@@ -108,7 +122,7 @@ def test_conversions_of_any_length(isa: str, type: GGMLQuantizationType) -> None
 SOURCES = {"float32": (np.uint32, np.float32), "float16": (np.uint16, np.float16), "bf16": (np.uint16, np.uint16)}
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
     """Weights of any bit pattern, NaN with payloads, infinities and subnormals included, in every source format."""
@@ -127,11 +141,8 @@ def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
     importance = None
     if ggml.requires_importance(type) or data.draw(st.booleans()):
         importance = rng.choice(np.float32([0, 1e-6, 0.5, 1, 1e2]), rows.shape[1]).astype(np.float32)
-    try:
-        expected = reference(rows, type, importance)
-    except InvalidInput:  # what makes ggml abort is refused on both sides
-        with pytest.raises(InvalidInput):
-            native.encode(rows, type, importance, np.empty((n, row_nbytes(type, rows.shape[1])), np.uint8))
+    expected = reference_or_refusal(rows, type, importance)
+    if expected is None:
         return
     out = np.empty_like(expected)
     finite = native.all_finite(rows)

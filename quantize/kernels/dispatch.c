@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "job.h"
+#include "lattice.h"
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -58,6 +59,11 @@ static encoder *find(int isa, int type) {
     return isa == BASELINE ? encoders_baseline[type] : NULL;
 }
 
+/* Types that need borealis_set_lattice first. */
+static bool has_lattice(int type) {
+    return (type >= TYPE_IQ2_XXS && type <= TYPE_IQ1_S) || type == TYPE_IQ3_S || type == TYPE_IQ2_S || type == TYPE_IQ1_M;
+}
+
 /* Whether rows can be encoded to `type` with `isa` (0 baseline, 1 AVX2, 2 AVX-512) on this machine. */
 EXPORT int borealis_can_encode(int isa, int type) { return find(isa, type) != NULL; }
 
@@ -66,7 +72,7 @@ EXPORT int borealis_can_encode(int isa, int type) { return find(isa, type) != NU
 EXPORT int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
                            const float *importance, void *out) {
     encoder *encode = find(isa, type);
-    if (encode == NULL)
+    if (encode == NULL || (has_lattice(type) && lattice_of(type) == NULL))
         return -1;
     const struct job job = {rows, source, n_rows, n_per_row, importance, out};
 #if defined(__x86_64__)

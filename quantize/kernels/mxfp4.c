@@ -1,61 +1,104 @@
-/* MXFP4: blocks of 32 weights, a power of two times 0, 0.5, 1, 1.5, 2, 3, 4 or 6 with a sign.
+/* MXFP4: blocks of 32 weights, x = 2^(e - 128) * value, the values 0, 1, 2, 3, 4, 6, 8, 12 and their negatives.
  *
- *   byte 0      exponent: the factor is 2^(e - 127)
+ *   byte 0      e
  *        1..16  indices: byte i is weight i and, above it, weight i + 16; bit 3 is the sign
+ *
+ * The power of two comes from the largest magnitude, so all products and the differences that decide are exact: the
+ * nearest value changes exactly halfway between neighbours, where the smaller one wins.
  */
 #include "common.h"
 
-/* floor(log2f(a)) for a > 0. Just below a power of two log2f may round up to it, as this machine's libm decides:
- * it is asked there, and for subnormals. */
-INLINE vi floor_log2(vf a) {
-    const union lanes lanes = {.f = a};
-    vi exponent = ((vi)a >> 23) - 127;
-    const vm unsure = i_lt(i_set(0x7ffeff), (vi)a & 0x7fffff) | i_lt((vi)a, i_set(0x00800000));
-    if (m_any(unsure)) {
-        union lanes exact = {.u = (vu)exponent};
-        for (int lane = 0; lane < W; lane++)
-            if (lanes.number[lane] > 0 && lanes.word[lane] < 0x7f800000)
-                exact.word[lane] = (uint32_t)(int32_t)floorf(log2f(lanes.number[lane]));
-        exponent = (vi)exact.u;
-    }
-    return exponent;
+enum { PER_BLOCK = 32 / W };
+
+/* floorf(log2f(a)): the exponent, but for numbers so close below a power of two that log2f rounds up to it. */
+static int floor_log2(float a) {
+    uint32_t bits;
+    memcpy(&bits, &a, 4);
+    if (bits < 0x00800000 || (bits & 0x007fff00) == 0x007fff00)
+        return (int)floorf(log2f(a));
+    return (int)(bits >> 23) - 127;
 }
 
-/* Half the factor of exponent byte e, 2^(e - 128): the values are stored doubled. */
-INLINE vf half_factor(vi e) {
-    const vi subnormal = i_select(i_eq(e, i_set(0)), i_set(0x00200000), i_set(0x00400000));
-    return (vf)i_select(i_lt(e, i_set(2)), subnormal, (e - 1) << 23);
+/* The shared exponent's byte, which wraps for magnitudes below 2^-125. */
+INLINE uint8_t exponent_of(float largest) { return largest > 0 ? (uint8_t)(floor_log2(largest) + 125) : 0; }
+
+/* 2^(e - 128) */
+INLINE float power_of(uint8_t e) {
+    const uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return power;
 }
 
-static void encode(struct tile *t) {
-    static const float NEXT[7] = {1, 2, 3, 4, 6, 8, 12}, MIDDLE[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5, 7, 10};
-    vf amax = f_set(0), threshold[7];
-    for (int i = 0; i < 32; i++)
-        amax = f_max(f_abs(t->x[i]), amax);
-    const vm some = f_gt(amax, f_set(0));
-    const vi e = i_select(some, floor_log2(amax) - 2 + 127, i_set(0)) & 255; /* a negative one wraps */
-    const vf d = half_factor(e);
-    for (int k = 0; k < 7; k++) { /* a value that overflows is never nearest */
-        const vm finite = f_lt(f_set(NEXT[k]) * d, f_set(__builtin_inff()));
-        threshold[k] = f_select(finite, f_set(MIDDLE[k]) * d, f_set(__builtin_inff()));
-    }
-    vi index[32];
-    for (int i = 0; i < 32; i++) {
-        const vf size = f_abs(t->x[i]);
-        vi n = i_set(0);
-        for (int k = 0; k < 7; k++)
-            n += i_select(f_gt(size, threshold[k]), i_set(1), i_set(0));
-        const vm negative = i_lt((vi)t->x[i], i_set(0)) & i_lt(i_set(0), n);
-        index[i] = n + i_select(negative, i_set(8), i_set(0));
-    }
-    t->words[0] = (vu)e;
-    for (int k = 0; k < 4; k++) {
-        vi word = i_set(0);
-        for (int b = 0; b < 4; b++)
-            word |= index[4 * k + b] << 8 * b | index[16 + 4 * k + b] << (8 * b + 4);
-        t->words[k] |= (vu)word << 8; /* one byte further */
-        t->words[k + 1] = (vu)word >> 24;
-    }
+/* The indices of W weights, as 32-bit numbers: how many midpoints lie below the magnitude, and the sign unless 0.
+ * Next to the largest float the values 8 and 12 are infinite: nothing is nearest to them. */
+INLINE vi index_of(vf x, float power) {
+    static const float MIDPOINTS[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5, 7, 10};
+    const float high = power > 0x1p+124f ? INFINITY : power;
+    const vf a = f_abs(x);
+    vi index = i_set(0);
+    for (int k = 0; k < 7; k++)
+#if W == 16
+        index = i_select(f_lt(f_set(MIDPOINTS[k] * (k < 5 ? power : high)), a), index + 1, index);
+#else
+        index -= f_lt(f_set(MIDPOINTS[k] * (k < 5 ? power : high)), a);
+#endif
+    const vi sign = (vi)((vu)x >> 28) & 8;
+    return index | i_select(i_eq(index, i_set(0)), i_set(0), sign);
 }
 
-bool ISA(mxfp4)(const struct job *job) { return encode_blocks(job, 32, 17, 1, encode); }
+/* 32 indices as 16 bytes. */
+INLINE void store_indices(const vi index[PER_BLOCK], uint8_t *out) {
+#if W == 16
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8((__m512i)(index[0] | index[1] << 4)));
+#elif W == 8
+    const __m256i pairs = _mm256_packus_epi32((__m256i)(index[0] | index[2] << 4), (__m256i)(index[1] | index[3] << 4));
+    const __m256i bytes = _mm256_packus_epi16(pairs, pairs);
+    const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+    _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(ordered));
+#else
+    typedef uint8_t bytes __attribute__((vector_size(W)));
+    for (int k = 0; k < PER_BLOCK / 2; k++) {
+        const bytes b = __builtin_convertvector((vu)(index[k] | index[k + PER_BLOCK / 2] << 4), bytes);
+        memcpy(out + W * k, &b, sizeof b);
+    }
+#endif
+}
+
+/* Returns the bits of the block's largest magnitude. */
+INLINE uint32_t encode_block(int source, const uint8_t *from, uint8_t out[17]) {
+    vf x[PER_BLOCK];
+    vi index[PER_BLOCK], size = i_set(0);
+    for (int k = 0; k < PER_BLOCK; k++) {
+        x[k] = load_source(source, from + source_bytes(source) * W * k);
+        size = i_max(size, (vi)f_abs(x[k])); /* magnitudes order as their bits do */
+    }
+    const union lanes lanes = {.u = (vu)size};
+    union { uint32_t bits; float number; } largest = {0};
+    for (int lane = 0; lane < W; lane++)
+        largest.bits = lanes.word[lane] > largest.bits ? lanes.word[lane] : largest.bits;
+    if (largest.bits >= 0x7f800000)
+        return largest.bits;
+    out[0] = exponent_of(largest.number);
+    for (int k = 0; k < PER_BLOCK; k++)
+        index[k] = index_of(x[k], power_of(out[0]));
+    store_indices(index, out + 1);
+    return largest.bits;
+}
+
+INLINE bool encode_source(const struct job *job, int source) {
+    const int64_t blocks = job->n_rows * (job->n_per_row / 32);
+    uint32_t largest = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t *from = (const uint8_t *)job->rows + b * 32 * source_bytes(source);
+        const uint32_t size = encode_block(source, from, job->out + 17 * b);
+        largest = size > largest ? size : largest;
+    }
+    return largest < 0x7f800000;
+}
+
+bool ISA(mxfp4)(const struct job *job) {
+    if (job->source == TYPE_BF16)
+        return encode_source(job, TYPE_BF16);
+    return job->source == TYPE_F16 ? encode_source(job, TYPE_F16) : encode_source(job, TYPE_F32);
+}

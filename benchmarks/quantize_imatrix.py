@@ -1,0 +1,148 @@
+"""A BF16 GGUF to Q4_K_M with an importance matrix: ours against llama_model_quantize, same threads, in one run.
+
+    python benchmarks/quantize_imatrix.py FOLDER --layers 12
+
+Then, on the same files: `convert --outtype bf16` against cp, and how far both are from what disk and memory allow.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+from against_llama_cpp import QUANTIZE, Run, measure, ours, warm
+from shapes import write_checkpoint
+
+from borealis_gguf import execute, plan_convert
+from borealis_gguf.checkpoint.gguf import read_gguf
+from borealis_gguf.pipeline.execute import available_cores
+
+BLOCK = 1 << 22
+
+
+def write_imatrix(path: Path, source: Path) -> None:
+    """An importance matrix for every matrix of `source` but the embedding, of plausible spread."""
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["random"])
+    writer.add_uint32("imatrix.chunk_count", 100)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    random = np.random.default_rng(3)
+    for name, slice in read_gguf(source).tensors.items():
+        if len(slice.shape) == 2 and name != "token_embd.weight":
+            writer.add_tensor(f"{name}.in_sum2", random.gamma(0.5, 2, (1, slice.shape[-1])).astype(np.float32))
+            writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    """Whether both files hold the same bytes for every tensor (metadata differs: only ours names the matrix)."""
+    left, right = read_gguf(a), read_gguf(b)
+    if list(left.tensors) != list(right.tensors):
+        return False
+    with a.open("rb") as one, b.open("rb") as two:
+        for name, slice in left.tensors.items():
+            one.seek(slice.offset)
+            two.seek(right.tensors[name].offset)
+            rest = slice.nbytes
+            while rest:
+                if one.read(min(rest, BLOCK)) != two.read(min(rest, BLOCK)):
+                    return False
+                rest -= min(rest, BLOCK)
+    return True
+
+
+def rates(folder: Path, source: Path) -> dict[str, float]:
+    """GB/s of this machine, one thread: reading the warm file, copying memory, writing a file to the disk."""
+    buffer = bytearray(BLOCK)
+    began, done = time.perf_counter(), 0
+    with source.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            done += n
+    read = done / (time.perf_counter() - began) / 1e9
+    a, b = np.ones(1 << 28, np.uint8), np.empty(1 << 28, np.uint8)
+    np.copyto(b, a)
+    began = time.perf_counter()
+    np.copyto(b, a)
+    memory = a.size / (time.perf_counter() - began) / 1e9
+    out = folder / "rate"
+    began = time.perf_counter()
+    with out.open("wb", buffering=0) as file:
+        for _ in range(256):
+            file.write(buffer)
+        os.fsync(file.fileno())
+    write = 256 * BLOCK / (time.perf_counter() - began) / 1e9
+    out.unlink()
+    return {"read": read, "memory": memory, "write": write}
+
+
+def medians(what: str, runs: list[Run]) -> Run:
+    return Run(
+        what,
+        statistics.median(r.seconds for r in runs),
+        statistics.median(r.peak_mb for r in runs),
+        runs[0].written_mb,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", default="4b")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=available_cores())
+    args = parser.parse_args()
+    checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
+    if not (checkpoint / "config.json").exists():
+        write_checkpoint(checkpoint, args.size, args.layers)
+    source, imatrix = args.folder / "source-BF16.gguf", args.folder / "imatrix.gguf"
+    execute([plan_convert(str(checkpoint), source, outtype="bf16")])
+    write_imatrix(imatrix, source)
+    mine, theirs = args.folder / "ours.gguf", args.folder / "theirs.gguf"
+    columns: dict[str, list[Run]] = {"llama.cpp": [], "ours": [], "ours, 1 job": [], "cp": [], "convert": []}
+    for _ in range(args.runs):
+        warm(source)
+        theirs.unlink(missing_ok=True)
+        command = [sys.executable, "-c", QUANTIZE, str(source), str(theirs), "15", str(args.jobs), str(imatrix)]
+        columns["llama.cpp"].append(measure("llama.cpp", command, theirs))
+        for what, jobs in (("ours", args.jobs), ("ours, 1 job", 1)):
+            warm(source)
+            mine.unlink(missing_ok=True)
+            quantize = ours("quantize", "Q4_K_M", "-m", source, "-o", mine, "--imatrix", imatrix, "-j", jobs)
+            columns[what].append(measure(what, quantize, mine))
+        weights = sorted(checkpoint.glob("*.safetensors"))
+        warm(*weights)
+        copies = args.folder / "copies"
+        shutil.rmtree(copies, ignore_errors=True)
+        copies.mkdir()
+        copy = ["sh", "-c", 'cp "$@" && sync "$0"/*', str(copies), *map(str, weights), str(copies)]
+        columns["cp"].append(measure("cp", copy))
+        shutil.rmtree(copies)
+        (args.folder / "copy.gguf").unlink(missing_ok=True)
+        warm(*weights)
+        convert = ours("convert", checkpoint, "--outtype", "bf16", "-o", args.folder / "copy.gguf", "-j", args.jobs)
+        columns["convert"].append(measure("convert", convert, args.folder / "copy.gguf"))
+    result = {what: medians(what, runs) for what, runs in columns.items()}
+    for run in result.values():
+        print(f"{run.what:22} {run.seconds:8.2f} s  {run.peak_mb:8.0f} MB peak  {run.written_mb:8.0f} MB written")
+    print(f"ours is {result['llama.cpp'].seconds / result['ours'].seconds:.1f} times faster,", end=" ")
+    print(f"two jobs against one: {result['ours, 1 job'].seconds / result['ours'].seconds:.2f}")
+    print(f"convert moves bytes at {result['cp'].seconds / result['convert'].seconds:.2f} of cp and sync")
+    print("the same tensors:", same_tensors(mine, theirs))
+    speed = rates(args.folder, source)
+    print("this machine, GB/s:", ", ".join(f"{what} {rate:.1f}" for what, rate in speed.items()))
+    floor = source.stat().st_size / 1e9 / speed["read"] + mine.stat().st_size / 1e9 / speed["write"]
+    print(f"reading and writing alone, one after the other: {floor:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What GGUF files are called: NAME-TYPE.gguf, and mmproj-NAME-TYPE.gguf for the side of NAME that sees."""
+
+import re
+from pathlib import Path
+
+TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d_0|MXFP4\w*)$", re.IGNORECASE)
+SPLIT_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
+MMPROJ = "mmproj-"
+MMPROJ_TYPES = ("F16", "BF16", "F32", "Q8_0")
+"""In the order of preference, where several lie beside a model."""
+
+
+def model_stem(path: Path) -> str:
+    """NAME of `NAME-Q4_K_M.gguf`, also of a shard."""
+    return TYPE_SUFFIX.sub("", SPLIT_SUFFIX.sub("", path.stem))
+
+
+def mmproj_beside(model: Path) -> Path | None:
+    """The mmproj in the folder of `model` that has its name; None where there is none."""
+    start = f"{MMPROJ}{model_stem(model)}".lower()
+    found = {p.stem.lower(): p for p in model.parent.iterdir() if p.suffix.lower() == ".gguf"}
+    return next((found[name] for t in MMPROJ_TYPES if (name := f"{start}-{t.lower()}") in found), None)

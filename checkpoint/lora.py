@@ -1,0 +1,232 @@
+"""Reading PEFT's LoRA adapters strictly: a folder of adapter_config.json and adapter_model.safetensors.
+
+    base_model.model.<module>.lora_A.weight   [r, in]            base_model.model.<module>.lora_B.weight   [out, r]
+    base_model.model.<module>.lora_embedding_A   [r, vocabulary]    ….lora_embedding_B   [hidden, r]
+    base_model.model.<module>.weight   a whole tensor, of a module in modules_to_save
+
+What else PEFT can do to a model is refused by its name: merged wrongly, it would be silently a different model.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from .files import exists, extended, open_regular, quote, recognize, shown
+from .folder import own_file, read_json_object
+from .pattern import matches
+from .safetensors import read_header
+from .types import Slice
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MATRIX = re.compile(r"(.+)\.lora_(?:(?P<plain>[AB])\.weight|embedding_(?P<embedding>[AB]))")
+EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings")  # saved whole when they are targeted or were resized
+
+HARMLESS = (
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying"),
+    *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
+    *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config"),
+    *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
+    *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
+)
+"""Fields that are read here, or that say nothing about what the finished weights mean. Others must be unset."""
+
+KNOWN = {"use_dora": "DoRA", "use_qalora": "QALoRA", "alora_invocation_tokens": "Activated LoRA"}
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+"""Initialisations that move a part of the base weights into the adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """The update of one module: weight += scaling · B @ A; for an embedding, its transpose.
+
+    `module` is its name in the base model. `a` is [r, in] and `b` [out, r]; `scaling` is alpha/r or alpha/√r.
+    """
+
+    module: str
+    a: Slice
+    b: Slice
+    scaling: float
+    embedding: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter whose files agree with each other. `modules` in the order of the file.
+
+    `replaced` are tensors saved whole, by their names in the base model. `alpha` is the configuration's default.
+    """
+
+    path: Path
+    alpha: float
+    fan_in_fan_out: bool
+    modules: tuple[LoraModule, ...]
+    replaced: dict[str, Slice]
+
+    def file(self, name: str) -> Path | None:
+        """The path of a companion file ("README.md"), or None where there is none."""
+        path = self.path / name
+        return own_file(self.path, path) if path.exists() else None
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Open an adapter's folder; no weight is read, and a pickle is never opened.
+
+    Raises InvalidInput for files that are missing, damaged or disagree, and for what is not plain LoRA.
+    """
+    folder = _folder(Path(path))
+    where = folder / CONFIG
+    config = read_json_object(own_file(folder, where))
+    _check_kind(str(where), config)
+    tensors = read_header(own_file(folder, _weights(folder)))
+    pairs, replaced = _sort(folder / WEIGHTS, tensors, config)
+    modules = tuple(_module(str(where), config, name, *pair) for name, pair in pairs.items())
+    if not modules and not replaced:
+        raise InvalidInput(f"{folder / WEIGHTS}: holds no tensors, so the adapter changes nothing")
+    return Adapter(folder, _number(str(where), config, "lora_alpha"), _flag(str(where), config, "fan_in_fan_out"),
+                   modules, replaced)  # fmt: skip
+
+
+def _folder(path: Path) -> Path:
+    if not exists(path):
+        raise InvalidInput(f"{shown(str(path))}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+    path = extended(path)
+    if not path.is_dir():
+        file, _ = open_regular(path)
+        with file:
+            what = recognize(file.read(64)) or "a file"
+        raise InvalidInput(f"{path}: {what}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
+    if not (path / CONFIG).exists():
+        raise InvalidInput(f"{path}: holds no {CONFIG}; is this the folder of a PEFT adapter?")
+    return path
+
+
+def _weights(folder: Path) -> Path:
+    if (folder / WEIGHTS).exists():
+        return folder / WEIGHTS
+    if (folder / "adapter_model.bin").exists():
+        raise InvalidInput(
+            f"{folder / 'adapter_model.bin'}: a pickle, which is never opened here; save the adapter as safetensors"
+        )
+    raise InvalidInput(f"{folder}: holds no {WEIGHTS}; fetch it too")
+
+
+# ---- adapter_config.json
+
+
+def _check_kind(where: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise InvalidInput(f"{where}: peft_type is {quote(str(kind), 30)}; only LORA can be converted or merged")
+    advice = "merge the adapter with PEFT's merge_and_unload, and convert the result"
+    for key, value in config.items():
+        if key not in HARMLESS and value not in (None, False, "", 0) and value != [] and value != {}:
+            name = f"{KNOWN[key]} ({key})" if key in KNOWN else quote(key).strip("'")
+            raise InvalidInput(f"{where}: {name} is not supported; {advice}")
+    if config.get("bias", "none") not in ("none", None):
+        raise InvalidInput(
+            f"{where}: bias is {quote(str(config['bias']), 30)}: trained biases are not supported; {advice}"
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise InvalidInput(
+            f"{where}: init_lora_weights is {quote(start, 30)}: such an adapter belongs to base weights that were "
+            f"changed before training; {advice}"
+        )
+
+
+def _flag(where: str, config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value not in (None, True, False) or type(value) is int:
+        raise InvalidInput(f"{where}: {key} is {quote(str(value), 30)}; it must be true or false")
+    return bool(value)
+
+
+def _number(where: str, config: Mapping[str, Any], key: str) -> float:
+    value = config.get(key, 8)
+    if type(value) not in (int, float) or not 0 < value <= 1e9:
+        raise InvalidInput(f"{where}: {key} is {quote(str(value), 30)}; it must be a positive number")
+    return float(value)
+
+
+def _patterned(where: str, config: Mapping[str, Any], key: str, patterns: str, module: str) -> float:
+    """`config[key]`, unless a pattern says otherwise: the first one that matches, as PEFT has it."""
+    table = config.get(patterns) or {}
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{where}: {patterns} must be an object")
+    try:
+        found = next((pattern for pattern in table if matches(pattern, module)), None)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {patterns}: {error}") from None
+    return _number(where, config, key) if found is None else _number(f"{where}: {patterns}", table, found)
+
+
+# ---- adapter_model.safetensors
+
+
+def _sort(
+    path: Path, tensors: Mapping[str, Slice], config: Mapping[str, Any]
+) -> tuple[dict[str, list[tuple[str, Slice]]], dict[str, Slice]]:
+    """LoRA's matrices by module, as (kind, slice); and tensors saved whole."""
+    pairs: dict[str, list[tuple[str, Slice]]] = {}
+    replaced: dict[str, Slice] = {}
+    saved = _names(path.parent / CONFIG, config)
+    for name, slice in tensors.items():
+        plain = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and (match := MATRIX.fullmatch(plain)):
+            kind = match["plain"] or f"embedding {match['embedding']}"
+            pairs.setdefault(match[1], []).append((kind, slice))
+            continue
+        target = plain.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        module = target.rpartition(".")[0]
+        if "lora_" in plain or not name.startswith(PREFIX) or not module.endswith(saved) or target in replaced:
+            raise InvalidInput(f"{path}: {quote(name)}: {_why(plain, target in replaced)}")
+        replaced[target] = slice
+    for target in replaced:
+        # PEFT calls the weight beside LoRA's matrices base_layer, and does not load it under its plain name
+        if target.rpartition(".")[0] in pairs and f"{PREFIX}{target}" in tensors:
+            raise InvalidInput(f"{path}: {quote(target)}: saved whole, and there are LoRA matrices for it")
+    return pairs, replaced
+
+
+def _names(where: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
+        raise InvalidInput(f"{where}: modules_to_save must be a list of names")
+    return (*saved, *EMBEDDINGS)
+
+
+def _why(name: str, twice: bool) -> str:
+    if name.endswith("lora_magnitude_vector") or "lora_magnitude_vector." in name:
+        return "DoRA is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
+    if name.endswith(("lora_A.bias", "lora_B.bias")):
+        return "lora_bias is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
+    return "present twice" if twice else "neither a LoRA matrix nor a tensor of a module in modules_to_save"
+
+
+def _module(where: str, config: Mapping[str, Any], name: str, *found: tuple[str, Slice]) -> LoraModule:
+    kinds = dict(found)
+    embedding = "embedding A" in kinds
+    first, second = ("embedding A", "embedding B") if embedding else ("A", "B")
+    if set(kinds) != {first, second}:
+        raise InvalidInput(f"{where}: {quote(name)}: has {' and '.join(sorted(kinds))} of a pair; A and B are needed")
+    a, b = kinds[first], kinds[second]
+    rank = _patterned(where, config, "r", "rank_pattern", name)
+    if len(a.shape) != 2 or len(b.shape) != 2 or not 0 < a.shape[0] == b.shape[1] or 0 in a.shape + b.shape:
+        raise InvalidInput(f"{a.path}: {quote(name)}: A is {list(a.shape)[:9]} and B {list(b.shape)[:9]}; they must be "
+                           "[r, in] and [out, r]")  # fmt: skip
+    if rank != a.shape[0]:
+        raise InvalidInput(f"{where}: {quote(name)}: its rank is {rank:g}, but A has {a.shape[0]} rows; "
+                           "do these files belong together?")  # fmt: skip
+    alpha = _patterned(where, config, "lora_alpha", "alpha_pattern", name)
+    scaling = alpha / (math.sqrt(rank) if _flag(where, config, "use_rslora") else rank)
+    return LoraModule(name, a, b, scaling, embedding)

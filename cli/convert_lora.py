@@ -1,0 +1,55 @@
+"""`borealis-gguf convert-lora`."""
+
+from pathlib import Path
+
+import click
+
+from .shared import OUTPUT_HELP, PATH, progress_bar, show_notes, show_results, work_options
+
+
+@click.command("convert-lora")
+@click.argument("adapter", type=PATH)
+@click.option("--base", required=True, metavar="SOURCE", help="The checkpoint it was trained on: a folder or a Hub id.")
+@click.option("-o", "--output", type=PATH, help=OUTPUT_HELP.format("dialekt-lora.gguf"))
+@click.option(
+    "--outtype",
+    type=click.Choice(["f32", "f16", "bf16", "auto"]),
+    default="f32",
+    show_default=True,
+    help="Type of the matrices; auto keeps the adapter's own.",
+)
+@work_options
+def convert_lora(
+    adapter: Path,
+    base: str,
+    output: Path | None,
+    outtype: str,
+    model_name: str | None,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    no_check: bool,
+    quiet: bool,
+) -> None:
+    """Convert a LoRA adapter (PEFT) to a GGUF that llama.cpp and Ollama load beside a model.
+
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors. To put an adapter into the weights
+    for good, see convert --lora.
+
+    \b
+    Examples:
+      borealis-gguf convert-lora ./dialekt --base ./borealis-4b
+      borealis-gguf convert-lora ./dialekt --base NbAiLab/borealis-4b -o dialekt-lora.gguf --outtype f16
+    """
+    from .. import api
+
+    plan = api.plan_convert_lora(adapter, base, output, outtype=outtype, model_name=model_name)
+    with progress_bar(quiet) as on_progress:
+        results = api.execute(
+            [plan],
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
+    show_results(results, quiet)

@@ -1,0 +1,135 @@
+"""A byte-level BPE tokenizer (tokenizer.json), as llama.cpp's gpt2 kind: tokens, types, merges, the pre type."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGUFValueType
+
+from ..checkpoint.files import quote
+from ..checkpoint.types import KV
+from ..errors import InvalidInput
+from .pre_type import Match, match_pre_type
+from .special import special_kv
+from .tokenizer import TURNS, TokenType, added_tokens, looks_special, token_fault
+from .tokenizer_json import halves
+
+ADD_BOS = "tokenizer.ggml.add_bos_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Bpe:
+    """A vocabulary by id, its merges in order, and the pre type with what it leaves out."""
+
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    match: Match
+    added: tuple[dict[str, Any], ...]
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What the tokenizer does to texts and llama.cpp does not."""
+        greedy = [t["content"] for t in self.added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")]
+        names = ", ".join(map(quote, greedy[:3])) + (" …" if len(greedy) > 3 else "")
+        return (*self.match.gaps, *([f"{names} take the spaces around them"] if greedy else []))
+
+
+def read_bpe(path: Path, json: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int) -> Bpe:
+    """Read a parsed tokenizer.json; `config` is tokenizer_config.json, `n_vocab` the number of embeddings.
+
+    Raises InvalidInput for a vocabulary that llama.cpp would not load, or would split words otherwise than the file.
+    """
+    model = json.get("model")
+    if not isinstance(model, dict):
+        raise InvalidInput(f"{path}: it has no model")
+    _check_model(path, model)
+    cleans = config.get("clean_up_tokenization_spaces")
+    match = match_pre_type(str(path), json, cleans if isinstance(cleans, bool) else None)
+    vocabulary = _vocabulary(path, model, n_vocab)
+    added = tuple(added_tokens(str(path), json))
+    tokens = [f"[PAD{i}]" for i in range(n_vocab)]
+    types = [int(TokenType.UNUSED)] * n_vocab
+    for token, id in vocabulary.items():
+        tokens[id], types[id] = token, int(TokenType.NORMAL)
+    for token in added:
+        id, text = token["id"], token["content"]
+        if not 0 <= id < n_vocab:
+            raise InvalidInput(f"{path}: {quote(text)} has the id {id}, but config.json a vocabulary of {n_vocab}")
+        special = token.get("special") or looks_special(text) or text in TURNS
+        tokens[id], types[id] = text, int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
+    _check_tokens(path, tokens)
+    return Bpe(tuple(tokens), tuple(types), _merges(path, model, vocabulary), match, added)
+
+
+def bpe_kv(
+    where: str, bpe: Bpe, json: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[KV, ...]:
+    """The tokenizer's keys in the order llama.cpp's converter writes them, without the chat template."""
+    text, array = GGUFValueType.STRING, GGUFValueType.ARRAY
+    special = special_kv(where, json, tokenizer_config, config, bpe.tokens, names={}, required=("eos",))
+    # Some pre types add a BOS unless they are told not to.
+    quiet = () if ADD_BOS in (kv.key for kv in special) or not bpe.match.type.adds_bos else (False,)
+    return (
+        KV("tokenizer.ggml.model", text, "gpt2"),
+        KV("tokenizer.ggml.pre", text, bpe.match.type.name),
+        KV("tokenizer.ggml.tokens", array, bpe.tokens, text),
+        KV("tokenizer.ggml.token_type", array, bpe.types, GGUFValueType.INT32),
+        KV("tokenizer.ggml.merges", array, bpe.merges, text),
+        *special,
+        *(KV(ADD_BOS, GGUFValueType.BOOL, value) for value in quiet),
+    )
+
+
+def _check_model(path: Path, model: Mapping[str, Any]) -> None:
+    faults = [
+        f"{key} is {quote(str(model.get(key)))}"
+        for key, allowed in (
+            ("type", ("BPE", None)),
+            ("byte_fallback", (False, None)),
+            ("dropout", (None, 0, 0.0)),
+            ("continuing_subword_prefix", (None, "")),
+            ("end_of_word_suffix", (None, "")),
+        )
+        if model.get(key) not in allowed
+    ]
+    if faults:
+        raise InvalidInput(f"{path}: {'; '.join(faults)}; llama.cpp has no tokenizer that does this")
+
+
+def _vocabulary(path: Path, model: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise InvalidInput(f"{path}: model.vocab must be an object of tokens and their ids")
+    if len(set(vocabulary.values())) != len(vocabulary) or not all(type(id) is int for id in vocabulary.values()):
+        raise InvalidInput(f"{path}: model.vocab gives an id to two tokens, or something that is no id")
+    token, id = next((item for item in vocabulary.items() if not 0 <= item[1] < n_vocab), ("", 0))
+    if token:
+        raise InvalidInput(f"{path}: {quote(token)} has the id {id}, but config.json a vocabulary of {n_vocab}")
+    return vocabulary
+
+
+def _check_tokens(path: Path, tokens: Sequence[str]) -> None:
+    seen: dict[str, int] = {}
+    for id, token in enumerate(tokens):
+        if (fault := token_fault(token)) is not None:
+            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
+        if token in seen:
+            raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
+        seen[token] = id
+
+
+def _merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> tuple[str, ...]:
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise InvalidInput(f"{path}: model.merges must be a list of merges")
+    read = []
+    for rank, merge in enumerate(merges):
+        left, right = halves(str(path), rank, merge)
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise InvalidInput(f"{path}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown tokens")
+        if " " in left + right:
+            raise InvalidInput(f"{path}: merge {rank} holds a space, so its tokens are not of the byte-level kind")
+        read.append(f"{left} {right}")
+    return tuple(read)

@@ -1,0 +1,103 @@
+"""The tokenizer of a Llama-like model: SentencePiece or byte-level BPE, whichever the checkpoint has."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGUFValueType
+
+from ..checkpoint.files import quote
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from ..checkpoint.types import KV
+from ..errors import InvalidInput
+from .bpe import bpe_kv, read_bpe
+from .chat_template import chat_template_kv, read_chat_template
+from .sentencepiece import read_sentencepiece
+from .special import LLAMA
+from .template_spaces import Step, emulate, emulated_steps
+from .text_view import TextView, text_view
+from .tokenizer import read_tokenizer, tokenizer_kv
+
+log = logging.getLogger("borealis_gguf")
+
+PREFIX = "tokenizer.ggml.add_space_prefix"
+
+
+def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
+    """The tokenizer's keys for a model of `n_vocab` embeddings, in the order llama.cpp's converter writes them.
+
+    What the checkpoint's tokenizer does to a text and llama.cpp's will not is measured and told in a warning. Raises
+    InvalidInput where words would be split otherwise throughout.
+    """
+    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
+    settings = checkpoint.file("tokenizer_config.json")
+    config = read_json_object(settings) if settings else {}
+    view = text_view(json)
+    if model or view:
+        view = view or _view_of_model(model, config)
+        kv, gaps, steps = _sentencepiece(checkpoint, n_vocab, view, config), view.gaps, ()
+    elif whole:
+        bpe = read_bpe(whole, json, config, n_vocab)
+        template, steps = emulate(read_chat_template(checkpoint, config), bpe, config), emulated_steps(bpe.match)
+        keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
+        kv, gaps = (*_said(config), *keys, *chat_template_kv(template)), bpe.gaps
+    else:
+        raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
+    if gaps:
+        _tell(str(whole or model), kv, whole, gaps, steps)
+    return kv
+
+
+def _said(config: Mapping[str, Any]) -> tuple[KV, ...]:
+    """What tokenizer_config.json says of a space in front: llama.cpp's converter hands it on, before all else."""
+    value = config.get("add_prefix_space")
+    return (KV(PREFIX, GGUFValueType.BOOL, value),) if isinstance(value, bool) else ()
+
+
+def _view_of_model(path: Path | None, config: Mapping[str, Any]) -> TextView:
+    """Without a tokenizer.json, tokenizer_config.json says whether a space is put in front, else the model does."""
+    model = read_sentencepiece(path) if path else None
+    said = next((kv.value for kv in _said(config)), None)
+    gaps = [] if model is None else ["letters replaced"] * model.maps + ["of several spaces one"] * model.joins_spaces
+    return TextView(bool(model and model.prefix) if said is None else said, tuple(gaps))
+
+
+def _sentencepiece(checkpoint: Checkpoint, n_vocab: int, view: TextView, config: Mapping[str, Any]) -> tuple[KV, ...]:
+    """The runtime puts a space in front unless a key says no. (llama.cpp's converter asks tokenizer_config.json alone,
+    so for most models that take none its ids are wrong.)"""
+    kv = tokenizer_kv(read_tokenizer(checkpoint, n_vocab, plain=False), checkpoint.config, LLAMA)
+    said = tuple(replace(entry, value=view.prefix) for entry in _said(config))
+    if said != _said(config):
+        log.warning(
+            "%s: add_prefix_space is %s, but tokenizer.json does otherwise, and is followed",
+            checkpoint.path / "tokenizer_config.json",
+            str(not view.prefix).lower(),
+        )
+    last = () if said or view.prefix else (KV(PREFIX, GGUFValueType.BOOL, False),)
+    return (*said, *kv, *last)
+
+
+def _tell(where: str, kv: Sequence[KV], whole: Path | None, gaps: Sequence[str], steps: Sequence[Step]) -> None:
+    """One warning: what llama.cpp leaves out, how many lines it changes, what the chat template makes up for."""
+    from .token_gap import measure  # loads llama.cpp
+
+    what = f"llama.cpp's tokenizer leaves out {'; '.join(gaps)}"
+    in_chats = "; in chats the template does some of it" if steps else ""
+    try:
+        gap = measure(kv, whole) if whole else None
+        if whole and steps:
+            left = measure(kv, whole, steps=[step.apply for step in steps])
+            in_chats = f"; in chats, where the template does some of it, {left.different} of {left.lines}"
+    except ImportError:
+        gap = None
+    if gap is None:
+        why = "no tokenizer.json to compare with" if whole is None else "pip install tokenizers"
+        log.warning("%s: %s; how often ids differ was not measured (%s)%s", where, what, why, in_chats)
+        return
+    line = f"{gap.different} of {gap.lines} Norwegian lines get other ids"
+    example = f", as {quote(gap.example, 60)}: {gap.ours[:8]} for {gap.theirs[:8]}" if gap.different else ""
+    log.log(logging.WARNING if gap.different else logging.INFO, "%s: %s: %s%s%s", where, what, line, in_chats, example)

@@ -1,0 +1,179 @@
+"""Low-rank updates: the right sum, and the same bytes whatever the workers and chunks."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType as T
+
+from borealis_gguf.checkpoint.types import Slice
+from borealis_gguf.errors import BorealisError, InvalidInput
+from borealis_gguf.pipeline import lowrank
+from borealis_gguf.pipeline.execute import execute, memory_needed
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.plan import LowRank, Model, Tensor, TensorSource
+
+from .tiny import CODEC, bf16, weights
+
+ROWS, COLUMNS = 150, 96
+EPS = float(np.finfo(np.float32).eps)
+
+
+def stored(path: Path, values: np.ndarray, type: T) -> Slice:
+    data = {T.F32: values, T.F16: values.astype(np.float16), T.BF16: bf16(values)}[type]
+    path.write_bytes(b"head" + data.tobytes())
+    return Slice(path, 4, type, values.shape)
+
+
+def numbers(slice: Slice) -> np.ndarray:
+    """What is stored, as float64."""
+    kind = {T.F32: np.float32, T.F16: np.float16, T.BF16: np.uint16}[slice.type]
+    data = np.fromfile(slice.path, kind, offset=slice.offset).reshape(slice.shape)
+    return ((data.astype(np.uint32) << 16).view(np.float32) if slice.type == T.BF16 else data).astype(np.float64)
+
+
+def update(folder: Path, seed: int, rank: int, scale: float, type: T = T.F32, transposed: bool = False) -> LowRank:
+    up, down = weights(seed, ROWS, rank), weights(seed + 1, rank, COLUMNS)
+    up, down = (np.ascontiguousarray(up.T), np.ascontiguousarray(down.T)) if transposed else (up, down)
+    return LowRank(
+        stored(folder / f"up{seed}", up, type), stored(folder / f"down{seed}", down, type), scale, transposed
+    )
+
+
+def expected(base: Slice, updates: tuple[LowRank, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The sum in float64, and how far float32 may be from it."""
+    total = numbers(base)
+    bound = np.abs(total) * EPS
+    for u in updates:
+        up, down = (numbers(u.up).T, numbers(u.down).T) if u.transposed else (numbers(u.up), numbers(u.down))
+        total = total + u.scale * up @ down
+        bound = bound + (u.rank + 3) * EPS * abs(u.scale) * (np.abs(up) @ np.abs(down)) + np.abs(total) * EPS
+    return total, bound
+
+
+def written(folder: Path, source: TensorSource, type: T, **options: Any) -> np.ndarray:
+    tensor = Tensor("blk.0.ffn_up.weight", source, source.slice.shape)
+    plan = lay_out(folder / "out.gguf", Model((), (tensor,)), [type])
+    execute([plan], CODEC, **options)
+    return np.fromfile(plan.path, np.uint8, plan.tensors[0].nbytes, offset=plan.tensors[0].offset)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("type", [T.F32, T.F16, T.BF16])
+def test_the_sum_is_within_float32_rounding(tmp_path: Path, type: T, transposed: bool) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F32)
+    updates = (update(tmp_path, 10, 7, 0.25 * 16 / 7, type, transposed), update(tmp_path, 20, 1, -1.5, type))
+    ours = written(tmp_path, TensorSource(base, updates=updates), T.F32).view(np.float32).reshape(ROWS, COLUMNS)
+    total, bound = expected(base, updates)
+    assert (np.abs(ours - total) <= bound).all()
+    assert np.abs(ours - numbers(base)).max() > 0.1
+
+
+@pytest.mark.parametrize("type", [T.BF16, T.F16])
+def test_the_sum_is_rounded_once_to_the_type_of_the_checkpoint(tmp_path: Path, type: T) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), type)
+    updates = (update(tmp_path, 10, 8, 0.5), update(tmp_path, 20, 4, 0.25))
+    source = TensorSource(base, updates=updates)
+    same_type, wide = written(tmp_path, source, type), written(tmp_path, source, T.F32).view(np.float32)
+    sums = np.ascontiguousarray(numbers(base).astype(np.float32))
+    for u in updates:
+        lowrank.add_product(sums, numbers(u.up).astype(np.float32), numbers(u.down).astype(np.float32), u.scale)
+    rounded = np.empty((ROWS, 2 * COLUMNS), np.uint8)
+    CODEC.encode(sums, type, None, rounded)
+    assert np.array_equal(same_type, rounded.reshape(-1))
+    # then everything else is made of the rounded numbers
+    assert np.array_equal(wide, numbers(replace(base, path=spill(tmp_path, rounded))).astype(np.float32).reshape(-1))
+    q8 = np.empty((ROWS, COLUMNS // 32 * 34), np.uint8)
+    CODEC.encode(wide.reshape(ROWS, COLUMNS), T.Q8_0, None, q8)
+    assert np.array_equal(written(tmp_path, source, T.Q8_0), q8.reshape(-1))
+
+
+def spill(folder: Path, data: np.ndarray) -> Path:
+    (folder / "rounded").write_bytes(b"head" + data.tobytes())
+    return folder / "rounded"
+
+
+@pytest.mark.parametrize("target", [T.BF16, T.Q8_0])
+def test_workers_and_chunks_do_not_change_bytes(tmp_path: Path, target: T) -> None:
+    """Ranks and widths at which a library's matrix product takes other paths for other heights."""
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.BF16)
+    updates = (update(tmp_path, 10, 65, 0.3), update(tmp_path, 20, 16, 0.7, T.BF16, transposed=True))
+    source = TensorSource(base, shift=1.0, updates=updates)
+    runs = [(1, 1), (1, 1 << 18), (2, 700), (3, 97 * 13), (16, 256)]
+    sums = {
+        hashlib.sha256(written(tmp_path, source, target, jobs=jobs, chunk_weights=chunk).tobytes()).hexdigest()
+        for jobs, chunk in runs
+    }
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("tile", [1, COLUMNS * 3, 1 << 20])
+def test_tiles_do_not_change_bytes(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    up, down = weights(3, ROWS, 33), weights(4, 33, COLUMNS)
+    want, got = weights(5, ROWS, COLUMNS), weights(5, ROWS, COLUMNS)
+    lowrank.add_product(want, up, down, 0.3)
+    monkeypatch.setattr(lowrank, "TILE", tile)
+    lowrank.add_product(got, up, down, 0.3)
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def test_another_precision_rounds_a_replaced_tensor(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F32)
+    rounded = np.empty((ROWS, 2 * COLUMNS), np.uint8)
+    CODEC.encode(weights(1, ROWS, COLUMNS), T.BF16, None, rounded)
+    source = TensorSource(base, precision=T.BF16)
+    assert np.array_equal(written(tmp_path, source, T.BF16), rounded.reshape(-1))
+    wide = (rounded.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(written(tmp_path, source, T.F32).view(np.float32), wide.reshape(-1))
+
+
+def test_scale_multiplies_in_float32(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F32)
+    ours = written(tmp_path, TensorSource(base, scale=0.3), T.F32).view(np.float32)
+    assert np.array_equal(ours, (weights(1, ROWS, COLUMNS) * np.float32(0.3)).reshape(-1))
+
+
+def test_one_tensor_in_several_files_is_merged_alike(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.BF16)
+    source = TensorSource(base, updates=(update(tmp_path, 10, 8, 0.5),))
+    alone = {type: written(tmp_path, source, type) for type in (T.F32, T.BF16, T.Q8_0)}
+    tensor = Tensor("w.weight", source, base.shape)
+    plans = [lay_out(tmp_path / f"{type.name}.gguf", Model((), (tensor,)), [type]) for type in alone]
+    execute(plans, CODEC)
+    for plan, data in zip(plans, alone.values(), strict=True):
+        t = plan.tensors[0]
+        assert np.array_equal(np.fromfile(plan.path, np.uint8, t.nbytes, offset=t.offset), data)
+
+
+def test_an_adapter_that_is_cut_off_or_overwritten_is_one_clear_error(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F32)
+    change = update(tmp_path, 10, 8, 0.5)
+    source = TensorSource(base, updates=(change,))
+    plan = lay_out(change.up.path, Model((), (Tensor("w.weight", source, base.shape),)), [T.F32])
+    with pytest.raises(InvalidInput, match="overwrite its own input"):
+        execute([plan], CODEC)
+    change.up.path.write_bytes(change.up.path.read_bytes()[:-4])
+    with pytest.raises(BorealisError, match="up10: ends inside"):
+        written(tmp_path, source, T.F32)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_nonfinite_update_is_refused(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F16)
+    for scale in (np.nan, np.inf, 1e30, 1e6):  # the last one overflows F16 alone
+        with pytest.raises(BorealisError, match="NaN or Inf"):
+            written(tmp_path, TensorSource(base, updates=(update(tmp_path, 10, 8, float(scale)),)), T.Q8_0)
+
+
+def test_memory_grows_with_the_rank_and_not_with_the_matrix(tmp_path: Path) -> None:
+    def needed(rows: int, rank: int) -> int:
+        change = LowRank(Slice(tmp_path, 0, T.F32, (rows, rank)), Slice(tmp_path, 0, T.F32, (rank, 4096)), 1.0)
+        source = TensorSource(Slice(tmp_path, 0, T.BF16, (rows, 4096)), updates=(change,))
+        model = Model((), (Tensor("w.weight", source, (rows, 4096)),))
+        return memory_needed([lay_out(tmp_path / "x", model, [T.Q8_0])], 1)
+
+    assert needed(1 << 20, 16) == needed(1 << 12, 16)
+    assert needed(1 << 12, 32) - needed(1 << 12, 16) < 4 * 16 * 4096 + 4 * 16 * 1000
