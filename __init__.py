@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Cancelled, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import execute, plan_convert, plan_convert_lora, plan_quantize
+    from .api import check, execute, plan_convert, plan_convert_lora, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
+    from .quality.report import Finding, Report, Section
     from .runtime.chat import load
 
 __all__ = [
@@ -15,8 +16,12 @@ __all__ = [
     "Cancelled",
     "FilePlan",
     "FileResult",
+    "Finding",
     "InvalidInput",
     "Progress",
+    "Report",
+    "Section",
+    "check",
     "execute",
     "load",
     "plan_convert",
@@ -27,7 +32,11 @@ __all__ = [
 _HOMES = {
     "FilePlan": "pipeline.plan",
     "FileResult": "pipeline.execute",
+    "Finding": "quality.report",
     "Progress": "pipeline.execute",
+    "Report": "quality.report",
+    "Section": "quality.report",
+    "check": "api",
     "execute": "api",
     "load": "runtime.chat",
     "plan_convert": "api",

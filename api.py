@@ -3,7 +3,7 @@
     plans = plan_quantize("NbAiLab/borealis-4b", ["Q4_K_M", "Q8_0"], Path("gguf"))
     results = execute(plans, on_progress=lambda p: show(p.done / p.total))
 
-This is the one module that puts the rooms together: checkpoint, convert, quantize and pipeline.
+This is the one module that puts the rooms together: checkpoint, convert, quantize, pipeline and quality.
 """
 
 import math
@@ -31,7 +31,10 @@ from .errors import InvalidInput
 from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
-from .pipeline.plan import Codec, FilePlan, Model, Tensor, TensorSource
+from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
+from .pipeline.sources import is_remote
+from .quality.check import QuickCheck, check_file, read_lines
+from .quality.report import Report
 from .quantize import ggml, native
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
 from .quantize.importance import importance_of
@@ -230,17 +233,80 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
+    check: bool = True,
+    on_report: Callable[[Report], None] | None = None,
 ) -> tuple[FileResult, ...]:
-    """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are."""
-    return pipeline.execute(
-        plans,
+    """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are.
+
+    With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
+    with what was found. Raises BorealisError when one does not pass. Streamed sources are not read a second time for
+    it: there is no quick check of these.
+    """
+    with QuickCheck(CODEC, on_report) as quick:
+        return pipeline.execute(
+            plans,
+            CODEC,
+            jobs=jobs,
+            on_progress=on_progress,
+            stop=stop,
+            allow_nonfinite=allow_nonfinite,
+            open_source=open_source,
+            verifier=quick if check and not is_remote(plans) else None,
+        )
+
+
+def check(
+    model: str | Path,
+    against: str | Path,
+    *,
+    text: Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    imatrix: Path | None = None,
+    quick: bool = False,
+    logits: bool = False,
+    revision: str | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Compare a GGUF with what it was made from: a checkpoint (a folder, or a Hub id) or another GGUF.
+
+    Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), token ids of
+    built-in lines and of those of the file `text`, special tokens and the chat template. `loras` were merged into the
+    GGUF, with these scales. `imatrix` is the one it was made with, if any: then its weights must be exact. `logits`
+    compares those with transformers', if that is installed. `on_progress` counts weights.
+    Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
+    """
+    found = resolve_source(against, revision=revision, on_progress=on_download)
+    source = _expected(Path(model), found, _read_adapters(loras))
+    matrix = read_imatrix(imatrix) if imatrix else None
+    return check_file(
+        Path(model),
+        source,
         CODEC,
+        against=found.repo_id or str(against),
+        texts=read_lines(text) if text else (),
+        importance={t.name: importance_of(matrix, t.name, t.shape) for t in source.tensors} if matrix else None,
+        quick=quick,
+        logits=logits,
         jobs=jobs,
         on_progress=on_progress,
-        stop=stop,
-        allow_nonfinite=allow_nonfinite,
-        open_source=open_source,
     )
+
+
+def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> Model:
+    """What the GGUF at `path` should be if it was made from `found`: its text side, or the side that sees."""
+    if found.kind == "gguf":
+        return _open(found, None, None, adapters)[0]
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
+    kind = read_gguf(path).value("general.type", "model")
+    if kind == "adapter":
+        raise InvalidInput(
+            f"{path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
+        )
+    if kind == "mmproj":
+        return describe_vision(checkpoint, "f32", loras=adapters)[0]
+    return describe(checkpoint, "f32", loras=adapters)[0]
 
 
 def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
@@ -268,19 +334,12 @@ def _open(
         model, types = describe(checkpoint, "f32", model_name=model_name, loras=adapters)
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]
-    return Model(model.kv, tuple(t for t, _ in ordered)), [type for _, type in ordered]
+    return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
 
 
 def _gguf_model(file: GGUFFile) -> Model:
     check_model(file)
-    return Model(file.kv, tuple(Tensor(n, TensorSource(s), _squeezed(s.shape)) for n, s in file.tensors.items()))
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without leading ones: ggml counts no dimension of extent 1 at the end of its own order."""
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
+    return Model(file.kv, gguf_tensors(file.tensors))
 
 
 def _plan_preset(

@@ -11,6 +11,7 @@ from .shared import (
     lora_options,
     loras,
     progress_bar,
+    show_notes,
     show_results,
     source_options,
     work_options,
@@ -42,6 +43,7 @@ def convert(
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
+    no_check: bool,
     quiet: bool,
 ) -> None:
     """Convert a checkpoint to GGUF.
@@ -71,5 +73,12 @@ def convert(
             on_download=on_download,
         )
     with progress_bar(quiet) as on_progress:
-        results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+        results = api.execute(
+            [plan],
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     show_results(results, quiet)

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from .shared import OUTPUT_HELP, PATH, download_bar, progress_bar, show_results, source_options, work_options
+from .shared import (
+    OUTPUT_HELP,
+    PATH,
+    download_bar,
+    progress_bar,
+    show_notes,
+    show_results,
+    source_options,
+    work_options,
+)
 
 
 @click.command("convert-lora")
@@ -29,6 +38,7 @@ def convert_lora(
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
+    no_check: bool,
     quiet: bool,
 ) -> None:
     """Convert a LoRA adapter (PEFT) to a GGUF that llama.cpp and Ollama load beside a model.
@@ -48,5 +58,12 @@ def convert_lora(
             adapter, base, output, outtype=outtype, model_name=model_name, stream=stream, on_download=on_download
         )
     with progress_bar(quiet) as on_progress:
-        results = api.execute([plan], jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+        results = api.execute(
+            [plan],
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     show_results(results, quiet)

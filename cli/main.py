@@ -10,6 +10,7 @@ import click
 
 from ..errors import BorealisError
 from .bench import bench
+from .check import check
 from .convert import convert
 from .convert_lora import convert_lora
 from .inspect import inspect
@@ -28,11 +29,12 @@ def cli() -> None:
     Examples:
       borealis-gguf convert NbAiLab/borealis-4b
       borealis-gguf quantize Q4_K_M Q8_0 -m ./borealis-4b -o ./gguf
+      borealis-gguf check gguf/borealis-4b-Q4_K_M.gguf --against ./borealis-4b
       borealis-gguf run gguf/borealis-4b-Q4_K_M.gguf "Hva heter hovedstaden i Noreg?"
     """
 
 
-for command in (convert, convert_lora, quantize, run, modelfile, inspect, bench):
+for command in (convert, convert_lora, quantize, check, run, modelfile, inspect, bench):
     cli.add_command(command)
 
 

@@ -11,6 +11,7 @@ from .shared import (
     lora_options,
     loras,
     progress_bar,
+    show_notes,
     show_results,
     source_options,
     work_options,
@@ -66,6 +67,7 @@ def quantize(
     model_name: str | None,
     jobs: int | None,
     allow_nonfinite: bool,
+    no_check: bool,
     quiet: bool,
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
@@ -117,7 +119,14 @@ def quantize(
     if not quiet:
         report.fallback_advice(plans)
     with progress_bar(quiet) as on_progress:
-        results = api.execute(plans, jobs=jobs, on_progress=on_progress, allow_nonfinite=allow_nonfinite)
+        results = api.execute(
+            plans,
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     if as_json:
         click.echo(report.results_json(results))
     else:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..pipeline.execute import FileResult, Progress
+    from ..quality.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,6 +72,7 @@ def work_options(command: F) -> F:
     """Options of commands that write GGUF files."""
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("--no-check", is_flag=True, help="Skip the quick check that files must pass to get their names."),
         click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
         click.option("-j", "--jobs", type=click.IntRange(1), help="Workers. Default: the cores there are."),
         click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
@@ -88,10 +90,16 @@ def source_options(command: F) -> F:
     )(command)
 
 
+def show_notes(report: "Report") -> None:
+    """Tell, on stderr, what a quick check could not look at; what it found wrong is an error of its own."""
+    for note in report.notes:
+        click.echo(f"{report.path.name}: {note.line}", err=True)
+
+
 @contextmanager
-def progress_bar(quiet: bool) -> "Iterator[Callable[[Progress], None] | None]":
+def progress_bar(quiet: bool, unit: str = "B") -> "Iterator[Callable[[Progress], None] | None]":
     """A bar with rate and time left on stderr; None when nobody watches."""
-    with _bar(quiet) as show:
+    with _bar(quiet, unit=unit) as show:
         yield (lambda progress: show(progress.done, progress.total)) if show else None
 
 
@@ -103,7 +111,7 @@ def download_bar(quiet: bool) -> "Iterator[Callable[[int, int], None] | None]":
 
 
 @contextmanager
-def _bar(quiet: bool, what: str | None = None) -> "Iterator[Callable[[int, int], None] | None]":
+def _bar(quiet: bool, what: str | None = None, unit: str = "B") -> "Iterator[Callable[[int, int], None] | None]":
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -114,7 +122,7 @@ def _bar(quiet: bool, what: str | None = None) -> "Iterator[Callable[[int, int],
 
         def show(done: int, total: int) -> None:
             if not bars:
-                bar = tqdm(desc=what, unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False)
+                bar = tqdm(desc=what, unit=unit, unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False)
                 bars.append(stack.enter_context(bar))
             bars[0].total = total
             bars[0].update(done - bars[0].n)

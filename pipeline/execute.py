@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import FileIO, RawIOBase
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -21,7 +22,7 @@ from ..checkpoint.types import row_nbytes
 from ..errors import BorealisError, Cancelled
 from . import lowrank
 from .outputs import PartialFile, check_outputs
-from .plan import Codec, FilePlan, TensorSource
+from .plan import Codec, FilePlan, Tensor, TensorSource
 from .sources import Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
@@ -49,6 +50,16 @@ class FileResult:
     seconds: float
 
 
+class Verifier(Protocol):
+    """Looks at files before they appear under their names. What it raises keeps all of them from that."""
+
+    def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Called when the headers stand in the files, under the names they have meanwhile; data is yet to come."""
+
+    def finish(self) -> None:
+        """Called when all is written."""
+
+
 def execute(
     plans: Sequence[FilePlan],
     codec: Codec,
@@ -59,12 +70,14 @@ def execute(
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
     open_source: OpenSource = open_local,
+    verifier: Verifier | None = None,
 ) -> tuple[FileResult, ...]:
     """Write every planned file in one pass over their sources.
 
     `on_progress` is called in this thread, about ten times a second. Setting `stop` from another thread ends the run
     within a second, as an exception in this thread does; no file then stands under a final name. `open_source` opens
-    the files that slices lie in; with remote ones among them, all are read ahead.
+    the files that slices lie in; with remote ones among them, all are read ahead. `verifier` has the last word before
+    a file gets its name.
 
     Raises InvalidInput before anything is written (no space, no such folder, another run at the same output),
     BorealisError in the middle (a truncated or changed source, NaN or Inf weights, a full disk), Cancelled.
@@ -78,6 +91,8 @@ def execute(
             files.append(PartialFile(plan))
             stack.callback(files[-1].discard)
             files[-1].begin()
+        if verifier:
+            verifier.begin([(file.path, file.plan) for file in files])
         total = sum(task.nbytes for task in tasks(plans, chunk_weights))
         run = _Run(
             tasks(plans, chunk_weights),
@@ -97,6 +112,8 @@ def execute(
                 raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
         for file in files:
             file.sync()
+        if verifier:
+            verifier.finish()
         for file in files:
             file.publish()
     seconds = time.monotonic() - began
@@ -186,6 +203,24 @@ def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]
     return {path: source_stamp(path) for path in {slice.path for slice in slices if slice.remote is None}}
 
 
+class SourceRows:
+    """Rows of planned tensors as the workers make them, in float32: for whoever compares. For one thread."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), allow_nonfinite=True), ())
+
+    def __enter__(self) -> "SourceRows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()
+
+    def read(self, tensor: Tensor, first: int, rows: int) -> np.ndarray:
+        """Rows `first` to `first + rows` as float32 [rows, n_per_row]; good until the next call."""
+        task = Task(tensor, (), first, rows)
+        return self._worker.rows(task, self._worker.read(task), once=True)
+
+
 class _Run:
     """What the workers of one run share."""
 
@@ -233,6 +268,8 @@ class _Run:
             raise self.error
         if self.stop.is_set():
             raise Cancelled("stopped; nothing was written under a final name")
+        if on_progress:
+            on_progress(Progress(self.done, total, time.monotonic() - began))
 
     def _worker(self) -> None:
         with ExitStack() as stack:

@@ -76,7 +76,7 @@ def lay_out(
             strict=False,
         )
     )
-    return FilePlan(path, label, header, tensors, len(header) + offsets[-1])
+    return FilePlan(path, label, header, tensors, len(header) + offsets[-1], model)
 
 
 def _offsets(sizes: Iterable[int], alignment: int) -> Iterable[int]:

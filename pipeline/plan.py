@@ -1,6 +1,6 @@
 """What will be written, known completely before a weight is read. Pure data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -113,12 +113,27 @@ class Tensor:
         return prod(self.shape[:-1])
 
 
+def gguf_tensors(slices: Mapping[str, Slice]) -> tuple[Tensor, ...]:
+    """Tensors of a GGUF as they are, without leading extents of 1: ggml counts none at the end of its own order."""
+    return tuple(Tensor(name, TensorSource(s), _squeezed(s.shape)) for name, s in slices.items())
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order."""
+    """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
+
+    `origin` is the folder of the checkpoint it was read from; None when that was a GGUF.
+    """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
+    origin: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +155,7 @@ class TensorPlan:
 class FilePlan:
     """One output file. `header` is complete (magic, KV, tensor infos, padding); `size` is the whole file's.
 
-    `label` is what the file is called in reports: a preset or an outtype.
+    `label` is what the file is called in reports: a preset or an outtype. `model` is what the header was made of.
     """
 
     path: Path
@@ -148,3 +163,4 @@ class FilePlan:
     header: bytes
     tensors: tuple[TensorPlan, ...]
     size: int
+    model: Model

@@ -1,10 +1,10 @@
-"""llama.cpp behind one class: a model, its vocabulary and one context. With `vision`, all that calls llama_cpp.
+"""llama.cpp behind one class: a model, its vocabulary and one context. Only `vision` and `vocabulary` call it too.
 
 Nothing here prints, knows a chat template or guards against crashes.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import BorealisError, InvalidInput
 from .sampling import Sampling
+from .vocabulary import Vocabulary, begin, forget, reason
 
 if TYPE_CHECKING:
     from .vision import Vision
@@ -25,17 +26,9 @@ Placed = tuple[int, np.ndarray]
 
 BATCH = 512
 DEFAULT_CONTEXT = 8192
-_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-_errors: list[str] = []
 
 
-@llama.llama_log_callback
-def keep_errors(level: int, text: bytes, _: Any) -> None:
-    if level == _ERROR_LEVEL:
-        _errors.append(text.decode("utf-8", "replace").strip())
-
-
-class Engine:
+class Engine(Vocabulary):
     """A loaded model. One thread at a time, one text at a time; `close()` gives the memory back."""
 
     def __init__(
@@ -53,15 +46,12 @@ class Engine:
 
         Raises BorealisError, InvalidInput.
         """
-        llama.llama_log_set(keep_errors, ctypes.c_void_p(0))
-        llama.llama_backend_init()
-        forget()
+        begin()
         self.extra_buffers = extra_buffers
         self.threads, self.gpu_layers = threads, gpu_layers
         self._context: Any = None
-        self._model: Any = _load(path, extra_buffers, gpu_layers, on_progress)
+        super().__init__(_load(path, extra_buffers, gpu_layers, on_progress))
         try:
-            self._vocab: Any = llama.llama_model_get_vocab(self._model)
             trained = llama.llama_model_n_ctx_train(self._model)
             if context is not None and not 0 < context <= trained:
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
@@ -76,46 +66,8 @@ class Engine:
         """Free context and model; a second call does nothing."""
         if self._context is not None:
             llama.llama_free(self._context)
-        if self._model is not None:
-            llama.llama_model_free(self._model)
-        self._context = self._model = None
-
-    @property
-    def bos(self) -> int | None:
-        """The id a prompt begins with, or None."""
-        vocab: Any = self._vocab
-        bos: Any = llama.llama_vocab_bos(vocab)  # an int, whatever the binding declares
-        return bos if llama.llama_vocab_get_add_bos(vocab) else None
-
-    def token_text(self, id: int) -> str:
-        """A token's name, `<bos>`; empty when there is no such token."""
-        raw = llama.llama_vocab_get_text(self._vocab, id) if id >= 0 else None
-        return raw.decode("utf-8", "replace") if raw else ""
-
-    def is_control(self, id: int) -> bool:
-        """Whether `tokenize` finds this token only with `special`."""
-        hidden = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
-        return bool(llama.llama_vocab_get_attr(self._vocab, id) & hidden)
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Ids of `text` alone: no BOS is added. Names of control tokens become these tokens only if `special`."""
-        data = text.encode("utf-8", "replace")
-        room = len(data) + 8
-        ids = (llama.llama_token * room)()
-        count = llama.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
-        if count < 0:
-            raise BorealisError(f"llama.cpp cannot tokenize a text of {len(data)} bytes ({count})")
-        return list(ids[:count])
-
-    def piece(self, id: int) -> bytes:
-        """The bytes a generated token stands for; none for a control token."""
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = llama.llama_token_to_piece(self._vocab, id, buffer, room, 0, False)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
+        self._context = None
+        super().close()
 
     def generate(
         self, ids: Sequence[int], sampling: Sampling, seed: int, images: Sequence[Placed] = ()
@@ -142,6 +94,37 @@ class Engine:
                 self.decode([id])
         finally:
             llama.llama_sampler_free(sampler)
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+        """What the model makes of `ids`: the logits after each of `positions`, float32 [len(positions), n_vocab]."""
+        if not 0 < len(ids) <= self.n_context:
+            raise InvalidInput(f"{len(ids)} tokens do not fit the context of {self.n_context}")
+        memory: Any = llama.llama_get_memory(self._context)
+        llama.llama_memory_clear(memory, True)
+        rows = np.empty((len(positions), llama.llama_vocab_n_tokens(self._vocab)), np.float32)
+        wanted = {position: row for row, position in enumerate(positions)}
+        batch = llama.llama_batch_init(BATCH, 0, 1)
+        try:
+            for start in range(0, len(ids), BATCH):
+                self._decode_for(batch, ids[start : start + BATCH], start, wanted)
+                for n in range(batch.n_tokens):
+                    if start + n in wanted:
+                        found: Any = llama.llama_get_logits_ith(self._context, n)
+                        rows[wanted[start + n]] = np.ctypeslib.as_array(found, (rows.shape[1],))
+        finally:
+            llama.llama_batch_free(batch)
+        return rows
+
+    def _decode_for(self, batch: Any, ids: Sequence[int], start: int, wanted: Container[int]) -> None:
+        """Read `ids` at the positions from `start` on; logits are kept for those `wanted`."""
+        forget()
+        batch.n_tokens = len(ids)
+        for n, id in enumerate(ids):
+            batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.seq_id[n][0] = id, start + n, 1, 0
+            batch.logits[n] = start + n in wanted
+        status = llama.llama_decode(self._context, batch)
+        if status:
+            raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{reason()})")
 
     def _read(self, ids: Sequence[int], images: Sequence[Placed]) -> None:
         read = 0
@@ -233,7 +216,7 @@ def add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) 
         return
     adapters = (llama.llama_adapter_lora_p_ctypes * len(loras))()
     for slot, (path, _) in enumerate(loras):
-        _errors.clear()
+        forget()
         adapter: Any = llama.llama_adapter_lora_init(model, str(path).encode("utf-8", "surrogateescape"))
         if not adapter:
             raise BorealisError(f"{path}: llama.cpp cannot use this adapter{reason()}")
@@ -261,13 +244,3 @@ def _new_sampler(sampling: Sampling, seed: int, n_vocab: int) -> Any:
     for step in steps:
         llama.llama_sampler_chain_add(chain, step)
     return chain
-
-
-def forget() -> None:
-    """Before a call whose complaints are wanted."""
-    _errors.clear()
-
-
-def reason() -> str:
-    """What llama.cpp first complained of, as a clause: later lines repeat it in general words."""
-    return f": {_errors[0]}" if _errors else ""

@@ -14,8 +14,8 @@ import numpy as np
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_model import check_model
 from ..errors import BorealisError, InvalidInput
-from .engine import forget, keep_errors, reason
 from .image import Image, resize, upright
+from .vocabulary import forget, keep_errors, reason
 
 mtmd: Any = llama_cpp.mtmd_cpp  # its declarations do not fit what its functions take
 KIND = "gemma3"

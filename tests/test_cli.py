@@ -178,7 +178,7 @@ def test_signals_stop_within_a_second_and_leave_nothing(tmp_path: Path, sent: si
 
 
 def test_help_is_quick_and_has_examples() -> None:
-    for command in ((), ("convert",), ("quantize",), ("run",), ("modelfile",), ("inspect",), ("bench",)):
+    for command in ((), ("convert",), ("quantize",), ("check",), ("run",), ("modelfile",), ("inspect",), ("bench",)):
         done = run(*command, "--help")
         assert done.returncode == 0
         assert command == ("bench",) or "Examples:" in done.stdout
@@ -195,6 +195,40 @@ def test_help_lists_every_preset() -> None:
 
 def test_version() -> None:
     assert run("--version").stdout.startswith("borealis-gguf, version 0.")
+
+
+def test_check_tells_good_from_bad(nano: Path, nano_q8: Path, tmp_path: Path) -> None:
+    from .faults import Weights, drop, permuted_head, with_metadata
+
+    good = run("check", nano_q8, "--against", nano)
+    assert good.returncode == 0, good.stdout
+    assert good.stdout.splitlines()[-1].startswith("✓ check of nano-nb-7m-Q8_0.gguf: metadata, tensors, weights, ")
+    swapped = Weights(nano_q8, tmp_path / "swapped.gguf")
+    permuted_head(swapped)
+    bad = run("check", swapped.path, "--against", nano, "--json")
+    assert bad.returncode == 1
+    content = json.loads(bad.stdout)
+    failed = [f["where"] for s in content["sections"] for f in s["findings"] if f["status"] == "failed"]
+    assert failed == ["blk.0.attn_q.weight"]
+    lost = with_metadata(nano_q8, tmp_path / "lost.gguf", drop("tokenizer.chat_template"))
+    quiet = run("check", lost, "--against", nano, "-q")
+    assert quiet.returncode == 1
+    assert quiet.stdout == ""
+    assert "tokenizer.chat_template: key: expected" in quiet.stderr
+    assert run("check", tmp_path / "none.gguf", "--against", nano).returncode == 2
+
+
+def test_what_is_written_is_checked_unless_told_not_to(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint whose generation_config.json names an end that llama.cpp would run past."""
+    generation = checkpoint / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [1, 3000]}), encoding="utf-8")
+    for command in (("convert", checkpoint), ("quantize", "Q8_0", "-m", checkpoint)):
+        done = run(*command, "-o", tmp_path / "x.gguf")
+        assert done.returncode == 1
+        assert "generation ends at it; found it goes on; nothing was kept" in done.stderr
+        assert not (tmp_path / "x.gguf").exists()
+        assert run(*command, "-o", tmp_path / f"{command[0]}.gguf", "--no-check").returncode == 0
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["convert.gguf", "quantize.gguf"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")

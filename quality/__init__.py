@@ -1,0 +1,1 @@
+"""Is a GGUF what its checkpoint is? Measured, never assumed."""

@@ -1,0 +1,191 @@
+"""A GGUF against what it was made from: the whole check, and the quick one that files pass to get their names."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint.gguf import GGUFFile, read_gguf
+from ..checkpoint.gguf_model import check_model
+from ..checkpoint.types import KV
+from ..convert.chat_template import read_text
+from ..errors import BorealisError, InvalidInput
+from ..pipeline.execute import Progress, available_cores
+from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
+from .logits import check_logits, require
+from .metadata import check_metadata
+from .own import Own, read_own
+from .report import Finding, Report, Section
+from .tensors import check_names, check_weights
+from .texts import LINES
+from .weights import Pair
+from .words import Words
+
+MAX_TEXT = 64 << 20
+WEIGHTED_BY = "quantize.imatrix.file"
+
+
+def check_file(
+    path: Path,
+    source: Model,
+    codec: Codec,
+    *,
+    against: str,
+    texts: Sequence[str] = (),
+    importance: Mapping[str, np.ndarray | None] | None = None,
+    quick: bool = False,
+    logits: bool = False,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Check the GGUF at `path` against `source`, which `against` is the name of.
+
+    texts: lines of the user's to tokenize, beside the built-in ones. importance: what the tensors' encoder was given,
+    by name. logits: compare those, too, which needs transformers. `on_progress` counts weights. Raises InvalidInput
+    when `path` is no GGUF; a GGUF with a fault fails.
+    """
+    began = time.monotonic()
+    if logits:
+        require()
+        if not source.origin:
+            raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
+    header = read_gguf(path)
+    own = read_own(source.origin) if source.origin else None
+    with ExitStack() as stack:
+        words = _words(str(path), header, source.kv, own, [*LINES, *texts])
+        if words:
+            stack.callback(words.close)
+        sections = [
+            _form(header),
+            check_metadata(header.kv, source.kv),
+            *check_tensors(
+                header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
+            ),
+            *(words.sections() if words else ()),
+        ]
+        if logits and source.origin:
+            sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
+    return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without those that are empty. Raises InvalidInput."""
+    return [line for line in read_text(path, MAX_TEXT).split("\n") if line]
+
+
+def _words(path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str]) -> Words | None:
+    """None for a file without a vocabulary, such as a vision part."""
+    return Words(path, header, kv, own, lines) if header.find("tokenizer.ggml.tokens") else None
+
+
+def _form(header: GGUFFile) -> Section:
+    """Metadata and tensors of a model agree with each other, whatever the source says."""
+    if header.value("general.type") == "adapter":
+        return Section("form", ())
+    try:
+        check_model(header)
+    except InvalidInput as error:
+        return Section("form", (Finding("failed", "the header", found=str(error)),))
+    return Section("form", ())
+
+
+def check_tensors(
+    header: GGUFFile,
+    source: Model,
+    codec: Codec,
+    *,
+    quick: bool,
+    importance: Mapping[str, np.ndarray | None] | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> tuple[Section, Section]:
+    """The sections on names and shapes, and on weights; the arguments are those of `check_file`."""
+    found = gguf_tensors(header.tensors)
+    theirs = {t.name: t for t in source.tensors}
+    pairs = [
+        Pair(t, theirs[t.name], importance.get(t.name) if importance else None)
+        for t in found
+        if t.name in theirs and t.shape == theirs[t.name].shape
+    ]
+    weighted = importance is None and header.find(WEIGHTED_BY) is not None
+    return check_names(found, source.tensors), check_weights(
+        pairs, source.tensors, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress
+    )
+
+
+@dataclass(slots=True)
+class _File:
+    """A file under quick check, under the name it has meanwhile."""
+
+    path: Path
+    plan: FilePlan
+    header: GGUFFile
+    words: Words | None
+
+
+class QuickCheck:
+    """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
+
+    Texts are tokenized while the weights are being written. Use it in a `with`.
+    """
+
+    def __init__(self, codec: Codec, on_report: Callable[[Report], None] | None = None) -> None:
+        self.codec, self.on_report = codec, on_report
+        self._files: list[_File] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "QuickCheck":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Read the headers back, and begin to tokenize. Files with the same vocabulary are asked once.
+
+        Nobody is asked when the source is a GGUF: its vocabulary must come over as it is, key by key.
+        """
+        for path, plan in files:
+            header = read_gguf(path)
+            words = next((f.words for f in self._files if _same_words(f.header, header)), None)
+            if words is None and plan.model.origin:
+                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES)
+                if words:
+                    self._stack.callback(words.close)
+            self._files.append(_File(path, plan, header, words))
+
+    def finish(self) -> None:
+        """Compare. Raises BorealisError, in one line, when a file is not what it should be."""
+        answered: dict[int, tuple[Section, ...]] = {}
+        for file in self._files:
+            began = time.monotonic()
+            if file.words and id(file.words) not in answered:
+                answered[id(file.words)] = file.words.sections()
+            report = self._report(file, answered.get(id(file.words), ()), began)
+            if self.on_report:
+                self.on_report(report)
+            if not report.ok:
+                raise BorealisError(f"{report.verdict}; nothing was kept (--no-check skips the check)")
+
+    def _report(self, file: _File, words: tuple[Section, ...], began: float) -> Report:
+        importance = {t.tensor.name: t.importance for t in file.plan.tensors}
+        model = file.plan.model
+        sections = (
+            _form(file.header),
+            check_metadata(file.header.kv, model.kv),
+            *check_tensors(file.header, model, self.codec, quick=True, importance=importance),
+            *words,
+        )
+        against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)
+        shown = tuple(section for section in sections if section.findings)
+        return Report(file.plan.path, against, True, shown, time.monotonic() - began)
+
+
+def _same_words(a: GGUFFile, b: GGUFFile) -> bool:
+    """Whether two files say the same of their vocabulary and template."""
+    return [kv for kv in a.kv if kv.key.startswith("tokenizer.")] == [
+        kv for kv in b.kv if kv.key.startswith("tokenizer.")
+    ]

@@ -1,0 +1,290 @@
+"""Everything about text: token ids, special tokens, the chat template. Asked first, collected when it is answered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoint.gguf import GGUFFile
+from ..checkpoint.types import KV
+from ..errors import BorealisError, InvalidInput
+from ..runtime.template import ChatTemplate
+from .asked import Asked
+from .conversations import CONVERSATIONS
+from .own import Gaps, Own, read_gaps
+from .report import Finding, Section, failures_first, spelled
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<turn|>")
+TURN_STARTS = ("<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|turn>")
+KINDS = ("bos", "eos")
+INSTALL = "pip install tokenizers"
+SPACE = "▁"
+"""What SentencePiece writes for a space: in a text of itself it comes back as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """One conversation as a template renders it: its text, or why it refused."""
+
+    text: str | None
+    refusal: str = ""
+
+
+class Words:
+    """One GGUF's answers about text beside those of the checkpoint `own`, or of nobody (None)."""
+
+    def __init__(
+        self, path: str, header: GGUFFile, expected: Sequence[KV], own: Own | None, lines: Sequence[str]
+    ) -> None:
+        """`expected` is the source's metadata. Nothing is waited for here."""
+        self.header, self.own, self.lines = header, own, lines
+        self.expected = {kv.key: kv.value for kv in expected}
+        self.tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
+        self.asked_ids = self._special_ids()
+        self.ours = {name: _render(self._template(), messages) for name, messages in CONVERSATIONS.items()}
+        self.theirs = {name: _render(own.template if own else None, m) for name, m in CONVERSATIONS.items()}
+        self._children: list[Asked] = []
+        self._gguf = self._ask(
+            {"gguf": path, "texts": [*lines, *_texts(self.ours)], "ask": self.asked_ids},
+            f"llama.cpp read the vocabulary of {path}",
+        )
+        self._own = None
+        if own and own.tokenizer:
+            request = {"tokenizer": str(own.tokenizer), "texts": [*lines, *_texts(self.theirs)]}
+            self._own = self._ask(request, f"tokenizers read {own.tokenizer}")
+
+    def close(self) -> None:
+        """End what is still under way."""
+        for child in self._children:
+            child.close()
+
+    def sections(self) -> tuple[Section, ...]:
+        """Token ids, special tokens and chat template; waits for the answers."""
+        try:
+            gguf = self._gguf.answer()
+        except BorealisError as error:
+            return (Section("token ids", (Finding("failed", "vocabulary", found=str(error)),)),)
+        own: dict[str, Any] = {}
+        problem = ""
+        if self._own:
+            try:
+                own = self._own.answer()
+            except BorealisError as error:
+                problem = str(error)
+        if own.get("missing"):
+            own, problem = {}, f"the tokenizers library is not installed ({INSTALL})"
+        elif self.own and not self.own.tokenizer:
+            problem = "the checkpoint has no tokenizer.json"
+        gaps = self._gaps(gguf, own)
+        return (self._token_ids(gguf, own, problem, gaps), self._specials(gguf, own), self._chat(gguf, own, gaps))
+
+    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Gaps:
+        """What the tokenizer does and no GGUF can say; looked up only where ids differ."""
+        texts = len(self.lines)
+        if not own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
+            return Gaps()
+        return read_gaps(self.own, len(self.tokens))
+
+    def _ask(self, request: dict[str, Any], what: str) -> Asked:
+        self._children.append(Asked(request, what))
+        return self._children[-1]
+
+    def _template(self) -> ChatTemplate | None:
+        source = self.header.value(TEMPLATE_KEY)
+        if not isinstance(source, str) or not source:
+            return None
+        return ChatTemplate(source, *(self._text_of(self._id(kind)) for kind in KINDS))
+
+    def _id(self, kind: str) -> int:
+        id = self.header.value(f"tokenizer.ggml.{kind}_token_id", -1)
+        return id if isinstance(id, int) else -1
+
+    def _text_of(self, id: int) -> str:
+        return self.tokens[id] if 0 <= id < len(self.tokens) else ""
+
+    def _special_ids(self) -> list[int]:
+        """Ids of tokens that must have a role: what names them, then what they are called."""
+        ends = [id for ids in (self.own.ends.values() if self.own else ()) for id in ids]
+        named = [n for n, token in enumerate(self.tokens) if token in TURN_ENDS or token in TURN_STARTS]
+        ids = [*(self._id(kind) for kind in KINDS), *ends, *named]
+        return sorted({id for id in ids if 0 <= id < len(self.tokens)})
+
+    # ---- token ids
+
+    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Gaps) -> Section:
+        n = len(self.lines)
+        if own:
+            bad = self._differences(own["ids"], gguf["ids"])
+            if bad and gaps.text:
+                return self._told(bad, gguf, gaps)
+            if not bad:
+                bad = [Finding("ok", f"{n} texts, {sum(map(len, gguf['ids'][:n]))} tokens")]
+            elif len(bad) > 1:
+                bad.insert(0, Finding("failed", f"{len(bad)} of {n} texts become other tokens; some of them"))
+            return Section("token ids", failures_first(bad, 6))
+        findings = []
+        if problem:
+            left = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
+            findings.append(Finding("note", f"not compared: {problem}; {left}"))
+        backs = [(t, back) for t, back in zip(self.lines, gguf["back"], strict=False) if SPACE not in t]
+        lost = [text for text, back in backs if not back]
+        findings += [Finding("failed", "text", spelled(text, 40), "itself, from its ids", "another") for text in lost]
+        if not lost:
+            findings.append(Finding("ok", f"{len(backs)} texts come back from their ids"))
+        return Section("token ids", failures_first(findings, 10))
+
+    def _differences(self, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> list[Finding]:
+        rows = zip(self.lines, theirs, ours, strict=False)
+        return [self._line(text, a, b) for text, a, b in rows if a != b]
+
+    def _told(self, bad: Sequence[Finding], gguf: Mapping[str, Any], gaps: Gaps) -> Section:
+        """Differences that no GGUF can avoid are notes; without the normalizer's doing, and if there is nothing else
+        to excuse them, none may be left.
+        """
+        findings = [
+            Finding("note", f"{len(bad)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}")
+        ]
+        findings.append(replace(bad[0], status="note"))
+        if gaps.normalizer and not gaps.others and self.own and self.own.tokenizer:
+            request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "bare": True}
+            bare = self._ask(request, f"tokenizers read {self.own.tokenizer}").answer()
+            left = self._differences(bare["ids"], gguf["ids"])
+            findings += left or [Finding("ok", f"{len(self.lines)} texts, were it not for that")]
+        return Section("token ids", failures_first(findings, 6))
+
+    def _line(self, text: str, theirs: Sequence[int], ours: Sequence[int]) -> Finding:
+        at = _first_difference(theirs, ours)
+        where = f"text {spelled(text, 40)}, token {at}"
+        return Finding("failed", "ids", where, self._spelled(theirs[at:]), self._spelled(ours[at:]))
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        shown = ", ".join(f"{id} {spelled(self._text_of(id), 20)}" for id in ids[:3]) or "the end"
+        return shown + (" …" if len(ids) > 3 else "")
+
+    # ---- special tokens
+
+    def _specials(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Section:
+        findings = [self._named(kind) for kind in KINDS]
+        if own:
+            findings.append(self._around(gguf["bos"], own["around"]))
+        ends = [(id, source) for source, ids in (self.own.ends if self.own else {}).items() for id in ids]
+        ends += [(self._id("eos"), "the GGUF's eos")] if self._id("eos") in self.asked_ids else []
+        ends += [(id, "its name") for id in self.asked_ids if self.tokens[id] in TURN_ENDS]
+        told: dict[int, list[str]] = {}
+        for id, source in ends:
+            told.setdefault(id, []).append(source)
+        for id, sources in told.items():
+            good, what = id in gguf["ends"], f"ends an answer ({', '.join(sources)})"
+            findings.append(_outcome(good, what, self._called(id), "generation ends at it", "it goes on"))
+        for id in self.asked_ids:
+            if self.tokens[id] in TURN_ENDS or self.tokens[id] in TURN_STARTS:
+                what = "is a control token, and its name in a message stays text"
+                plain = gguf["plain"][self.asked_ids.index(id)]
+                good = id in gguf["control"] and id not in plain
+                findings.append(_outcome(good, what, self._called(id), "so", "a message can make it"))
+        return Section("special tokens", tuple(findings))
+
+    def _named(self, kind: str) -> Finding:
+        expected, found = self.expected.get(f"tokenizer.ggml.{kind}_token_id"), self._id(kind)
+        sides = [self._called(id) if isinstance(id, int) and id >= 0 else "none" for id in (expected, found)]
+        good = (expected if expected is not None else -1) == found
+        return Finding("ok", sides[1], kind) if good else Finding("failed", kind, "", *sides)
+
+    def _around(self, bos: int | None, around: Sequence[int]) -> Finding:
+        """A text alone gets the tokens in front that the checkpoint's tokenizer puts there."""
+        ours = [] if bos is None else [bos]
+        theirs = [id for id in around[:1] if id != self.expected.get("tokenizer.ggml.eos_token_id")]
+        sides = [self._called(ids[0]) if ids else "nothing" for ids in (theirs, ours)]
+        what = "before every text"
+        return Finding("ok", sides[1], what) if ours == theirs else Finding("failed", what, "", *sides)
+
+    def _called(self, id: int) -> str:
+        return f"{id} {spelled(self._text_of(id), 40)}"
+
+    # ---- chat template
+
+    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Gaps) -> Section:
+        title, has = "chat template", TEMPLATE_KEY in {kv.key for kv in self.header.kv}
+        wanted = self.own.template is not None if self.own else has
+        if not wanted and not has:
+            return Section(title, (Finding("note", "there is none: not a model to chat with"),))
+        if wanted != has:
+            sides = [("a template" if there else "none") for there in (wanted, has)]
+            return Section(title, (Finding("failed", TEMPLATE_KEY, "", *sides),))
+        n = len(self.lines)
+        our_ids = dict(zip(_rendered(self.ours), gguf["ids"][n:], strict=True))
+        findings = [self._one_bos(gguf["bos"], our_ids)]
+        if self.own:
+            their_ids = dict(zip(_rendered(self.theirs), own["ids"][n:], strict=True)) if own else {}
+            findings += self._conversations(our_ids, their_ids, gaps)
+        else:
+            findings.append(Finding("note", "not compared: a GGUF is the source; its template is compared as a key"))
+        return Section(title, failures_first(findings, 4))
+
+    def _conversations(
+        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Gaps
+    ) -> list[Finding]:
+        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can."""
+        failed, same = [], 0
+        for name, theirs in self.theirs.items():
+            ours = self.ours[name]
+            if name in their_ids and their_ids[name] == our_ids.get(name):
+                same += ours.text != theirs.text
+            elif (ours.text, ours.refusal) != (theirs.text, theirs.refusal):
+                failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
+            elif name in their_ids:
+                failed.append(self._line(theirs.text or "", their_ids[name], our_ids[name]))
+        findings = (
+            [Finding("note", f"{same} conversations render other text, which is the same tokens")] if same else []
+        )
+        if failed and gaps.text:
+            told = f"{len(failed)} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
+            return [*findings, Finding("note", told)]
+        refused = sum(rendering.text is None for rendering in self.theirs.values())
+        what = f"{len(self.theirs)} conversations, {refused} of them refused, as by the checkpoint's own template"
+        return findings + (failed or [Finding("ok", what)])
+
+    def _one_bos(self, bos: int | None, ids: Mapping[str, list[int]]) -> Finding:
+        if bos is None:
+            return Finding("note", "no BOS is added to a prompt")
+        prompts = {name: [bos, *i] if i[:1] != [bos] else i for name, i in ids.items()}
+        bad = next((name for name, i in prompts.items() if i.count(bos) != 1), None)
+        if bad is None:
+            return Finding("ok", f"exactly one BOS in {len(prompts)} prompts")
+        return Finding("failed", "BOS", bad, "1", str(prompts[bad].count(bos)))
+
+
+def _render(template: ChatTemplate | None, messages: Sequence[Mapping[str, Any]]) -> Rendering:
+    if template is None:
+        return Rendering(None, "no template")
+    try:
+        return Rendering(template.render(messages))
+    except InvalidInput as error:
+        return Rendering(None, str(error))
+
+
+def _rendered(renderings: Mapping[str, Rendering]) -> list[str]:
+    return [name for name, rendering in renderings.items() if rendering.text is not None]
+
+
+def _texts(renderings: Mapping[str, Rendering]) -> list[str]:
+    return [r.text for r in renderings.values() if r.text is not None]
+
+
+def _parted(theirs: Rendering, ours: Rendering) -> tuple[str, str]:
+    """Two renderings from a little before where they part."""
+    if theirs.text is None or ours.text is None:
+        first, second = (r.refusal if r.text is None else spelled(r.text, 60) for r in (theirs, ours))
+        return first, second
+    a, b = theirs.text, ours.text
+    at = _first_difference(a, b)
+    start = max(0, at - 20)
+    return f"from character {at}: {spelled(a[start : start + 60])}", spelled(b[start : start + 60])
+
+
+def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _outcome(good: bool, what: str, where: str, expected: str, found: str) -> Finding:
+    return Finding("ok", what, where) if good else Finding("failed", what, where, expected, found)

@@ -1,0 +1,83 @@
+"""The child that tokenizes and computes: reads one request from standard input, writes one answer, ends.
+
+llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
+{"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]} or {"logits": PATH, …}: each calls a
+function below, or `logits.measure`, whose result is the answer.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import BorealisError
+from ..runtime.child import die_quietly
+
+
+def main() -> None:
+    """Never raises: an error is an answer."""
+    die_quietly()
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print to standard output goes to standard error
+    request = json.load(sys.stdin.buffer)
+    try:
+        answer = _answer(request)
+    except BorealisError as error:
+        answer = {"error": str(error)}
+    pipe.write(json.dumps(answer).encode("ascii"))
+    pipe.close()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "logits" in request:
+        from .logits import measure
+
+        return {"prompts": measure(request.pop("logits"), **request)}
+    return of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
+
+
+def of_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:
+    """`ids` of the texts as llama.cpp has them, with special tokens; `bos`; which tokens of `ask` are control tokens
+    and ends. `back` tells of each text whether its ids give it back.
+    """
+    from ..runtime.vocabulary import open_vocabulary
+
+    vocabulary = open_vocabulary(Path(gguf))
+    try:
+        return {
+            "ids": [vocabulary.tokenize(text, special=True) for text in texts],
+            "plain": [vocabulary.tokenize(vocabulary.token_text(id), special=False) for id in ask],
+            "back": [_comes_back(vocabulary, text) for text in texts],
+            "bos": vocabulary.bos,
+            "control": [id for id in ask if vocabulary.is_control(id)],
+            "ends": [id for id in ask if vocabulary.is_end(id)],
+        }
+    finally:
+        vocabulary.close()
+
+
+def _comes_back(vocabulary: Any, text: str) -> bool:
+    data = b"".join(map(vocabulary.piece, vocabulary.tokenize(text, special=False)))
+    return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
+
+
+def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False) -> dict[str, Any]:
+    """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text.
+
+    `bare` is without its normalizer.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return {"missing": True}
+    try:
+        own = Tokenizer.from_file(tokenizer)
+        if bare:
+            own = Tokenizer.from_str(json.dumps({**json.loads(own.to_str()), "normalizer": None}))
+        own.no_padding()
+        own.no_truncation()
+        encoded = own.encode_batch(texts, add_special_tokens=False)
+        return {"ids": [e.ids for e in encoded], "around": own.encode("").ids}
+    except Exception as error:  # the library raises bare Exceptions
+        return {"error": f"{tokenizer}: tokenizers cannot use it ({' '.join(str(error).split())})"}
