@@ -69,6 +69,11 @@ static void *make_rows(int source, int64_t n, int kind) {
     return rows;
 }
 
+/* Types that leave weights to ggml whose squares' sums could overflow: those with a lattice. */
+static bool leaves_large_weights(int type) {
+    return (type >= TYPE_IQ2_XXS && type <= TYPE_IQ1_S) || type == TYPE_IQ3_S || type == TYPE_IQ2_S || type == TYPE_IQ1_M;
+}
+
 /* Encodes one case with all instruction sets; returns the number of faults. */
 static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_row, int kind, bool weighted) {
     const size_t nbytes = (size_t)(n_rows * n_per_row / f.block * f.bytes);
@@ -83,7 +88,7 @@ static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_r
             continue;
         uint8_t *out = exactly(nbytes);
         const int finite = borealis_encode(isa, f.type, rows, source, n_rows, n_per_row, importance, out);
-        if (kind < 3 && source == TYPE_F32 && finite != 1)
+        if (kind < 3 && source == TYPE_F32 && finite != 1 && !(kind == 2 && leaves_large_weights(f.type)))
             faults++, printf("type %d isa %d: finite weights called not finite\n", f.type, isa);
         if (first == NULL)
             first = out;
