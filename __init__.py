@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Cancelled, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import check, execute, plan_convert, plan_convert_lora, plan_quantize
+    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .quality.report import Finding, Report, Section
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "plan_convert",
     "plan_convert_lora",
+    "plan_mmproj",
     "plan_quantize",
 ]
 
@@ -41,6 +42,7 @@ _HOMES = {
     "load": "runtime.chat",
     "plan_convert": "api",
     "plan_convert_lora": "api",
+    "plan_mmproj": "api",
     "plan_quantize": "api",
 }
 

@@ -67,7 +67,7 @@ def measure(what: str, command: list[str], out: Path | None = None, env: dict[st
     return Run(what, seconds, usage.ru_maxrss * unit / 1e6, written / 1e6)
 
 
-def ours(*args: str | Path) -> list[str]:
+def ours(*args: str | Path | int) -> list[str]:
     return [sys.executable, "-c", "from borealis_gguf.cli.main import main; main()", *map(str, args)]
 
 

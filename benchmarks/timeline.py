@@ -13,6 +13,7 @@ from typing import Any
 
 from borealis_gguf import api
 from borealis_gguf.pipeline import execute as executor
+from borealis_gguf.pipeline.outputs import PartialFile
 from borealis_gguf.pipeline.plan import Codec
 
 SPENT: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -40,8 +41,8 @@ def main() -> None:
     codec = Codec(timed("encode", api.CODEC.encode), api.CODEC.decode, timed("check", api.CODEC.valid))
     executor._Worker.read = timed("read", executor._Worker.read)
     executor._Worker.write = timed("write", executor._Worker.write)
-    executor.PartialFile.flush = timed("flush", executor.PartialFile.flush)
-    executor.PartialFile.sync = timed("sync", executor.PartialFile.sync)
+    PartialFile.flush = timed("flush", PartialFile.flush)
+    PartialFile.sync = timed("sync", PartialFile.sync)
     began = time.perf_counter()
     plans = api.plan_quantize(args.source, args.presets, args.output, imatrix=args.imatrix)
     planned = time.perf_counter()

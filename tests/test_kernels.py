@@ -92,7 +92,9 @@ def test_bf16_and_f16_rows_are_read_as_they_are(type: GGMLQuantizationType) -> N
         for source in (inputs.as_bf16(rows), inputs.as_f16(rows)):
             for name, importance in importances[1::2]:
                 expected = reference_or_refusal(source, type, importance)
-                for isa in ISAS if expected is not None else ():
+                if expected is None:
+                    continue
+                for isa in ISAS:
                     assert np.array_equal(guarded(isa, source, type, importance), expected), (isa, kind, name)
 
 
@@ -122,7 +124,12 @@ def test_conversions_of_any_length(isa: str, type: GGMLQuantizationType) -> None
 SOURCES = {"float32": (np.uint32, np.float32), "float16": (np.uint16, np.float16), "bf16": (np.uint16, np.uint16)}
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+)
 @given(st.data())
 def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
     """Weights of any bit pattern, NaN with payloads, infinities and subnormals included, in every source format."""
@@ -140,7 +147,7 @@ def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
     rows = np.ascontiguousarray(rows.astype(integer)).view(float_type)
     importance = None
     if ggml.requires_importance(type) or data.draw(st.booleans()):
-        importance = rng.choice(np.float32([0, 1e-6, 0.5, 1, 1e2]), rows.shape[1]).astype(np.float32)
+        importance = rng.choice(np.array([0, 1e-6, 0.5, 1, 1e2], np.float32), rows.shape[1])
     expected = reference_or_refusal(rows, type, importance)
     if expected is None:
         return

@@ -15,7 +15,7 @@ from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.pipeline.execute import SourceRows, execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
-from borealis_gguf.quality.check import QuickCheck
+from borealis_gguf.quality.check import QuickCheck, check_file
 from borealis_gguf.quality.conversations import CONVERSATIONS
 from borealis_gguf.quality.logits import _compared
 from borealis_gguf.quality.report import as_json, as_text
@@ -127,7 +127,7 @@ def test_weights_far_from_bell_shaped_are_no_fault(tmp_path: Path) -> None:
         plan = lay_out(tmp_path / f"{type.name}.gguf", model, [type] * 3)
         with QuickCheck(api.CODEC) as quick:
             execute([plan], api.CODEC, verifier=quick)
-        report = api.check_file(plan.path, model, api.CODEC, against="raw")
+        report = check_file(plan.path, model, api.CODEC, against="raw")
         assert report.ok, as_text(report)
 
 
@@ -180,7 +180,7 @@ def test_tensors_too_many_too_few_or_of_another_shape(tmp_path: Path, nano: Path
     model = api.plan_convert(nano).model
     first, second, third, *rest = model.tensors
     changed = (replace(first, shape=(4000, 256)), replace(second, name="blk.0.ffn_left.weight"), third, *rest)
-    report = api.check_file(nano_q8, replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
+    report = check_file(nano_q8, replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
     assert [finding.line for finding in report.failures] == [
         "blk.0.ffn_left.weight: tensor: expected a tensor; found none",
         f"{second.name}: tensor: expected none; found a tensor",
@@ -195,7 +195,7 @@ def test_nan_of_the_source_is_told_but_not_blamed(tmp_path: Path) -> None:
     values.tofile(tmp_path / "raw")
     plan = lay_out(tmp_path / "x.gguf", model, [T.F16, T.F32])
     execute([plan], api.CODEC, allow_nonfinite=True)
-    report = api.check_file(plan.path, model, api.CODEC, against="raw")
+    report = check_file(plan.path, model, api.CODEC, against="raw")
     assert report.ok, as_text(report)
     assert report.notes[0].line == "token_embd.weight: NaN or infinity in row 5, as in the source"
 
