@@ -66,10 +66,18 @@ class _Damaged(ValueError):
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
     pieces, scores, types, model_type = [], [], [], UNIGRAM
     switches, maps = {3: True, 4: True}, False
-    for number, wire, start, end in _fields(data, 0, len(data)):
+    at = 0
+    while at < len(data):
+        usual = _usual_piece(data, at)
+        if usual:
+            piece, score, type, at = usual
+            pieces.append(piece)
+            scores.append(score)
+            types.append(type)
+            continue
+        number, wire, start, end = next(_fields(data, at, len(data)))
+        at = end
         if number == 1 and wire == BYTES:
-            if len(pieces) == MAX_PIECES:
-                raise _Damaged(f"byte {start}: more than {MAX_PIECES} pieces")
             piece, score, type = _piece(data, start, end)
             pieces.append(piece)
             scores.append(score)
@@ -78,13 +86,43 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
             inner = (f for f in _fields(data, start, end) if f[:2] == (3, VARINT))
             model_type = next((_varint(data, f[2], f[3])[0] for f in inner), model_type)
         elif number == 3 and wire == BYTES:
-            for inside, kind, at, stop in _fields(data, start, end):
+            for inside, kind, begin, stop in _fields(data, start, end):
                 if kind == VARINT and inside in switches:
-                    switches[inside] = _varint(data, at, stop)[0] != 0
-                maps |= (inside, kind) == (2, BYTES) and stop > at
+                    switches[inside] = _varint(data, begin, stop)[0] != 0
+                maps |= (inside, kind) == (2, BYTES) and stop > begin
+        if len(pieces) > MAX_PIECES:
+            raise _Damaged(f"byte {start}: more than {MAX_PIECES} pieces")
     if not pieces:
         raise _Damaged("byte 0: it holds no pieces")
     return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type, switches[3], switches[4], maps)
+
+
+def _usual_piece(data: bytes, at: int) -> tuple[str, float, int, int] | None:
+    """A piece in the form in which SentencePiece writes nearly all: short, its fields in order. And where it ends.
+
+        0A length | 0A length, text | 15 score | 18 type, unless it is 1
+
+    There are 262144 of them: reading each field for itself takes four times as long.
+    """
+    if data[at : at + 3 : 2] != b"\n\n" or at + 4 > len(data):
+        return None
+    length, n = data[at + 1], data[at + 3]
+    text, end = at + 4 + n, at + 2 + length
+    if length > 0x7F or end > len(data) or data[text : text + 1] != b"\x15":
+        return None
+    if length == n + 7:
+        type = 1
+    elif length == n + 9 and data[text + 5] == 0x18 and data[text + 6] < 0x80:
+        type = data[text + 6]
+    else:
+        return None
+    try:
+        return str(data[at + 4 : text], "utf-8"), _FLOAT(data, text + 1)[0], type, end
+    except UnicodeDecodeError:  # the long way says where
+        return None
+
+
+_FLOAT = struct.Struct("<f").unpack_from
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
