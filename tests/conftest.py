@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from borealis_gguf import api
 
 from .oracle import keep
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all processes they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NANO = Path(__file__).parents[1] / "examples" / "nano-nb-7m"
 
