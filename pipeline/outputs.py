@@ -83,9 +83,13 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
         size, free = sum(plan.size for plan in files), shutil.disk_usage(files[0].path.parent).free
         if size > free:
             raise InvalidInput(
-                f"{files[0].path.parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+                f"{files[0].path.parent}: {_amount(size)} needed, {_amount(free)} free; "
                 "make room, or choose another folder with -o"
             )
+
+
+def _amount(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _open_locked(path: Path, final: Path) -> FileIO:
