@@ -17,3 +17,15 @@ class Cancelled(BorealisError):
     """The caller asked the work to stop; nothing stands under a final name."""
 
     exit_code = 130
+
+
+class Busy(BorealisError):
+    """Too many requests are waiting already; try again after `retry_after` seconds."""
+
+    def __init__(self, text: str, retry_after: int = 1) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class EngineDied(BorealisError):
+    """Native code ended the model's process. The next request starts it again."""

@@ -1,0 +1,91 @@
+"""What a model is asked and what it answers: plain data, the same within a process and between two."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Overflow = Literal["error", "roll", "truncate_middle"]
+Reason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may ask for; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one answer is made. None leaves the choice to the model file and to `load`.
+
+    stop: texts that end the answer and are not part of it. schema: JSON schema the answer must follow; {} is any
+    JSON. tools: functions the model may ask for; tool_choice is "auto", "none", "required" or a function's name.
+    logprobs: how many alternatives to report for every token; 0 reports the chosen one alone.
+    """
+
+    max_tokens: int | None = None
+    seed: int | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    stop: Sequence[str] = ()
+    schema: Mapping[str, Any] | None = None
+    tools: Sequence[Tool] = ()
+    tool_choice: str = "auto"
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token and the natural logarithm of its probability; `data` are its bytes, perhaps not whole characters."""
+
+    id: int
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Candidate):
+    """The token that was taken, and the likeliest ones at that place, likeliest first."""
+
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The next whole characters of the answer, never empty unless `logprobs` has something to tell."""
+
+    text: str
+    logprobs: tuple[Chosen, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model asks for a function; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and seconds of one answer. `cached_tokens` of the prompt were known already and not computed."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_seconds: float = 0.0
+    completion_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every answer that ends without an error."""
+
+    reason: Reason
+    usage: Usage
+
+
+Event = Text | ToolCall | Finished
