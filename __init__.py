@@ -2,25 +2,42 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BorealisError, Cancelled, InvalidInput
+from .errors import BorealisError, Busy, Cancelled, EngineDied, InvalidInput
 
 if TYPE_CHECKING:
     from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .quality.report import Finding, Report, Section
-    from .runtime.chat import load
+    from .runtime.answer import Answer
+    from .runtime.conversation import Conversation
+    from .runtime.events import Candidate, Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
+    from .runtime.model import Model, load
 
 __all__ = [
+    "Answer",
     "BorealisError",
+    "Busy",
     "Cancelled",
+    "Candidate",
+    "Chosen",
+    "Conversation",
+    "EngineDied",
+    "Event",
     "FilePlan",
     "FileResult",
     "Finding",
+    "Finished",
     "InvalidInput",
+    "Model",
+    "Options",
     "Progress",
     "Report",
     "Section",
+    "Text",
+    "Tool",
+    "ToolCall",
+    "Usage",
     "check",
     "execute",
     "load",
@@ -31,15 +48,27 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "runtime.answer",
+    "Candidate": "runtime.events",
+    "Chosen": "runtime.events",
+    "Conversation": "runtime.conversation",
+    "Event": "runtime.events",
     "FilePlan": "pipeline.plan",
     "FileResult": "pipeline.execute",
     "Finding": "quality.report",
+    "Finished": "runtime.events",
+    "Model": "runtime.model",
+    "Options": "runtime.events",
     "Progress": "pipeline.execute",
     "Report": "quality.report",
     "Section": "quality.report",
+    "Text": "runtime.events",
+    "Tool": "runtime.events",
+    "ToolCall": "runtime.events",
+    "Usage": "runtime.events",
     "check": "api",
     "execute": "api",
-    "load": "runtime.chat",
+    "load": "runtime.model",
     "plan_convert": "api",
     "plan_convert_lora": "api",
     "plan_mmproj": "api",

@@ -58,7 +58,8 @@ def run(
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --system "Svar på nynorsk." --temperature 0
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --lora dialekt-lora.gguf:0.5
     """
-    from ..runtime.run import run as answer
+    from ..runtime.events import Options, Text
+    from ..runtime.model import load
 
     if prompt is None:
         if sys.stdin.isatty():
@@ -76,19 +77,13 @@ def run(
     ]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    pieces = answer(
-        model,
-        prompt if raw else messages,
-        raw=raw,
-        max_tokens=max_tokens,
-        context=context,
-        threads=threads,
-        seed=seed,
-        sampling=None if temperature is None else {"temperature": temperature},
-        gpu_layers=gpu_layers,
-        loras=loras,
-        mmproj=mmproj,
+    options = Options(
+        max_tokens=max_tokens, seed=seed, sampling={} if temperature is None else {"temperature": temperature}
     )
-    for piece in pieces:
-        click.echo(piece, nl=False)
+    with load(
+        model, context=context, threads=threads, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj, isolate=True
+    ) as loaded:
+        for event in loaded.complete(prompt, options) if raw else loaded.chat(messages, options):
+            if isinstance(event, Text):
+                click.echo(event.text, nl=False)
     click.echo()

@@ -3,6 +3,7 @@
 Native code can die in ways Python cannot catch. What may die runs in a child; the parent says what happened.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -17,12 +18,30 @@ WINDOWS_FAULTS = {
 }
 
 
+FROZEN = "--borealis-gguf-child"
+"""First argument of a frozen app that starts itself as a child; see the hook for PyInstaller."""
+
+
 def child_command(module: str, *args: str) -> list[str]:
     """A command line that calls `main()` of `module`, with this process's import path and nothing added to it.
 
     (`-m` would put the working directory first, where a stray `numpy.py` may lie.)
     """
+    if getattr(sys, "frozen", False):
+        return [sys.executable, FROZEN, module, *args]
     return [sys.executable, "-c", BOOT.format(path=sys.path, module=module), *args]
+
+
+def run_if_child() -> None:
+    """For a frozen app, before anything else: if it was started as a child, be that, and do not return."""
+    if sys.argv[1:2] != [FROZEN]:
+        return
+    module = sys.argv[2]
+    del sys.argv[1:3]
+    if not module.startswith(f"{__package__.partition('.')[0]}."):
+        sys.exit(f"{module}: not a part of this package")
+    importlib.import_module(module).main()
+    sys.exit(0)
 
 
 def crash_name(returncode: int) -> str | None:

@@ -1,18 +1,19 @@
-"""llama.cpp behind one class: a model, its vocabulary and one context. Only `vision` and `vocabulary` call it too.
+"""llama.cpp behind one class: a model, its vocabulary and one context of several sequences.
 
-Nothing here prints, knows a chat template or guards against crashes.
+`vision`, `vocabulary`, `sampler` and `embedder` call it too, nothing else does. Nothing here prints, knows a chat
+template, chooses what to compute next, or guards against crashes.
 """
 
 import ctypes
-from collections.abc import Callable, Container, Iterator, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp as llama
 import numpy as np
 
 from ..errors import BorealisError, InvalidInput
-from .sampling import Sampling
 from .vocabulary import Vocabulary, begin, forget, reason
 
 if TYPE_CHECKING:
@@ -21,15 +22,28 @@ if TYPE_CHECKING:
 Progress = Callable[[float], None]
 """Called with the loaded fraction, 0 to 1. What it raises stops the loading and reaches the caller."""
 
-Placed = tuple[int, np.ndarray]
-"""An image as `vision` gives it, float32 [tokens, n_embd], and the index of the id it is read before."""
-
 BATCH = 512
+"""Most tokens of one computation; an image must fit in one."""
 DEFAULT_CONTEXT = 8192
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+ABORTED = 2
+SWA_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_SWA_ONLY
+
+
+class Cell(NamedTuple):
+    """One token to compute: its sequence, its place there, and whether logits after it are wanted."""
+
+    seq: int
+    pos: int
+    id: int
+    logits: bool
 
 
 class Engine(Vocabulary):
-    """A loaded model. One thread at a time, one text at a time; `close()` gives the memory back."""
+    """A loaded model and memory for `parallel` sequences of `n_context` tokens. One thread at a time.
+
+    `close()` gives the memory back. `abort()` alone may be called from any thread.
+    """
 
     def __init__(
         self,
@@ -38,145 +52,192 @@ class Engine(Vocabulary):
         context: int | None,
         threads: int,
         extra_buffers: bool,
+        parallel: int = 1,
         gpu_layers: int = -1,
+        model_params: Mapping[str, Any] | None = None,
         loras: Sequence[tuple[Path, float]] = (),
         on_progress: Progress | None = None,
     ) -> None:
         """`context` None means the model's own, at most DEFAULT_CONTEXT; `loras` are adapter GGUFs with their scales.
 
-        Raises BorealisError, InvalidInput.
+        `model_params` are fields of llama_model_params over those chosen here. Raises BorealisError, InvalidInput.
         """
         begin()
-        self.extra_buffers = extra_buffers
-        self.threads, self.gpu_layers = threads, gpu_layers
+        self.path, self.threads, self.parallel, self.extra_buffers = path, threads, parallel, extra_buffers
         self._context: Any = None
-        super().__init__(_load(path, extra_buffers, gpu_layers, on_progress))
+        self._batch: Any = None
+        self._abort = ctypes.create_string_buffer(2)
+        if not 1 <= parallel <= MAX_SEQUENCES:
+            raise InvalidInput(f"parallel: {parallel} is not within 1 and {MAX_SEQUENCES}")
+        params = {"n_gpu_layers": gpu_layers, "use_extra_bufts": extra_buffers, **(model_params or {})}
+        self.on_gpu = params["n_gpu_layers"] != 0
+        super().__init__(_load(path, params, on_progress))
         try:
             trained = llama.llama_model_n_ctx_train(self._model)
             if context is not None and not 0 < context <= trained:
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
-            self._context = _new_context(path, self._model, self.n_context, threads)
+            self.window: int = llama.llama_model_n_swa(self._model)
+            self._context = _new_context(path, self._model, self.n_context, parallel, threads)
+            self._batch = llama.llama_batch_init(BATCH, 0, 1)
+            self._memory: Any = llama.llama_get_memory(self._context)
+            self._listen()
             add_adapters(self._model, self._context, loras)
         except BaseException:
             self.close()
             raise
 
+    def _listen(self) -> None:
+        """Have llama.cpp look at `_abort` between any two steps.
+
+        C's strlen is the whole callback: the flag is a text, empty to go on, of one character to stop. Nothing of
+        Python runs between steps, of which a token has hundreds.
+        """
+        library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+        self._strlen = ctypes.cast(library.strlen, llama.ggml_abort_callback)
+        llama.llama_set_abort_callback(self._context, self._strlen, ctypes.addressof(self._abort))
+
+    def abort(self, wanted: bool = True) -> None:
+        """End the running `decode` early; with False take that back."""
+        self._abort[0] = b"\x01" if wanted else b"\x00"
+
     def close(self) -> None:
         """Free context and model; a second call does nothing."""
+        if self._batch is not None:
+            llama.llama_batch_free(self._batch)
         if self._context is not None:
             llama.llama_free(self._context)
-        self._context = None
+        self._context = self._batch = None
         super().close()
 
-    def generate(
-        self, ids: Sequence[int], sampling: Sampling, seed: int, images: Sequence[Placed] = ()
-    ) -> Iterator[int]:
-        """Read the prompt `ids`, then yield id after id until the model ends its turn or the context is full.
+    def decode(self, cells: Sequence[Cell]) -> bool:
+        """Compute at most BATCH tokens. False: aborted, and every sequence is as it was before.
 
-        Each of `images` is read before the id at its place; the places ascend.
+        Raises BorealisError when llama.cpp cannot.
         """
-        length = len(ids) + sum(len(features) for _, features in images)
-        if not 0 < length < self.n_context or not ids:
-            raise InvalidInput(
-                f"the prompt is {length} tokens, the context {self.n_context}; shorten it or ask for more context"
-            )
-        memory: Any = llama.llama_get_memory(self._context)
-        llama.llama_memory_clear(memory, True)
-        sampler = _new_sampler(sampling, seed, llama.llama_vocab_n_tokens(self._vocab))
-        try:
-            self._read(ids, images)
-            for _ in range(self.n_context - length):
-                id = llama.llama_sampler_sample(sampler, self._context, -1)
-                if llama.llama_vocab_is_eog(self._vocab, id):
-                    return
-                yield id
-                self.decode([id])
-        finally:
-            llama.llama_sampler_free(sampler)
-
-    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-        """What the model makes of `ids`: the logits after each of `positions`, float32 [len(positions), n_vocab]."""
-        if not 0 < len(ids) <= self.n_context:
-            raise InvalidInput(f"{len(ids)} tokens do not fit the context of {self.n_context}")
-        memory: Any = llama.llama_get_memory(self._context)
-        llama.llama_memory_clear(memory, True)
-        rows = np.empty((len(positions), llama.llama_vocab_n_tokens(self._vocab)), np.float32)
-        wanted = {position: row for row, position in enumerate(positions)}
-        batch = llama.llama_batch_init(BATCH, 0, 1)
-        try:
-            for start in range(0, len(ids), BATCH):
-                self._decode_for(batch, ids[start : start + BATCH], start, wanted)
-                for n in range(batch.n_tokens):
-                    if start + n in wanted:
-                        found: Any = llama.llama_get_logits_ith(self._context, n)
-                        rows[wanted[start + n]] = np.ctypeslib.as_array(found, (rows.shape[1],))
-        finally:
-            llama.llama_batch_free(batch)
-        return rows
-
-    def _decode_for(self, batch: Any, ids: Sequence[int], start: int, wanted: Container[int]) -> None:
-        """Read `ids` at the positions from `start` on; logits are kept for those `wanted`."""
+        batch = self._batch
+        for n, (seq, pos, id, logits) in enumerate(cells):
+            batch.token[n], batch.pos[n], batch.logits[n] = id, pos, logits
+            batch.n_seq_id[n], batch.seq_id[n][0] = 1, seq
+        batch.n_tokens = len(cells)
         forget()
-        batch.n_tokens = len(ids)
-        for n, id in enumerate(ids):
-            batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.seq_id[n][0] = id, start + n, 1, 0
-            batch.logits[n] = start + n in wanted
         status = llama.llama_decode(self._context, batch)
         if status:
+            for seq in {cell.seq for cell in cells}:
+                self.cut(seq, min(cell.pos for cell in cells if cell.seq == seq))
+        if status not in (0, ABORTED):
             raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{reason()})")
+        return not status
 
-    def _read(self, ids: Sequence[int], images: Sequence[Placed]) -> None:
-        read = 0
-        for place, features in (*images, (len(ids), None)):
-            for start in range(read, place, BATCH):
-                self.decode(ids[start : min(start + BATCH, place)])
-            if features is not None:
-                self.decode_features(features)
-            read = place
+    def read(self, seq: int, pos: int, ids: Sequence[int]) -> None:
+        """Compute `ids`, from `pos` of the sequence on; logits are there after the last one."""
+        for start in range(0, len(ids), BATCH):
+            part = ids[start : start + BATCH]
+            last = len(ids) - 1 - start
+            self.decode([Cell(seq, pos + start + n, id, n == last) for n, id in enumerate(part)])
 
-    def decode_features(self, features: np.ndarray) -> None:
-        """Read an image, float32 [tokens, n_embd], after all read before. Its tokens see each other, later ones too."""
-        count, n_embd = features.shape
+    def decode_features(self, seq: int, pos: int, features: np.ndarray) -> bool:
+        """Read an image, float32 [tokens, n_embd], at `pos`. Its tokens see each other, later ones too.
+
+        False: aborted, as in `decode`.
+        """
+        count = len(features)
         if count > BATCH:
             raise InvalidInput(f"an image of {count} tokens; {BATCH} are the most that can be read here")
         forget()
-        batch = llama.llama_batch_init(count, n_embd, 1)
+        batch = llama.llama_batch_init(count, features.shape[1], 1)
         try:
             ctypes.memmove(batch.embd, np.ascontiguousarray(features, np.float32).ctypes.data, 4 * features.size)
-            memory: Any = llama.llama_get_memory(self._context)
-            first = llama.llama_memory_seq_pos_max(memory, 0) + 1
             batch.n_tokens = count
             for i in range(count):
-                batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = first + i, 1, 0, 0
+                batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = pos + i, 1, seq, 0
             llama.llama_set_causal_attn(self._context, False)
             status = llama.llama_decode(self._context, batch)
         finally:
             llama.llama_set_causal_attn(self._context, True)
             llama.llama_batch_free(batch)
         if status:
+            self.cut(seq, pos)
+        if status not in (0, ABORTED):
             raise BorealisError(f"llama.cpp stopped while reading an image (status {status}{reason()})")
+        return not status
+
+    def cut(self, seq: int, length: int) -> None:
+        """Forget what the sequence holds from place `length` on."""
+        if not llama.llama_memory_seq_rm(self._memory, seq, length, -1):
+            llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
+
+    def copy(self, source: int, to: int) -> None:
+        """Make sequence `to` hold what `source` holds."""
+        llama.llama_memory_seq_rm(self._memory, to, -1, -1)
+        llama.llama_memory_seq_cp(self._memory, source, to, -1, -1)
+
+    def first_held(self, seq: int) -> int:
+        """The first place whose keys and values are all still there: sliding windows forget. -1: none."""
+        return llama.llama_memory_seq_pos_min(self._memory, seq)
+
+    def state(self, seq: int, window_only: bool = False) -> bytes:
+        """Keys and values of a sequence; with `window_only` those that sliding windows forget."""
+        flags = SWA_ONLY if window_only else 0
+        size = llama.llama_state_seq_get_size_ext(self._context, seq, flags)
+        data = (ctypes.c_uint8 * size)()
+        written = llama.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
+        if written != size:
+            raise BorealisError(f"llama.cpp cannot give the state of a conversation{reason()}")
+        return bytes(data)
+
+    def restore(self, seq: int, state: bytes, window_only: bool = False) -> bool:
+        """Put back what `state` gave, of this very model and settings; False when llama.cpp refuses it."""
+        flags = SWA_ONLY if window_only else 0
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags))
+
+    def logits_at(self, n: int) -> np.ndarray:
+        """The logits after cell `n` of the last `decode` (-1: the last cell): a view, float32 [n_vocab]."""
+        found: Any = llama.llama_get_logits_ith(self._context, n)
+        return np.ctypeslib.as_array(found, (self.n_vocab,))
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+        """What the model makes of `ids`: the logits after each of `positions`, float32 [len(positions), n_vocab]."""
+        if not 0 < len(ids) <= self.n_context:
+            raise InvalidInput(f"{len(ids)} tokens do not fit the context of {self.n_context}")
+        self.cut(0, 0)
+        wanted = {position: row for row, position in enumerate(positions)}
+        rows = np.empty((len(positions), self.n_vocab), np.float32)
+        for cells in _chunks(ids, wanted):
+            self.decode(cells)
+            for n, cell in enumerate(cells):
+                if cell.logits:
+                    rows[wanted[cell.pos]] = self.logits_at(n)
+        return rows
 
     def see(self, mmproj: Path) -> "Vision":
         """Load the side that sees; it must be closed before this engine."""
         from .vision import Vision
 
-        return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.gpu_layers != 0)
+        return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.on_gpu)
+
+    @property
+    def context(self) -> Any:
+        """llama.cpp's own, for `sampler`."""
+        return self._context
+
+    @property
+    def model(self) -> Any:
+        """llama.cpp's own, for `embedder`."""
+        return self._model
 
     @property
     def n_embd(self) -> int:
         return llama.llama_model_n_embd(self._model)
 
-    def decode(self, ids: Sequence[int]) -> None:
-        """Read at most BATCH ids, after all read before."""
-        forget()
-        held = (llama.llama_token * len(ids))(*ids)  # the batch points into it
-        status = llama.llama_decode(self._context, llama.llama_batch_get_one(held, len(ids)))
-        if status:
-            raise BorealisError(f"llama.cpp stopped while reading tokens (status {status}{reason()})")
+
+def _chunks(ids: Sequence[int], wanted: Container[int]) -> Iterable[list[Cell]]:
+    for start in range(0, len(ids), BATCH):
+        yield [Cell(0, start + n, id, start + n in wanted) for n, id in enumerate(ids[start : start + BATCH])]
 
 
-def _load(path: Path, extra_buffers: bool, gpu_layers: int, on_progress: Progress | None) -> Any:
+def _load(path: Path, fields: Mapping[str, Any], on_progress: Progress | None) -> Any:
     raised: list[BaseException] = []
 
     @llama.llama_progress_callback
@@ -189,8 +250,8 @@ def _load(path: Path, extra_buffers: bool, gpu_layers: int, on_progress: Progres
         return not raised
 
     params = llama.llama_model_default_params()
-    params.use_extra_bufts = extra_buffers
-    params.n_gpu_layers = gpu_layers
+    for name, value in fields.items():
+        setattr(params, name, value)
     params.progress_callback = report
     model = llama.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
     if model is None:
@@ -198,15 +259,18 @@ def _load(path: Path, extra_buffers: bool, gpu_layers: int, on_progress: Progres
     return model
 
 
-def _new_context(path: Path, model: Any, n_context: int, threads: int) -> Any:
+def _new_context(path: Path, model: Any, n_context: int, parallel: int, threads: int) -> Any:
     params = llama.llama_context_default_params()
-    params.n_ctx = n_context
-    params.n_batch = params.n_ubatch = min(BATCH, n_context)
+    params.n_ctx = parallel * -(-n_context // 256) * 256  # llama.cpp rounds up too, and shares it out
+    params.n_seq_max = parallel
+    params.kv_unified = False  # every sequence has its own room: none can take another's
+    params.n_batch = params.n_ubatch = BATCH
     params.n_threads = params.n_threads_batch = threads
     params.swa_full = False
     context = llama.llama_init_from_model(model, params)
     if context is None:
-        raise BorealisError(f"{path}: no room for a context of {n_context} tokens; ask for a smaller one{reason()}")
+        what = f"{n_context} tokens" if parallel == 1 else f"{parallel} × {n_context} tokens"
+        raise BorealisError(f"{path}: no room for a context of {what}; ask for a smaller one{reason()}")
     return context
 
 
@@ -224,23 +288,3 @@ def add_adapters(model: Any, context: Any, loras: Sequence[tuple[Path, float]]) 
     scales = (ctypes.c_float * len(loras))(*(scale for _, scale in loras))
     if status := llama.llama_set_adapters_lora(context, adapters, len(loras), scales):
         raise BorealisError(f"{loras[0][0]}: llama.cpp cannot use the adapters together (status {status}{reason()})")
-
-
-def _new_sampler(sampling: Sampling, seed: int, n_vocab: int) -> Any:
-    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    steps = []
-    if sampling.repeat_penalty != 1.0:
-        steps.append(
-            llama.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0)
-        )
-    if sampling.temperature == 0:
-        steps.append(llama.llama_sampler_init_greedy())
-    else:
-        steps.append(llama.llama_sampler_init_top_k(sampling.top_k))
-        steps.append(llama.llama_sampler_init_top_p(sampling.top_p, 1))
-        steps.append(llama.llama_sampler_init_min_p(sampling.min_p, 1))
-        steps.append(llama.llama_sampler_init_temp(sampling.temperature))
-        steps.append(llama.llama_sampler_init_dist(seed))
-    for step in steps:
-        llama.llama_sampler_chain_add(chain, step)
-    return chain

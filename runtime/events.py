@@ -89,3 +89,24 @@ class Finished:
 
 
 Event = Text | ToolCall | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: a conversation, or with `raw` a text or token ids to continue."""
+
+    prompt: Sequence[Mapping[str, Any]] | str | Sequence[int]
+    raw: bool = False
+    options: Options = field(default_factory=Options)
+    overflow: Overflow = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a loaded model is: tokens a conversation can hold, conversations at once, what it can do."""
+
+    context: int
+    parallel: int
+    vision: bool
+    chat: bool
+    placement: str = ""

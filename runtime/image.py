@@ -56,12 +56,18 @@ def read_image(path: Path) -> Image:
     with file:
         if size > MAX_BYTES:
             raise InvalidInput(f"{path}: {size} bytes; an image may have {MAX_BYTES} at most: scale it down")
-        data = file.read(MAX_BYTES)
+        return read_image_data(file.read(MAX_BYTES), path)
+
+
+def read_image_data(data: bytes, name: Path = Path("image")) -> Image:
+    """The same for an image in memory; `name` stands in errors."""
+    if len(data) > MAX_BYTES:
+        raise InvalidInput(f"{name}: {len(data)} bytes; an image may have {MAX_BYTES} at most: scale it down")
     if data.startswith(PNG):
-        return _png(path, data)
+        return _png(name, data)
     if data.startswith(JPEG):
-        return _jpeg(path, data)
-    raise InvalidInput(f"{path}: not a PNG or JPEG{_instead(data)}")
+        return _jpeg(name, data)
+    raise InvalidInput(f"{name}: not a PNG or JPEG{_instead(data)}")
 
 
 def _instead(data: bytes) -> str:

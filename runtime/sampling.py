@@ -25,6 +25,8 @@ class Sampling:
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
 
 KEYS = {
@@ -42,6 +44,8 @@ RANGES = {
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.01, 100.0),
     "repeat_last_n": (-1, 2**31 - 1),
+    "frequency_penalty": (-100.0, 100.0),
+    "presence_penalty": (-100.0, 100.0),
 }
 
 

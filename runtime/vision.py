@@ -5,6 +5,7 @@ normalizing are mtmd's, and turning and stretching are done here, before.
 """
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Vision:
             )
         self.path = path
         self.n_embd = n_embd
+        self._tokens = 0
         self.image_size: int = header.value("clip.vision.image_size", 0)
         self._context: Any = None
         mtmd.mtmd_helper_log_set(keep_errors, ctypes.c_void_p(0))
@@ -51,15 +53,27 @@ class Vision:
             mtmd.mtmd_free(self._context)
         self._context = None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens an image is: all are stretched to one size."""
+        if not self._tokens:
+            blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+            self._tokens = self._with_chunk(self.path, blank, mtmd.mtmd_input_chunk_get_n_tokens)
+        return self._tokens
+
     def features(self, image: Image) -> np.ndarray:
         """What the model reads for `image`: float32 [tokens, n_embd]."""
         pixels = resize(upright(self.pixels(image), image.orientation), self.image_size, self.image_size)
+        return self._with_chunk(image.path, pixels, lambda chunk: self._encode(image.path, chunk))
+
+    def _with_chunk(self, path: Path, pixels: np.ndarray, use: Callable[[Any], Any]) -> Any:
+        """What `use` makes of mtmd's chunk for `pixels`, which have the model's size."""
         pixels = np.ascontiguousarray(pixels)
         data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         bitmap = mtmd.mtmd_bitmap_init(self.image_size, self.image_size, data)
         chunks = mtmd.mtmd_input_chunks_init()
         try:
-            return self._encode(image.path, self._image_chunk(image.path, bitmap, chunks))
+            return use(self._image_chunk(path, bitmap, chunks))
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)

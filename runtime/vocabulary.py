@@ -52,12 +52,18 @@ class Vocabulary:
     def __init__(self, model: Any) -> None:
         self._model: Any = model
         self._vocab: Any = llama.llama_model_get_vocab(model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
         if self._model is not None:
             llama.llama_model_free(self._model)
         self._model = None
+
+    @property
+    def vocab(self) -> Any:
+        """llama.cpp's own, for `sampler`."""
+        return self._vocab
 
     @property
     def bos(self) -> int | None:

@@ -1,0 +1,90 @@
+"""A conversation that keeps its own history. What the model computed of it is found again by its beginning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInput
+from .answer import Answer
+from .events import Options, Overflow
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Conversation:
+    """`messages` is the history, which may be read and changed between answers; one answer at a time."""
+
+    def __init__(
+        self,
+        model: "Model",
+        messages: Sequence[Mapping[str, Any]] = (),
+        *,
+        overflow: Overflow = "error",
+        options: Options | None = None,
+    ) -> None:
+        self.model = model
+        self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
+        self.overflow: Overflow = overflow
+        self.options = options or Options()
+
+    def send(
+        self,
+        content: str | Sequence[Mapping[str, Any]],
+        *,
+        images: Sequence[str | Path | bytes] = (),
+        options: Options | None = None,
+    ) -> Answer:
+        """Say something; the answer streams. Both join the history when the answer ends, cancelled ones as they are.
+
+        `images` are PNG or JPEG files, or their bytes. Raises what `Model.chat` raises; the history is then as before.
+        """
+        message = {"role": "user", "content": _content(content, images)}
+        return self._ask([*self.messages, message], options)
+
+    def reply(self, results: Mapping[str, str], *, options: Options | None = None) -> Answer:
+        """Give the results of tool calls, by the ids of the calls; the model goes on."""
+        calls = self.messages[-1].get("tool_calls", ()) if self.messages else ()
+        known = {call["id"]: call["name"] for call in calls}
+        if not known or set(results) != set(known):
+            raise InvalidInput(f"results for {sorted(results)}, but the model asked for {sorted(known)}")
+        told = [
+            {"role": "tool", "tool_call_id": id, "name": known[id], "content": text} for id, text in results.items()
+        ]
+        return self._ask([*self.messages, *told], options)
+
+    def regenerate(self, *, options: Options | None = None) -> Answer:
+        """Another answer to the last message of the user; the old one leaves the history."""
+        asked = list(self.messages)
+        while asked and asked[-1]["role"] == "assistant":
+            asked.pop()
+        if not asked or asked[-1]["role"] == "system":
+            raise InvalidInput("nothing to answer again: nobody has said anything yet")
+        return self._ask(asked, options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the history and what is computed of it; `Model.load_conversation` takes it up again here."""
+        kept = {"messages": self.messages, "overflow": self.overflow}
+        self.model.backend.save(str(Path(path).absolute()), kept)
+
+    def _ask(self, messages: list[dict[str, Any]], options: Options | None) -> Answer:
+        def remember(answer: Answer) -> None:
+            said: dict[str, Any] = {"role": "assistant", "content": answer.shown}
+            if answer.calls:
+                said["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in answer.calls]
+            self.messages = [*messages, said] if answer.shown or answer.calls else messages
+
+        chosen = self.options if options is None else options
+        return self.model.chat(messages, replace(chosen), overflow=self.overflow, on_end=remember)
+
+
+def _content(content: str | Sequence[Mapping[str, Any]], images: Sequence[str | Path | bytes]) -> Any:
+    if not images:
+        return content if isinstance(content, str) else [dict(part) for part in content]
+    seen: list[dict[str, Any]] = [
+        {"type": "image", "data": image} if isinstance(image, bytes) else {"type": "image", "path": str(image)}
+        for image in images
+    ]
+    said = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
+    return [*seen, *said]

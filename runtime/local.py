@@ -1,0 +1,279 @@
+"""A model in this process: from what is asked to jobs of the scheduler."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checkpoint.file_names import mmproj_beside, model_stem
+from ..errors import BorealisError, InvalidInput
+from .events import Ask, Finished, Info, Options, Usage
+from .image import Image, read_image, read_image_data
+from .overflow import fitted, too_long
+from .prompt import encode_chat, image_places, parts, with_bos
+from .sampling import Sampling, override
+from .schema import grammar_of
+from .state_file import read_state, write_state
+from .template import ChatTemplate, Message
+from .tools import tool_grammar, with_tools
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+    from .engine import Engine
+    from .scheduler import Job, Sink
+    from .vision import Vision
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+MAX_STOPS = 16
+MAX_TOP = 64
+KEPT_IMAGES = 8
+
+
+class Local:
+    """A loaded model that answers. Every method may be called from any thread; `close()` gives the memory back."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        template: ChatTemplate | None,
+        sampling: Sampling,
+        seed: Callable[[], int],
+        *,
+        mmproj: Path | None = None,
+        max_queue: int | None = None,
+        placement: str = "",
+    ) -> None:
+        from .scheduler import Scheduler
+
+        self.engine, self.template, self.sampling, self.seed = engine, template, sampling, seed
+        self.mmproj = mmproj or mmproj_beside(engine.path)
+        self.info = Info(engine.n_context, engine.parallel, self.mmproj is not None, template is not None, placement)
+        self._scheduler = Scheduler(engine, max_queue)
+        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="borealis-gguf images")
+        self._vision: Vision | None = None
+        self._seen: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._embedder: Embedder | None = None
+        self._closing = threading.Lock()
+
+    def close(self) -> None:
+        """End all answers and free the memory; a second call does nothing."""
+        with self._closing:
+            self._scheduler.close()
+            self._eyes.shutdown(cancel_futures=True)
+            for part in (self._embedder, self._vision):
+                if part is not None:
+                    part.close()
+            self._embedder = self._vision = None
+            self.engine.close()
+
+    def start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
+        """Begin an answer, whose events go to `sink`; what is returned cancels it. Raises InvalidInput, Busy."""
+        from .sampler import Sampler
+        from .scheduler import Job
+
+        options = _checked(ask.options)
+        chosen = override(self.sampling, options.sampling)
+        grammar = grammar_of(options.schema) if options.schema is not None else tool_grammar(options)
+        ids, images = self.encode(ask)
+        seed = self.seed() if options.seed is None else checked_seed(options.seed)
+        sampler = Sampler(self.engine, chosen, seed, grammar)
+        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs)
+        if not images:
+            self._submit(job)
+            return lambda: self._scheduler.cancel(job)
+        return self._start_with_images(job, images)
+
+    def _submit(self, job: "Job") -> None:
+        try:
+            self._scheduler.submit(job)
+        except BaseException:
+            job.sampler.close()
+            raise
+
+    def _start_with_images(self, job: "Job", images: Sequence[Image]) -> Callable[[], None]:
+        lock, ended = threading.Lock(), []
+
+        def look() -> None:
+            try:
+                with_images(job, image_places(self.engine, job.trace, len(images)), list(map(self._features, images)))
+                with lock:
+                    if not ended:
+                        self._submit(job)
+                        ended.append("submitted")
+            except BaseException as error:
+                known = isinstance(error, BorealisError)
+                job.sink(error if known else BorealisError(f"looking at an image failed: {error!r}"))
+
+        def cancel() -> None:
+            with lock:
+                if not ended:
+                    ended.append("cancelled")
+                    job.sampler.close()
+                    job.sink(Finished("cancelled", Usage(len(job.trace))))
+                elif ended == ["submitted"]:
+                    self._scheduler.cancel(job)
+
+        self._eyes.submit(look)
+        return cancel
+
+    def encode(self, ask: Ask) -> tuple[list[int], list[Image]]:
+        """The token ids of a request as far as they fit, and its images. Raises InvalidInput."""
+        if ask.raw:
+            return self._fit(self._raw_ids(ask.prompt)), []
+        if isinstance(ask.prompt, str) or any(isinstance(message, int) for message in ask.prompt):
+            raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
+        if self.template is None:
+            raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
+        template, options = self.template, ask.options
+        messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
+        images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
+        each = self._image_tokens() if images else 0
+
+        def length(of: Sequence[Message]) -> int:
+            count = sum(part.get("type") == "image" for part in parts(of))
+            return len(encode_chat(self.engine, template, of)) + count * each
+
+        context = self.engine.n_context
+        room = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
+        left = fitted(messages, ask.overflow, context, room, length)
+        ids = encode_chat(self.engine, template, left)
+        return ids, [images[id(part)] for part in parts(left) if part.get("type") == "image"]
+
+    def _raw_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return with_bos(self.engine, self.engine.tokenize(prompt, special=False))
+        ids = list(prompt)
+        if not ids or not all(isinstance(id, int) and 0 <= id < self.engine.n_vocab for id in ids):
+            raise InvalidInput(f"the tokens are not a list of numbers from 0 to {self.engine.n_vocab - 1}")
+        return ids
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        if not 0 < len(ids) < self.engine.n_context:
+            raise too_long(len(ids), self.engine.n_context)
+        return ids
+
+    def _image_tokens(self) -> int:
+        return self._eyes.submit(lambda: self._open_eyes().tokens).result()
+
+    def _open_eyes(self) -> "Vision":
+        if self._vision is None:
+            if self.mmproj is None:
+                wanted = f"mmproj-{model_stem(self.engine.path)}-F16.gguf"
+                raise InvalidInput(
+                    f"{self.engine.path}: no {wanted} beside it to see images with; give one with --mmproj"
+                )
+            self._vision = self.engine.see(self.mmproj)
+        return self._vision
+
+    def _features(self, image: Image) -> np.ndarray:
+        digest = hashlib.sha256(image.data).digest()
+        if digest not in self._seen:
+            self._seen[digest] = self._open_eyes().features(image)
+            while len(self._seen) > KEPT_IMAGES:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(digest)
+        return self._seen[digest]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, without BOS; names of control tokens stay text."""
+        return self.engine.tokenize(text, special=False)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens have none."""
+        return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
+        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
+        prompts = [self._raw_ids(text) for text in texts]
+        rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
+        return np.stack(rows) if rows else np.empty((0, self.engine.n_embd), np.float32), sum(map(len, prompts))
+
+    def _embed(self, ids: Sequence[int]) -> np.ndarray:
+        from .embedder import Embedder
+
+        if self._embedder is None:
+            self._embedder = Embedder(self.engine)
+        return self._embedder.embed(ids)
+
+    def save(self, path: str, conversation: Mapping[str, Any]) -> None:
+        """Write a conversation and what is computed of it. `conversation` is JSON with "messages"."""
+        ids, images = self.encode(Ask(list(conversation["messages"]))) if conversation["messages"] else ([], [])
+        trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
+        write_state(Path(path), self.engine.path, dict(conversation), trace, state)
+
+    def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
+        from .sequences import common
+
+        slots = self._scheduler.sequences.all
+        best = max(slots, key=lambda slot: common(slot.trace, ids))
+        if not common(best.trace, ids) or best.busy or min(best.trace) < 0:
+            return [], b""
+        return best.trace, self.engine.state(best.id)
+
+    def restore(self, path: str) -> dict[str, Any]:
+        """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
+        conversation, trace, state = read_state(Path(path), self.engine.path)
+        if trace and len(trace) <= self.engine.n_context:
+            self._scheduler.call(lambda: self._take_up(trace, state))
+        return conversation
+
+    def _take_up(self, trace: list[int], state: bytes) -> None:
+        sequences = self._scheduler.sequences
+        idle = [slot for slot in sequences.all if not slot.busy]
+        if not idle:
+            return  # it will be computed again
+        slot = min(idle, key=lambda slot: slot.used)
+        sequences.lose(slot)
+        if self.engine.restore(slot.id, state):
+            slot.trace = trace
+        else:
+            sequences.lose(slot)
+
+    def stats(self) -> dict[str, float]:
+        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        return {**self._scheduler.stats(), "restarts_total": 0}
+
+
+def with_images(job: "Job", places: Sequence[int], features: Sequence[np.ndarray]) -> None:
+    """Open the prompt of `job` at `places` (ascending) for its images, float32 [tokens, n_embd] each."""
+    trace, shift = list(job.trace), 0
+    for place, image in zip(places, features, strict=True):
+        name = -1 - int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
+        trace[place + shift : place + shift] = [name] * len(image)
+        job.images[place + shift] = image
+        shift += len(image)
+    job.trace = trace
+
+
+MAX_SEED = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random one
+
+
+def checked_seed(seed: int) -> int:
+    """`seed`, if it is one. Raises InvalidInput."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInput(f"seed: {seed} is not within 0 and {MAX_SEED}")
+    return seed
+
+
+def _checked(options: Options) -> Options:
+    if options.max_tokens is not None and options.max_tokens < 0:
+        raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
+    if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
+        raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
+    if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
+        raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")
+    return options
+
+
+def _image(part: Message) -> Image:
+    data, path = part.get("data"), part.get("path")
+    if isinstance(data, bytes):
+        return read_image_data(data)
+    if not isinstance(path, str) or not path:
+        raise InvalidInput('an image without a file; it must be {"type": "image", "path": "…"} or have its "data"')
+    return read_image(Path(path))

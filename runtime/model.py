@@ -1,0 +1,254 @@
+"""`load`, and the model it gives: what an app, the command line and the server all use."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..checkpoint.gguf import GGUFFile, read_gguf
+from ..errors import BorealisError, InvalidInput
+from .answer import Answer, begun
+from .conversation import Conversation
+from .events import Ask, Event, Info, Options, Overflow
+from .local import MAX_SEED, TEMPLATE_KEY, Local, checked_seed
+from .loras import checked_loras
+from .probe import extra_buffers_work
+from .sampling import override, sampling_of
+from .template import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from .engine import Engine, Progress
+
+
+class Backend(Protocol):
+    """A loaded model, in this process (`local`) or another (`isolated`)."""
+
+    @property
+    def info(self) -> Info: ...
+    def start(self, ask: Ask, sink: Callable[[Event | BaseException], None]) -> Callable[[], None]: ...
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]: ...
+    def tokenize(self, text: str) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+    def save(self, path: str, conversation: Mapping[str, Any]) -> None: ...
+    def restore(self, path: str) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+
+class Model:
+    """A loaded GGUF; use it in a `with` (or `async with`), or call `close()`. For any number of threads."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        self.path = path
+        self.backend = backend
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "Model":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all answers and free the memory; a second call does nothing."""
+        self.backend.close()
+
+    @property
+    def context(self) -> int:
+        """Tokens a conversation can hold."""
+        return self.backend.info.context
+
+    @property
+    def parallel(self) -> int:
+        """Answers that are made at once; more wait."""
+        return self.backend.info.parallel
+
+    @property
+    def vision(self) -> bool:
+        """Whether there is a file to see images with."""
+        return self.backend.info.vision
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model can chat; otherwise it can only complete."""
+        return self.backend.info.chat
+
+    @property
+    def placement(self) -> str:
+        """One line: where the model was put, and why."""
+        return self.backend.info.placement
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: Options | None = None,
+        *,
+        overflow: Overflow = "error",
+        on_end: Callable[[Answer], None] | None = None,
+    ) -> Answer:
+        """The answer to a whole conversation. `on_end` is called once, when it is finished or cancelled.
+
+        Raises InvalidInput for what cannot be asked and Busy when too many wait.
+        """
+        options = options or Options()
+        ask = Ask(messages, options=options, overflow=overflow)
+        return begun(Answer(options, on_end), lambda sink: self.backend.start(ask, sink))
+
+    def complete(self, prompt: str | Sequence[int], options: Options | None = None) -> Answer:
+        """The continuation of a text or of token ids, without the chat template."""
+        options = options or Options()
+        return begun(Answer(options), lambda sink: self.backend.start(Ask(prompt, True, options), sink))
+
+    def conversation(
+        self, system: str | None = None, *, overflow: Overflow = "error", options: Options | None = None
+    ) -> Conversation:
+        """A new conversation, with a system message if one is given."""
+        first = [] if system is None else [{"role": "system", "content": system}]
+        return Conversation(self, first, overflow=overflow, options=options)
+
+    def load_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
+        """Take up what `Conversation.save` wrote. Raises InvalidInput for any other file."""
+        kept = self.backend.restore(str(Path(path).absolute()))
+        return Conversation(self, kept["messages"], overflow=kept["overflow"], options=options)
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
+        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
+        return self.backend.embed(texts)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, without BOS; names of control tokens stay text."""
+        return self.backend.tokenize(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens have none."""
+        return self.backend.detokenize(ids)
+
+    def stats(self) -> dict[str, float]:
+        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        return self.backend.stats()
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    gpu_layers: int | str = "auto",
+    context: int | None = None,
+    parallel: int = 1,
+    threads: int | None = None,
+    seed: int | None = None,
+    sampling: Mapping[str, float] | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    mmproj: str | Path | None = None,
+    extra_buffers: bool | None = None,
+    isolate: bool = False,
+    max_queue: int | None = None,
+    on_progress: "Progress | None" = None,
+) -> Model:
+    """Load a GGUF for chatting.
+
+    model: a file, a folder with one, or a Hub id with a preset (owner/name:Q4_K_M). device, gpu_layers: see `devices`.
+    context: tokens a conversation can hold; None is the model's own, at most 8192. parallel: answers made at once.
+    threads: None is the CPUs this process may use. seed: makes answers repeatable; None draws one for each.
+    sampling: fields of `Sampling` over what the file says. loras: adapter GGUFs, each with its scale.
+    mmproj: the file to see images with; None takes the one that lies beside the model and has its name.
+    extra_buffers: None asks the probe (see `probe`). isolate: in a process of its own, so that this one outlives
+    native code's death. max_queue: more waiting requests than this raise Busy. on_progress: see `Progress`.
+    Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
+    """
+    from .find import find_model
+
+    path = find_model(model)
+    wanted = {
+        "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel, "threads": threads,
+        "seed": seed, "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
+        "mmproj": str(mmproj) if mmproj else None, "extra_buffers": extra_buffers, "max_queue": max_queue,
+    }  # fmt: skip
+    if not isolate:
+        return Model(path, load_here(path, on_progress=on_progress, **wanted))
+    from .isolated import Isolated
+
+    return Model(path, Isolated(path, wanted, on_progress))
+
+
+def load_here(
+    path: Path,
+    *,
+    device: str,
+    gpu_layers: int | str,
+    context: int | None,
+    parallel: int,
+    threads: int | None,
+    seed: int | None,
+    sampling: Mapping[str, float],
+    loras: Sequence[tuple[str, float]],
+    mmproj: str | None,
+    extra_buffers: bool | None,
+    max_queue: int | None,
+    on_progress: "Progress | None" = None,
+) -> Local:
+    """What `load` does in this process; the arguments are its."""
+    header = read_gguf(path)
+    if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
+        raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
+    chosen = override(sampling_of(header), sampling)
+    adapters = checked_loras(header, loras)
+    if threads is not None and threads < 1:
+        raise InvalidInput(f"threads: {threads} is not 1 or more")
+    first = None if seed is None else checked_seed(seed)
+    layers = -1 if gpu_layers == "auto" else int(gpu_layers)
+    with ExitStack() as undo:
+        engine = engine_class()(
+            path,
+            context=context,
+            threads=threads or cpus(),
+            extra_buffers=extra_buffers_work() if extra_buffers is None else extra_buffers,
+            parallel=parallel,
+            gpu_layers=0 if device == "cpu" else layers,
+            loras=adapters,
+            on_progress=on_progress,
+        )
+        undo.callback(engine.close)
+        template = _template(header, engine)
+        local = Local(
+            engine,
+            template,
+            chosen,
+            lambda: secrets.randbelow(MAX_SEED + 1) if first is None else first,
+            mmproj=Path(mmproj) if mmproj else None,
+            max_queue=max_queue,
+        )
+        undo.pop_all()
+        return local
+
+
+def _template(header: GGUFFile, engine: "Engine") -> ChatTemplate | None:
+    source = header.value(TEMPLATE_KEY)
+    tokens = [engine.token_text(header.value(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos")]
+    return ChatTemplate(source, *tokens) if source else None
+
+
+def engine_class() -> "type[Engine]":
+    """llama.cpp's libraries are loaded after the probe said that they can be."""
+    try:
+        from .engine import Engine
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it") from error
+    return Engine
+
+
+def cpus() -> int:
+    """The CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,279 @@
+"""Continuous batching: one thread that computes all running answers together, a batch at a time.
+
+Every step takes one token of each answer being written and fills the batch up with prompts. Answers come and go
+between steps.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import BorealisError, Busy
+from .engine import BATCH, Cell, Engine
+from .events import Chosen, Event, Finished, Reason, Text, Usage
+from .output import Output
+from .sampler import Sampler, chosen
+from .sequences import WORTH, Sequences, common
+from .sequences import Sequence as Slot
+
+SHARED_BATCH = 128
+"""Most tokens of prompts in a step while answers are being written: what those wait for."""
+
+Sink = Callable[[Event | BaseException], None]
+"""Gets the events of one answer; the last is Finished or an exception. Called from the engine's thread."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One answer to make. `trace` is the prompt as `sequences` has it; `images` are features by their places."""
+
+    trace: Sequence[int]
+    images: dict[int, np.ndarray]
+    sampler: Sampler
+    sink: Sink
+    max_tokens: int | None
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+    cancelled: bool = False
+    slot: Slot | None = None
+    output: Output = field(init=False)
+    last: int = -1
+    made: int = 0
+    cached: int = 0
+    begun: float = 0.0
+    read: float = 0.0
+    told: list[Chosen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.output = Output(self.stop)
+
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        now = time.monotonic()
+        begun, read = self.begun or now, self.read or now
+        return Usage(len(self.trace), self.cached, self.made, read - begun, now - read)
+
+
+class Scheduler:
+    """The engine's thread. All methods may be called from any other thread."""
+
+    def __init__(self, engine: Engine, max_queue: int | None = None) -> None:
+        self.engine, self.max_queue = engine, max_queue
+        self.sequences = Sequences(engine)
+        self.totals: dict[str, float] = dict.fromkeys(
+            ("requests", "cancelled", "prompt_tokens", "completion_tokens", "prompt_seconds", "completion_seconds"), 0
+        )
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="borealis-gguf engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Have an answer made. Raises Busy when too many wait already, BorealisError when closed."""
+        with self._changed:
+            if self._closed:
+                raise BorealisError("the model is closed")
+            room = sum(not slot.busy for slot in self.sequences.all)
+            if self.max_queue is not None and len(self._waiting) >= self.max_queue + room:
+                raise Busy(f"{len(self._waiting)} requests are waiting already; try again later")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Stop making this answer: its last event is Finished("cancelled"). A prompt is left in the middle."""
+        with self._changed:
+            job.cancelled = True
+            if job.slot is not None and not job.made:
+                self.engine.abort()
+            self._changed.notify()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run `function` in the engine's thread between two steps, and give back what it returns or raises."""
+        done = threading.Event()
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except BaseException as error:
+                errors.append(error)
+            done.set()
+
+        with self._changed:
+            if self._closed:
+                raise BorealisError("the model is closed")
+            self._calls.append(run)
+            self._changed.notify()
+        done.wait()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def stats(self) -> dict[str, float]:
+        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        with self._changed:
+            held = sum(len(slot.trace) for slot in self.sequences.all)
+            now = {"active": len(self._running), "waiting": len(self._waiting), "kv_tokens": held}
+            return now | {f"{name}_total": value for name, value in self.totals.items()}
+
+    def close(self) -> None:
+        """Cancel everything and end the thread; the engine is then nobody's. A second call does nothing."""
+        with self._changed:
+            self._closed = True
+            self.engine.abort()
+            self._changed.notify()
+        self._thread.join()
+
+    # What follows runs in the engine's thread.
+
+    def _run(self) -> None:
+        while self._next():
+            try:
+                self._step()
+            except Exception as error:
+                known = isinstance(error, BorealisError)
+                for job in list(self._running):
+                    self._end(job, error if known else BorealisError(f"the engine failed: {error!r}"), lose=True)
+
+    def _next(self) -> bool:
+        """Wait for work and see to what has changed. False: the end."""
+        with self._changed:
+            while not (self._closed or self._running or self._waiting or self._calls):
+                self._changed.wait()
+            self.engine.abort(False)
+            calls, closed = list(self._calls), self._closed
+            self._calls.clear()
+            waiting = [job for job in self._waiting if job.cancelled or closed]
+            for job in waiting:
+                self._waiting.remove(job)
+        for job in [*waiting, *(job for job in self._running if job.cancelled or closed)]:
+            self._finish(job, "cancelled")
+        for call in calls:
+            call()
+        self._admit()
+        return not closed
+
+    def _admit(self) -> None:
+        while self.sequences.free():
+            with self._changed:
+                job = next((job for job in self._waiting if not self._worth_waiting(job)), None)
+                if job is None:
+                    return
+                self._waiting.remove(job)
+                self._running.append(job)
+            job.begun = time.monotonic()
+            slot, job.cached = self.sequences.take(job.trace)
+            job.slot = slot
+            job.sampler.seen([id for id in job.trace if id >= 0])
+
+    def _worth_waiting(self, job: Job) -> bool:
+        """Whether another answer is just computing much of what this one begins with."""
+        reading = [other for other in self._running if not other.made]
+        shared = max((common(other.trace, job.trace[:-1]) for other in reading), default=0)
+        return shared >= WORTH and shared >= self.sequences.best(job.trace) + WORTH
+
+    def _step(self) -> None:
+        picture = next((job for job in self._running if self._place(job) in job.images), None)
+        if picture is not None:
+            self._look(picture)
+            return
+        cells, owners = self._batch()
+        if not cells or not self.engine.decode(cells):
+            return
+        for cell, job in zip(cells, owners, strict=True):
+            if job.slot is not None:
+                job.slot.trace.append(cell.id)
+        for n, (cell, job) in enumerate(zip(cells, owners, strict=True)):
+            if cell.logits:
+                self._advance(job, n)
+
+    def _place(self, job: Job) -> int:
+        return len(job.slot.trace) if job.slot is not None else -1
+
+    def _look(self, job: Job) -> None:
+        slot, features = job.slot, job.images[self._place(job)]
+        if slot is not None and self.engine.decode_features(slot.id, len(slot.trace), features):
+            slot.trace += job.trace[len(slot.trace) : len(slot.trace) + len(features)]
+
+    def _batch(self) -> tuple[list[Cell], list[Job]]:
+        cells: list[Cell] = []
+        owners: list[Job] = []
+        writing = [job for job in self._running if job.slot is not None and job.made]
+        for job in writing:
+            cells.append(Cell(job.slot.id, len(job.slot.trace), job.last, True))  # type: ignore[union-attr]
+            owners.append(job)
+        room = min(BATCH - len(cells), SHARED_BATCH) if writing else BATCH
+        for job in self._running:
+            if not job.made and job.slot is not None:
+                part = self._part(job, room - (len(cells) - len(writing)))
+                cells += part
+                owners += [job] * len(part)
+        return cells, owners
+
+    def _part(self, job: Job, room: int) -> list[Cell]:
+        """The next tokens of a prompt, at most `room`, up to an image or the end."""
+        slot = job.slot
+        if slot is None:
+            return []
+        start = len(slot.trace)
+        stop = min([place for place in job.images if place > start] + [start + max(0, room), len(job.trace)])
+        last = len(job.trace) - 1
+        return [Cell(slot.id, place, job.trace[place], place == last) for place in range(start, stop)]
+
+    def _advance(self, job: Job, n: int) -> None:
+        """Draw the token after cell `n`, and tell."""
+        if not job.made:
+            job.read = time.monotonic()
+            if job.slot is not None:
+                self.sequences.mark(job.slot)
+        if job.max_tokens == 0:
+            self._finish(job, "length")
+            return
+        job.last = job.sampler.draw(n)
+        job.made += 1
+        end = self.engine.is_end(job.last)
+        if job.logprobs is not None and not end:
+            job.told.append(chosen(self.engine, self.engine.logits_at(n), job.last, job.logprobs))
+        text = job.output.push(b"" if end else self.engine.piece(job.last), last=end)
+        if text or (end and job.told):
+            self._tell(job, text)
+        full = job.slot is not None and len(job.slot.trace) + 1 >= self.engine.n_context
+        if end or job.output.stopped:
+            self._finish(job, "stop")
+        elif job.made == job.max_tokens or full:
+            self._finish(job, "length")
+
+    def _tell(self, job: Job, text: str) -> None:
+        job.sink(Text(text, tuple(job.told)))
+        job.told.clear()
+
+    def _finish(self, job: Job, reason: Reason) -> None:
+        if rest := job.output.push(b"", last=True) if reason != "stop" else "":
+            self._tell(job, rest)
+        self._end(job, Finished(reason, job.usage()))
+
+    def _end(self, job: Job, event: Event | BaseException, lose: bool = False) -> None:
+        usage = job.usage()
+        with self._changed:
+            if job in self._running:
+                self._running.remove(job)
+            for name in ("prompt_tokens", "completion_tokens", "prompt_seconds", "completion_seconds"):
+                self.totals[name] += getattr(usage, name)
+            self.totals["requests"] += 1
+            self.totals["cancelled"] += isinstance(event, Finished) and event.reason == "cancelled"
+        job.sampler.close()
+        if job.slot is not None:
+            if lose:
+                self.sequences.lose(job.slot)
+            self.sequences.release(job.slot)
+            job.slot = None
+        job.sink(event)
