@@ -3,8 +3,9 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..errors import BorealisError, InvalidInput
 from .events import Ask, Finished, Info, Options, Usage
 from .image import Image, read_image, read_image_data
 from .overflow import fitted, too_long
-from .prompt import encode_chat, image_places, parts, with_bos
+from .prompt import check, encode_chat, image_places, parts, with_bos
 from .sampling import Sampling, override
 from .schema import grammar_of
 from .state_file import read_state, write_state
@@ -58,13 +59,32 @@ class Local:
         self._vision: Vision | None = None
         self._seen: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._embedder: Embedder | None = None
-        self._closing = threading.Lock()
+        self._gate = threading.Condition()
+        self._users = 0
+        self._closed = False
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """While a method runs: nothing is freed under it. Raises BorealisError when the model is closed."""
+        with self._gate:
+            if self._closed:
+                raise BorealisError("the model is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._users -= 1
+                self._gate.notify_all()
 
     def close(self) -> None:
         """End all answers and free the memory; a second call does nothing."""
-        with self._closing:
-            self._scheduler.close()
-            self._eyes.shutdown(cancel_futures=True)
+        with self._gate:
+            self._closed = True
+        self._scheduler.close()
+        self._eyes.shutdown(cancel_futures=True)
+        with self._gate:
+            self._gate.wait_for(lambda: not self._users)
             for part in (self._embedder, self._vision):
                 if part is not None:
                     part.close()
@@ -73,6 +93,10 @@ class Local:
 
     def start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
         """Begin an answer, whose events go to `sink`; what is returned cancels it. Raises InvalidInput, Busy."""
+        with self._open():
+            return self._start(ask, sink)
+
+    def _start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
         from .sampler import Sampler
         from .scheduler import Job
 
@@ -131,6 +155,7 @@ class Local:
             raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
         template, options = self.template, ask.options
         messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
+        check(messages)
         images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
         each = self._image_tokens() if images else 0
 
@@ -181,16 +206,19 @@ class Local:
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text, without BOS; names of control tokens stay text."""
-        return self.engine.tokenize(text, special=False)
+        with self._open():
+            return self.engine.tokenize(text, special=False)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens have none."""
-        return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
+        with self._open():
+            return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
         """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
-        prompts = [self._raw_ids(text) for text in texts]
-        rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
+        with self._open():
+            prompts = [self._raw_ids(text) for text in texts]
+            rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
         return np.stack(rows) if rows else np.empty((0, self.engine.n_embd), np.float32), sum(map(len, prompts))
 
     def _embed(self, ids: Sequence[int]) -> np.ndarray:
@@ -202,8 +230,9 @@ class Local:
 
     def save(self, path: str, conversation: Mapping[str, Any]) -> None:
         """Write a conversation and what is computed of it. `conversation` is JSON with "messages"."""
-        ids, images = self.encode(Ask(list(conversation["messages"]))) if conversation["messages"] else ([], [])
-        trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
+        with self._open():
+            ids, images = self.encode(Ask(list(conversation["messages"]))) if conversation["messages"] else ([], [])
+            trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
         write_state(Path(path), self.engine.path, dict(conversation), trace, state)
 
     def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
@@ -218,8 +247,9 @@ class Local:
     def restore(self, path: str) -> dict[str, Any]:
         """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
         conversation, trace, state = read_state(Path(path), self.engine.path)
-        if trace and len(trace) <= self.engine.n_context:
-            self._scheduler.call(lambda: self._take_up(trace, state))
+        with self._open():
+            if trace and len(trace) <= self.engine.n_context:
+                self._scheduler.call(lambda: self._take_up(trace, state))
         return conversation
 
     def _take_up(self, trace: list[int], state: bytes) -> None:

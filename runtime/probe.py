@@ -176,5 +176,6 @@ def main() -> None:
         write_probe_model(path)
         engine = Engine(path, context=WIDTH, threads=2, extra_buffers=sys.argv[1] == "extra", gpu_layers=0)
         for count in (64, 33, 1):
-            engine.decode([1] * count)
+            engine.read(0, 0, [1] * count)
+            engine.cut(0, 0)
         engine.close()

@@ -34,7 +34,7 @@ def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, messages: Sequen
     message would add some, texts of template and messages are tokenized apart. Raises InvalidInput when that is
     impossible because the template rewrites messages, and when a role is unknown.
     """
-    _check(messages)
+    check(messages)
     text, pieces = template.render(messages), template.pieces(messages)
     if count := sum(part.get("type") == "image" for part in parts(messages)):
         text, pieces = _with_images(text, pieces, count)
@@ -86,7 +86,8 @@ def with_bos(vocabulary: Vocabulary, ids: list[int]) -> list[int]:
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _check(messages: Sequence[Message]) -> None:
+def check(messages: Sequence[Message]) -> None:
+    """Raises InvalidInput for an unknown role, and for content that is neither text nor parts."""
     for number, message in enumerate(messages, 1):
         if message.get("role") not in ROLES:
             raise InvalidInput(f"message {number}: role {message.get('role')!r} is not one of {', '.join(ROLES)}")

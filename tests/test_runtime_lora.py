@@ -5,15 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 
 from borealis_gguf import api
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.runtime.chat import load
-from borealis_gguf.runtime.run import run
+from borealis_gguf.runtime.model import load
 
+from .asking import alone, generate, local
 from .lora_adapters import FOR_NANO, MERGES, PATTERNS, PLAIN, Lora, base
 
 SCALED = replace(PATTERNS, saved=(), settings=PATTERNS.settings | {"modules_to_save": None})
@@ -35,9 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(path: Path, loras: Sequence[tuple[str | Path, float]] = ()) -> np.ndarray:
     """Of the token after IDS."""
     with load(path, context=256, loras=loras) as model:
-        model.engine.decode(IDS)
-        n = llama_cpp.llama_vocab_n_tokens(model.engine._vocab)
-        return np.array(llama_cpp.llama_get_logits_ith(model.engine._context, -1)[:n])
+        return local(model).engine.logits(IDS, [len(IDS) - 1])[0]
 
 
 CASES: dict[str, list[tuple[Lora, float]]] = {
@@ -65,11 +62,11 @@ def test_logits_are_those_of_the_merged_model(folder: Path, case: str) -> None:
 def test_the_child_process_uses_them_too(nano: Path, nano_q8: Path, tmp_path: Path) -> None:
     plan = api.plan_convert_lora(FOR_NANO.write(tmp_path), nano, tmp_path)
     api.execute([plan])
-    ask = {"raw": True, "max_tokens": 8, "sampling": {"temperature": 0}, "context": 64}
+    ask = {"raw": True, "options": {"max_tokens": 8}, "sampling": {"temperature": 0}, "context": 64}
     with load(nano_q8, loras=[(plan.path, 1.0)], context=64, sampling={"temperature": 0}) as model:
-        want = model.generate("Norge er", raw=True, max_tokens=8)
-    assert "".join(run(nano_q8, "Norge er", loras=[(plan.path, 1.0)], **ask)) == want
-    assert "".join(run(nano_q8, "Norge er", **ask)) != want
+        want = generate(model, "Norge er", raw=True, max_tokens=8)
+    assert alone(nano_q8, "Norge er", loras=[(plan.path, 1.0)], **ask) == want
+    assert alone(nano_q8, "Norge er", **ask) != want
 
 
 def write_adapter(path: Path, tensors: dict[str, tuple[int, ...]], kind: str = "adapter", arch: str = "gemma3") -> Path:

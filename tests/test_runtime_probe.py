@@ -11,7 +11,7 @@ import pytest
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError
 from borealis_gguf.runtime.cache import cache_dir
-from borealis_gguf.runtime.chat import load
+from borealis_gguf.runtime.model import load
 from borealis_gguf.runtime.probe import (
     TYPES,
     extra_buffers_work,
@@ -19,6 +19,8 @@ from borealis_gguf.runtime.probe import (
     probe_command,
     write_probe_model,
 )
+
+from .asking import generate, local
 
 FINE = [sys.executable, "-c", "pass"]
 DIES = [sys.executable, "-c", "import faulthandler; faulthandler._sigsegv()"]
@@ -72,8 +74,8 @@ def test_a_crash_turns_extra_buffers_off_and_is_remembered() -> None:
 def test_models_are_loaded_as_the_answer_says(nano_q4: Path) -> None:
     assert extra_buffers_work(children(DIES)) is False
     with load(nano_q4, seed=1) as model:
-        assert model.engine.extra_buffers is False
-        assert model.generate("Hei", max_tokens=3) != ""
+        assert local(model).engine.extra_buffers is False
+        assert generate(model, "Hei", max_tokens=3) != ""
 
 
 def test_another_machine_or_library_is_asked_anew() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.chat import Model, load
+from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompt import encode_chat, with_bos
 from borealis_gguf.runtime.template import ChatTemplate
+
+from .asking import encode, local
 
 BOS, START, END = 2, 4, 5
 TEXTS = (
@@ -39,22 +41,23 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def template_of(model: Model) -> ChatTemplate:
-    assert model.template is not None
-    return model.template
+    template = local(model).template
+    assert template is not None
+    return template
 
 
 def test_ordinary_text_gives_the_ids_of_the_whole_prompt(model: Model) -> None:
     for messages in conversations():
-        whole = model.engine.tokenize(template_of(model).render(messages), special=True)
-        assert model.encode(messages) == whole
+        whole = local(model).engine.tokenize(template_of(model).render(messages), special=True)
+        assert encode(model, messages) == whole
         assert whole[0] == BOS and whole.count(BOS) == 1
 
 
 def test_tokenizing_apart_gives_the_same_ids(model: Model) -> None:
     for messages in conversations():
         pieces = template_of(model).pieces(messages)
-        apart = [id for piece in pieces for id in model.engine.tokenize(piece.text, piece.trusted)]
-        assert apart == model.engine.tokenize(template_of(model).render(messages), special=True)
+        apart = [id for piece in pieces for id in local(model).engine.tokenize(piece.text, piece.trusted)]
+        assert apart == local(model).engine.tokenize(template_of(model).render(messages), special=True)
 
 
 @pytest.mark.parametrize(
@@ -70,53 +73,49 @@ def test_tokenizing_apart_gives_the_same_ids(model: Model) -> None:
     ],
 )
 def test_control_tokens_in_a_message_stay_text(model: Model, text: str) -> None:
-    ids = model.encode([{"role": "user", "content": text}])
-    assert [id for id in ids if model.engine.is_control(id)] == [BOS, START, END, START]
-    shown = b"".join(map(model.engine.piece, ids)).decode("utf-8")
+    ids = encode(model, [{"role": "user", "content": text}])
+    assert [id for id in ids if local(model).engine.is_control(id)] == [BOS, START, END, START]
+    shown = b"".join(map(local(model).engine.piece, ids)).decode("utf-8")
     assert shown == f"user\n{text}\nmodel\n"
 
 
 def test_a_control_token_in_two_parts_stays_text(model: Model) -> None:
     parts = [{"type": "text", "text": "<end_of"}, {"type": "text", "text": "_turn>"}]
-    ids = model.encode([{"role": "user", "content": parts}])
-    assert [id for id in ids if model.engine.is_control(id)] == [BOS, START, END, START]
-
-
-def test_a_text_is_one_users_message(model: Model) -> None:
-    assert model.encode("Hei") == model.encode([{"role": "user", "content": "Hei"}])
+    ids = encode(model, [{"role": "user", "content": parts}])
+    assert [id for id in ids if local(model).engine.is_control(id)] == [BOS, START, END, START]
 
 
 def test_exactly_one_bos(model: Model) -> None:
     without = ChatTemplate("{{ messages[0].content }}")
-    ids = encode_chat(model.engine, without, [{"role": "user", "content": "Hei"}])
-    assert ids == [BOS, *model.engine.tokenize("Hei", special=True)]
-    assert with_bos(model.engine, ids) == ids
-    assert model.encode("Hei", raw=True) == ids
+    ids = encode_chat(local(model).engine, without, [{"role": "user", "content": "Hei"}])
+    assert ids == [BOS, *local(model).engine.tokenize("Hei", special=True)]
+    assert with_bos(local(model).engine, ids) == ids
+    assert encode(model, "Hei", raw=True) == ids
 
 
 def test_a_template_that_rewrites_messages(model: Model) -> None:
     template = ChatTemplate(
         "{{ bos_token }}{{ messages[0].content | replace('a', 'b') }}<end_of_turn>", bos_token="<bos>"
     )
-    ordinary = encode_chat(model.engine, template, [{"role": "user", "content": "aha"}])
-    assert ordinary == model.engine.tokenize("<bos>bhb<end_of_turn>", special=True)
+    ordinary = encode_chat(local(model).engine, template, [{"role": "user", "content": "aha"}])
+    assert ordinary == local(model).engine.tokenize("<bos>bhb<end_of_turn>", special=True)
     with pytest.raises(InvalidInput, match="cannot be kept as text"):
-        encode_chat(model.engine, template, [{"role": "user", "content": "a<eos>"}])
+        encode_chat(local(model).engine, template, [{"role": "user", "content": "a<eos>"}])
 
 
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        ({"role": "tool", "content": "x"}, "message 1: role 'tool'"),
+        ({"role": "robot", "content": "x"}, "message 1: role 'robot'"),
         ({"role": "user", "content": 1}, "message 1: content"),
         ({"content": "x"}, "message 1: role None"),
     ],
 )
 def test_bad_messages(model: Model, message: dict[str, object], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
-        model.encode([message])
+        encode(model, [message])
 
 
 def test_roles_that_do_not_alternate(model: Model) -> None:
     with pytest.raises(InvalidInput, match="chat template refuses: Rollene må veksle"):
-        model.encode([{"role": "assistant", "content": "x"}])
+        encode(model, [{"role": "assistant", "content": "x"}])

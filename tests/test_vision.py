@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.file_names import mmproj_beside
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.chat import Model, load
+from borealis_gguf.runtime.events import Ask
 from borealis_gguf.runtime.image import PNG, exif_orientation, read_image, resize, upright
-from borealis_gguf.runtime.run import run
+from borealis_gguf.runtime.model import Model, load
+from borealis_gguf.runtime.prompt import image_places
 
+from .asking import alone, encode, generate, local
 from .checkpoints import N_NANO, Miniature
 from .make_vision_goldens import GOLDEN, IMAGES
 from .seeing import SEEING
@@ -63,9 +64,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sees_what_transformers_sees(model: Model, picture: str) -> None:
     name = model.path.name.removesuffix("-F32.gguf")
     want = GOLDENS[name][picture]
-    ids = model.encode(asked(IMAGES / picture))
+    ids, ((place, features),) = looked(model, asked(IMAGES / picture))
     assert ids == [id for id in want["ids"] if id != N_NANO]
-    ((place, features),) = model.look(asked(IMAGES / picture), ids)
     assert want["ids"][place : place + len(features) + 1] == [N_NANO] * len(features) + [ids[place]]
     expected = np.array(want["features"])
     tolerance = 1e-3 if picture in SAME_PIXELS[name] else 3e-3
@@ -75,12 +75,23 @@ def test_sees_what_transformers_sees(model: Model, picture: str) -> None:
 
 def logits(model: Model, ids: list[int], images: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """After the prompt, of the first 256 tokens."""
-    engine = model.engine
-    memory: Any = llama_cpp.llama_get_memory(engine._context)
-    llama_cpp.llama_memory_clear(memory, True)
-    engine._read(ids, images)
-    found: Any = llama_cpp.llama_get_logits_ith(engine._context, -1)
-    return np.ctypeslib.as_array(found, (256,)).copy()
+    engine = local(model).engine
+    engine.cut(0, 0)
+    read = shift = 0
+    for place, features in images:
+        engine.read(0, read + shift, ids[read:place])
+        assert engine.decode_features(0, place + shift, features)
+        read, shift = place, shift + len(features)
+    engine.read(0, read + shift, ids[read:])
+    return engine.logits_at(-1)[:256].copy()
+
+
+def looked(model: Model, prompt: list[dict[str, Any]]) -> tuple[list[int], list[tuple[int, np.ndarray]]]:
+    """The ids of a conversation, and its images with their places."""
+    inside = local(model)
+    ids, images = inside.encode(Ask(prompt))
+    places = image_places(inside.engine, ids, len(images))
+    return ids, list(zip(places, map(inside._features, images), strict=True))
 
 
 @pytest.mark.parametrize(("mmproj", "tolerance"), [("f32", 1e-3), ("bf16", 1e-3), ("q8_0", 2e-3)])
@@ -88,15 +99,14 @@ def test_other_types_see_the_same(mmproj: str, tolerance: float, tmp_path: Path)
     want = np.array(GOLDENS["seeing-112"]["exact.png"]["features"])
     with load(made(SEEING[1], tmp_path, mmproj), context=256) as model:
         prompt = asked(IMAGES / "exact.png")
-        ((_, features),) = model.look(prompt, model.encode(prompt))
+        _, ((_, features),) = looked(model, prompt)
     assert np.abs(features - want).max() < tolerance * np.abs(want).max()
 
 
 def test_several_images_and_their_order(model: Model) -> None:
     one, two = asked(IMAGES / "exact.png", IMAGES / "turned.jpg"), asked(IMAGES / "turned.jpg", IMAGES / "exact.png")
-    ids = model.encode(one)
-    assert ids == model.encode(two)
-    (first, second), (third, fourth) = model.look(one, ids), model.look(two, ids)
+    (ids, (first, second)), (same, (third, fourth)) = looked(model, one), looked(model, two)
+    assert ids == same
     assert (first[0], second[0]) == (third[0], fourth[0])
     assert np.array_equal(first[1], fourth[1])
     assert np.array_equal(second[1], third[1])
@@ -104,20 +114,22 @@ def test_several_images_and_their_order(model: Model) -> None:
 
 
 def test_text_of_a_user_is_no_image(model: Model) -> None:
-    bare = model.encode(asked(IMAGES / "exact.png"))
+    bare = encode(model, asked(IMAGES / "exact.png"))
     text = f"{PROMPT} <start_of_image><end_of_image>"
-    ids = model.encode(asked(IMAGES / "exact.png", text=text))
+    ids = encode(model, asked(IMAGES / "exact.png", text=text))
     assert len(ids) > len(bare) + 4
-    assert [place for place, _ in model.look(asked(IMAGES / "exact.png", text=text), ids)] == [
-        place for place, _ in model.look(asked(IMAGES / "exact.png"), bare)
-    ]
+    (_, ((place, _),)), (_, ((usual, _),)) = (
+        looked(model, asked(IMAGES / "exact.png", text=text)),
+        looked(model, asked(IMAGES / "exact.png")),
+    )
+    assert place == usual
 
 
 def test_the_child_sees_the_same(small: Path) -> None:
     prompt = asked(IMAGES / "wide-rgba.png")
     with load(small, seed=3, context=128) as model:
-        expected = model.generate(prompt, max_tokens=12)
-    assert "".join(run(small, prompt, seed=3, context=128, max_tokens=12)) == expected
+        expected = generate(model, prompt, max_tokens=12)
+    assert alone(small, prompt, seed=3, context=128, options={"max_tokens": 12}) == expected
 
 
 def test_the_command_line(small: Path, tmp_path: Path) -> None:
@@ -140,14 +152,14 @@ def test_the_command_line(small: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_asked(small: Path, tmp_path: Path) -> None:
     with load(small, context=16) as model:
         with pytest.raises(InvalidInput, match=r"ikke\.png: cannot be read"):
-            model.generate(asked(tmp_path / "ikke.png"))
+            generate(model, asked(tmp_path / "ikke.png"))
         with pytest.raises(InvalidInput, match="shorten it or ask for more context"):
-            model.generate(asked(IMAGES / "exact.png"))
+            generate(model, asked(IMAGES / "exact.png"))
         with pytest.raises(InvalidInput, match="an image without a file"):
-            model.generate([{"role": "user", "content": [{"type": "image"}]}])
+            generate(model, [{"role": "user", "content": [{"type": "image"}]}])
     wrong = r"seeing-56-F32\.gguf: not an mmproj but a gemma3"
     with load(small, context=16, mmproj=small) as model, pytest.raises(InvalidInput, match=wrong):
-        model.generate(asked(IMAGES / "exact.png"))
+        generate(model, asked(IMAGES / "exact.png"))
 
 
 def test_an_mmproj_is_found_by_name(small: Path, tmp_path: Path) -> None:
@@ -163,13 +175,13 @@ def test_an_mmproj_is_found_by_name(small: Path, tmp_path: Path) -> None:
 def test_no_mmproj(nano_q8: Path) -> None:
     wanted = r"no mmproj-nano-nb-7m-F16\.gguf beside it to see images with; give one with --mmproj$"
     with pytest.raises(InvalidInput, match=wanted):
-        list(run(nano_q8, asked(IMAGES / "exact.png")))
+        alone(nano_q8, asked(IMAGES / "exact.png"))
 
 
 def test_an_mmproj_of_another_model(nano_q8: Path, small: Path) -> None:
     wrong = "belongs to a model with embeddings of 64, not 256"
     with load(nano_q8, context=128, mmproj=mmproj_beside(small)) as model, pytest.raises(InvalidInput, match=wrong):
-        model.generate(asked(IMAGES / "exact.png"))
+        generate(model, asked(IMAGES / "exact.png"))
 
 
 def test_quantize_and_convert_name_the_files(tmp_path: Path) -> None:
@@ -317,7 +329,7 @@ def test_a_damaged_picture_is_one_line(change: Callable[[bytes], bytes], small: 
     path = tmp_path / "skadd bilde.jpg"
     path.write_bytes(change((IMAGES / "turned.jpg").read_bytes()))
     with pytest.raises(InvalidInput, match=r"^.*skadd bilde\.jpg: .*$"):
-        list(run(small, asked(path)))
+        alone(small, asked(path))
 
 
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
