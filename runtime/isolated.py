@@ -148,6 +148,8 @@ class _Child:
     def ask(self, request: dict[str, Any], sink: Sink) -> int:
         """Begin what has events; the number it has from now on. Raises what the child answers."""
         number = self._number()
+        if not self._sinks:
+            self._phase = "reading the prompt"
         self._sinks[number] = sink
         try:
             self._exchange(number, request)
@@ -212,7 +214,6 @@ class _Child:
         reply = self._replies.pop(number, None)
         if reply is not None:
             reply.value, reply.error = message.get("value"), _error(message) if "error" in message else None
-            self._phase = "reading the prompt"
             reply.come.set()
         elif (sink := self._sinks.get(number)) is not None:
             event = _error(message) if "error" in message else unpack_event(message["event"])
