@@ -1,6 +1,7 @@
 """JSON schemas from callers become grammars; bounded, since a few bytes of schema can mean gigabytes of grammar."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ MAX_SCHEMA = 64 * 1024
 MAX_DEPTH = 32
 MAX_COUNT = 1000
 MAX_GRAMMAR = 512 * 1024
+LITERAL_OR_CLASS = r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]'
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 
 
@@ -28,7 +30,13 @@ def grammar_of(schema: Mapping[str, Any]) -> str:
         ) from error
     if len(grammar) > MAX_GRAMMAR:
         raise InvalidInput(f"the schema needs a grammar of {len(grammar)} characters; make it simpler")
-    return grammar
+    return re.sub(LITERAL_OR_CLASS, _strict, grammar)
+
+
+def _strict(found: re.Match[str]) -> str:
+    """A negated class also leaves out what JSON allows in no string: quotes, backslashes and control characters."""
+    part = found[0]
+    return rf'[^"\\\x00-\x1F{part[2:]}' if part.startswith("[^") else part
 
 
 def _checked(schema: Mapping[str, Any]) -> str:
@@ -47,6 +55,8 @@ def _look(value: Any, depth: int) -> None:
             count = value.get(name)
             if isinstance(count, (int, float)) and not 0 <= count <= MAX_COUNT:
                 raise InvalidInput(f"the schema: {name} {count} is not within 0 and {MAX_COUNT}")
+        if isinstance(pattern := value.get("pattern"), str) and ('"' in pattern or "\\\\" in pattern):
+            raise InvalidInput("the schema: a pattern with a quote or a backslash as text cannot be followed")
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     for part in inner:
         _look(part, depth + 1)
