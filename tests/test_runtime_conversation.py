@@ -92,7 +92,8 @@ def test_regenerate(model: Model) -> None:
 
 
 NAMES = {"S": "system", "u": "user", "a": "assistant"}
-TURNS = [{"role": NAMES[text[0]], "content": text} for text in "S u0 a0 u1 a1 u2 a2 u3 a3 u4 a4 u5 a5 u6".split()]
+ORDER = "S u0 a0 u1 a1 u2 a2 u3 a3 u4 a4 u5 a5 u6"
+TURNS = [{"role": NAMES[text[0]], "content": text} for text in ORDER.split()]
 
 
 def count(found: Sequence[Any]) -> int:
