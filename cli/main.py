@@ -13,6 +13,7 @@ from .bench import bench
 from .check import check
 from .convert import convert
 from .convert_lora import convert_lora
+from .devices import devices
 from .inspect import inspect
 from .modelfile import modelfile
 from .quantize import quantize
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, convert_lora, quantize, check, run, modelfile, inspect, bench):
+for command in (convert, convert_lora, quantize, check, run, modelfile, inspect, devices, bench):
     cli.add_command(command)
 
 

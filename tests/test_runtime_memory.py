@@ -1,0 +1,209 @@
+"""What a model is said to need, against what llama.cpp allocates.
+
+Weights and cache must be equal but for the two decimals of llama.cpp's log and the padding between tensors. What the
+computation takes may be up to 11 % more than allocated, never less (measured: 0 to 10.2 %, BLOOM with all logits); but
+beyond 32768 tokens, where the allocator finds no gap for the logits, up to 15 % less (measured: 13 %, 12b at 131072).
+All together must agree within 10 %; miniatures, whose shapes are unlike any published one's, are held to that alone.
+"""
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as llama
+import llama_cpp.mtmd_cpp as mtmd
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+
+from borealis_gguf.checkpoint.folder import open_checkpoint
+from borealis_gguf.checkpoint.gguf import read_gguf
+from borealis_gguf.checkpoint.gguf_header import GGUFFile
+from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.convert import describe
+from borealis_gguf.errors import InvalidInput
+from borealis_gguf.pipeline.execute import execute
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.runtime import engine, memory
+from borealis_gguf.runtime.memory import Need, estimate, sizes, vision_need
+
+from .allocations import BUFFER, allocations, mebibytes
+from .families import FAMILIES, Family
+from .oracle import LOG, keep
+from .sparse_models import GEMMA_1B, GEMMA_4B, GEMMA_270M, MISTRAL_7B, SHAPES, Shape, write_mmproj, write_sparse
+from .tiny import CODEC
+
+MIB = 1 << 20
+LOGGED = MIB // 100  # two decimals of a MiB, per line
+
+
+def n_ctx(context: int, parallel: int) -> int:
+    """What the engine asks llama.cpp for."""
+    return parallel * -(-context // 256) * 256
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sparse")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_cache_and_computation_of_every_size(shape: Shape, folder: Path) -> None:
+    """llama.cpp only pretends to allocate; that this gives its real numbers is tested below."""
+    path = write_sparse(folder / "sparse.gguf", replace(shape, layers=7), GGMLQuantizationType.Q4_0)
+    found = sizes(read_gguf(path))
+    for parallel in (1, 3, 4):
+        for context in (1, 1000, 8192, shape.context):
+            for outputs in (0, parallel):
+                said, _ = estimate(found, context, parallel, outputs=outputs)
+                real = allocations(path, n_ctx(context, parallel), parallel, n_outputs=outputs, pretend=True)
+                compute = real["compute"] + real["output"]
+                least = 1 if context <= 32768 else 0.85
+                case = (context, parallel, outputs, said, real)
+                assert abs(said.cache - real["KV"]) <= 2 * LOGGED, case
+                assert compute * least <= said.compute <= compute * 1.11, case
+                assert abs(said.cache + said.compute - real["KV"] - compute) <= 0.1 * (real["KV"] + compute), case
+    path.unlink()
+
+
+@pytest.mark.parametrize("shape", [GEMMA_270M, GEMMA_1B, MISTRAL_7B], ids=lambda shape: shape.name)
+def test_what_is_really_allocated(shape: Shape, folder: Path) -> None:
+    shape = replace(shape, layers=7 if shape.window else 2)
+    path = write_sparse(folder / "sparse.gguf", shape, GGMLQuantizationType.Q4_0)
+    found = sizes(read_gguf(path))
+    for context, parallel in ((512, 1), (4096, 1), (700, 4)):
+        said, gpu = estimate(found, context, parallel)
+        real = allocations(path, n_ctx(context, parallel), parallel)
+        pretended = allocations(path, n_ctx(context, parallel), parallel, pretend=True)
+        assert gpu == Need()
+        assert abs(said.weights - real["model"]) <= LOGGED + 0.001 * real["model"]
+        assert abs(said.cache - real["KV"]) <= 2 * LOGGED
+        assert abs(said.total - sum(real.values())) <= 0.1 * sum(real.values())
+        assert abs(pretended["KV"] - real["KV"]) <= 2 * LOGGED
+        assert pretended["compute"] == real["compute"]
+    path.unlink()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family(family: Family, tmp_path: Path) -> None:
+    model, types = describe(open_checkpoint(family.write(tmp_path)), "f32")
+    plan = lay_out(tmp_path / "f32.gguf", model, types)
+    execute([plan], CODEC)
+    check(plan.path)
+
+
+def test_a_trained_model(nano_bf16: Path, nano_q8: Path) -> None:
+    check(nano_bf16)
+    check(nano_q8)
+
+
+def check(path: Path) -> None:
+    found = sizes(read_gguf(path))
+    for context, parallel in ((256, 1), (2048, 1), (512, 4)):
+        said, _ = estimate(found, context, parallel)
+        real = allocations(path, n_ctx(context, parallel), parallel)
+        assert abs(said.cache - real["KV"]) <= 2 * LOGGED
+        assert abs(said.total - sum(real.values())) <= 0.1 * sum(real.values()), (said, real)
+
+
+def test_a_split_between_cpu_and_gpu_adds_up(folder: Path) -> None:
+    """Every layer is somewhere once; the embedding of a tied model is in both places as soon as the output leaves."""
+    path = write_sparse(folder / "sparse.gguf", replace(GEMMA_4B, layers=7), GGMLQuantizationType.Q4_0)
+    found = sizes(read_gguf(path))
+    alone, nothing = estimate(found, 4096)
+    assert nothing == Need()
+    for n in range(1, found.n_layers + 1):
+        cpu, gpu = estimate(found, 4096, gpu_layers=n)
+        assert cpu.weights + gpu.weights == alone.weights + found.tied
+        assert cpu.cache + gpu.cache == alone.cache
+        assert gpu.cache == sum(found.cells[8 - n :]) * 1536 + (n > 2) * found.cells[5] * (4096 - 1536)
+    cpu, gpu = estimate(found, 4096, gpu_layers=8)
+    assert (cpu.weights, cpu.cache) == (found.input, 0)
+    assert estimate(found, 4096, gpu_layers=99) == (cpu, gpu)
+    path.unlink()
+
+
+# What llama.cpp put on a second device when it was given one (its RPC backend on the same machine; there is no GPU
+# here), 2048 tokens, F16: layers there -> MiB of (model, KV, compute) on the CPU and on the device.
+SPLITS = {
+    1: ((934.4, 8.0, 53.3), (576.0, 0.0, 514.2)),
+    3: ((832.0, 5.0, 53.3), (678.4, 3.0, 514.2)),
+    7: ((627.2, 1.0, 53.3), (883.2, 7.0, 514.2)),
+    8: ((576.0, 0.0, 8.5), (934.4, 8.0, 514.2)),
+}
+
+
+@pytest.mark.parametrize("layers", SPLITS)
+def test_a_split_is_what_llama_cpp_does(layers: int, folder: Path) -> None:
+    path = write_sparse(folder / "sparse.gguf", replace(GEMMA_1B, layers=7))
+    said = estimate(sizes(read_gguf(path)), 2048, gpu_layers=layers)
+    for need, (weights, cache, compute) in zip(said, SPLITS[layers], strict=True):
+        assert abs(need.weights - weights * MIB) < MIB // 10
+        assert need.cache == cache * MIB
+        assert compute * 0.995 <= need.compute / MIB <= compute * 1.05
+    path.unlink()
+
+
+@pytest.mark.parametrize("side", [896, 448])
+def test_what_the_side_that_sees_needs(side: int, folder: Path) -> None:
+    """Tolerance 15 %: the graph is one of many kinds of node, and its memory a sixth of the weights'."""
+    text = write_sparse(folder / "text.gguf", replace(GEMMA_4B, layers=1, vocab=256))
+    path = write_mmproj(folder / "mmproj.gguf", side, layers=2)
+    LOG.clear()
+    mtmd.mtmd_helper_log_set(keep, ctypes.c_void_p(0))
+    model: Any = llama.llama_model_load_from_file(str(text).encode(), llama.llama_model_default_params())
+    params = mtmd.mtmd_context_params_default()
+    params.use_gpu, params.warmup = False, True
+    context = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
+    assert model and context, "".join(LOG)
+    mtmd.mtmd_free(context)
+    llama.llama_model_free(model)
+    said = vision_need(read_gguf(path))
+    real = sum(mebibytes(size) for _, what, size in BUFFER.findall("".join(LOG)) if what == "compute")
+    assert real <= said.compute <= 1.15 * real
+    assert said.weights == sum(tensor.nbytes for tensor in read_gguf(path).tensors.values())
+
+
+def test_the_batch_is_the_engine_s() -> None:
+    assert memory.BATCH == engine.BATCH
+
+
+def test_headers_that_do_not_say(nano_q8: Path) -> None:
+    header = read_gguf(nano_q8)
+
+    def without(key: str) -> GGUFFile:
+        return replace(header, kv=tuple(kv for kv in header.kv if kv.key != key))
+
+    with pytest.raises(InvalidInput, match=r"gemma3\.embedding_length is missing; make the GGUF again"):
+        sizes(without("gemma3.embedding_length"))
+    tensors = {name: tensor for name, tensor in header.tensors.items() if name != "token_embd.weight"}
+    with pytest.raises(InvalidInput, match=r"token_embd\.weight is no matrix here"):
+        sizes(replace(header, tensors=tensors))
+    assert not any(sizes(without("gemma3.attention.sliding_window")).windowed)
+    assert np.flatnonzero(~np.array(sizes(header).windowed)).tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 2**32 - 1),
+        ("block_count", "six"),
+        ("attention.head_count", (4, 4)),
+        ("attention.key_length", -1),
+        ("attention.sliding_window_pattern", "6"),
+        ("embedding_length", True),
+    ],
+)
+def test_headers_that_lie(key: str, value: Any, nano_q8: Path) -> None:
+    header = read_gguf(nano_q8)
+    kv = [kv for kv in header.kv if kv.key != f"gemma3.{key}"]
+    with pytest.raises(InvalidInput):
+        sizes(replace(header, kv=(*kv, KV(f"gemma3.{key}", GGUFValueType.UINT32, value))))
+
+
+def test_a_pattern_of_windows(nano_q8: Path) -> None:
+    header = read_gguf(nano_q8)
+    for value, windowed in ((2, "101010"), (0, "111111"), ((True, False, False, True, True, False), "100110")):
+        key = KV("gemma3.attention.sliding_window_pattern", GGUFValueType.UINT32, value)
+        assert "".join(str(int(w)) for w in sizes(replace(header, kv=(*header.kv, key))).windowed) == windowed
