@@ -79,10 +79,11 @@ def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]]) -> list[np.nda
 
 
 def _of_gguf(path: str, prompts: Sequence[Sequence[int]], extra_buffers: bool, threads: int) -> list[np.ndarray]:
-    from ..runtime.engine import Engine
+    from ..runtime.engine import BATCH, Engine
 
     longest = max(map(len, prompts))
-    engine = Engine(Path(path), context=longest, threads=threads, extra_buffers=extra_buffers, gpu_layers=0)
+    placing = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
+    engine = Engine(Path(path), threads=threads, extra_buffers=extra_buffers, **placing)
     try:
         return [engine.logits(prompt, _positions(len(prompt))) for prompt in prompts]
     finally:

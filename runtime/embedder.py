@@ -12,7 +12,7 @@ from .vocabulary import forget, reason
 if TYPE_CHECKING:
     from .engine import Engine
 
-LONGEST = 2048
+LONGEST = 512
 """Tokens of a text are averaged within one computation, which takes memory for all of them."""
 
 

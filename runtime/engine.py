@@ -14,6 +14,7 @@ import llama_cpp as llama
 import numpy as np
 
 from ..errors import BorealisError, InvalidInput
+from .placement import DEFAULT_CONTEXT
 from .vocabulary import Vocabulary, begin, forget, reason
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ Progress = Callable[[float], None]
 
 BATCH = 512
 """Most tokens of one computation; an image must fit in one."""
-DEFAULT_CONTEXT = 8192
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 ABORTED = 2
 SWA_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_SWA_ONLY
@@ -53,17 +53,22 @@ class Engine(Vocabulary):
         threads: int,
         extra_buffers: bool,
         parallel: int = 1,
+        outputs: int = 0,
         gpu_layers: int = -1,
         model_params: Mapping[str, Any] | None = None,
+        vision_device: str | None = None,
         loras: Sequence[tuple[Path, float]] = (),
         on_progress: Progress | None = None,
     ) -> None:
         """`context` None means the model's own, at most DEFAULT_CONTEXT; `loras` are adapter GGUFs with their scales.
 
-        `model_params` are fields of llama_model_params over those chosen here. Raises BorealisError, InvalidInput.
+        outputs: most tokens of a batch whose logits are wanted; 0 is one of each sequence. model_params: fields of
+        llama_model_params over those chosen here. vision_device: ggml's name of the device that sees, None for any.
+        Raises BorealisError, InvalidInput.
         """
         begin()
         self.path, self.threads, self.parallel, self.extra_buffers = path, threads, parallel, extra_buffers
+        self.vision_device, self._outputs = vision_device, outputs or parallel
         self._context: Any = None
         self._batch: Any = None
         self._abort = ctypes.create_string_buffer(2)
@@ -78,7 +83,7 @@ class Engine(Vocabulary):
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
             self.window: int = llama.llama_model_n_swa(self._model)
-            self._context = _new_context(path, self._model, self.n_context, parallel, threads)
+            self._context = _new_context(path, self._model, self.n_context, parallel, outputs, threads)
             self._batch = llama.llama_batch_init(BATCH, 0, 1)
             self._memory: Any = llama.llama_get_memory(self._context)
             self._listen()
@@ -204,7 +209,7 @@ class Engine(Vocabulary):
         self.cut(0, 0)
         wanted = {position: row for row, position in enumerate(positions)}
         rows = np.empty((len(positions), self.n_vocab), np.float32)
-        for cells in _chunks(ids, wanted):
+        for cells in _chunks(ids, wanted, self._outputs):
             self.decode(cells)
             for n, cell in enumerate(cells):
                 if cell.logits:
@@ -215,7 +220,8 @@ class Engine(Vocabulary):
         """Load the side that sees; it must be closed before this engine."""
         from .vision import Vision
 
-        return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.on_gpu)
+        device = self.vision_device
+        return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.on_gpu, device=device)
 
     @property
     def context(self) -> Any:
@@ -232,9 +238,15 @@ class Engine(Vocabulary):
         return llama.llama_model_n_embd(self._model)
 
 
-def _chunks(ids: Sequence[int], wanted: Container[int]) -> Iterable[list[Cell]]:
-    for start in range(0, len(ids), BATCH):
-        yield [Cell(0, start + n, id, start + n in wanted) for n, id in enumerate(ids[start : start + BATCH])]
+def _chunks(ids: Sequence[int], wanted: Container[int], outputs: int) -> Iterable[list[Cell]]:
+    """Batches of sequence 0 with at most `outputs` wanted places each."""
+    cells: list[Cell] = []
+    for place, id in enumerate(ids):
+        if len(cells) == BATCH or (place in wanted and sum(cell.logits for cell in cells) == outputs):
+            yield cells
+            cells = []
+        cells.append(Cell(0, place, id, place in wanted))
+    yield cells
 
 
 def _load(path: Path, fields: Mapping[str, Any], on_progress: Progress | None) -> Any:
@@ -259,12 +271,13 @@ def _load(path: Path, fields: Mapping[str, Any], on_progress: Progress | None) -
     return model
 
 
-def _new_context(path: Path, model: Any, n_context: int, parallel: int, threads: int) -> Any:
+def _new_context(path: Path, model: Any, n_context: int, parallel: int, outputs: int, threads: int) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = parallel * -(-n_context // 256) * 256  # llama.cpp rounds up too, and shares it out
     params.n_seq_max = parallel
     params.kv_unified = False  # every sequence has its own room: none can take another's
     params.n_batch = params.n_ubatch = BATCH
+    params.n_outputs_max = outputs or parallel  # the logits of a batch are 0.5 GB with a vocabulary of 262144
     params.n_threads = params.n_threads_batch = threads
     params.swa_full = False
     context = llama.llama_init_from_model(model, params)

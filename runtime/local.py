@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.file_names import mmproj_beside, model_stem
+from ..checkpoint.file_names import model_stem
 from ..errors import BorealisError, InvalidInput
 from .events import Ask, Finished, Info, Options, Usage
 from .image import Image, read_image, read_image_data
@@ -52,7 +52,7 @@ class Local:
         from .scheduler import Scheduler
 
         self.engine, self.template, self.sampling, self.seed = engine, template, sampling, seed
-        self.mmproj = mmproj or mmproj_beside(engine.path)
+        self.mmproj = mmproj
         self.info = Info(engine.n_context, engine.parallel, self.mmproj is not None, template is not None, placement)
         self._scheduler = Scheduler(engine, max_queue)
         self._eyes = ThreadPoolExecutor(1, thread_name_prefix="borealis-gguf images")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..checkpoint.file_names import mmproj_beside
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..errors import BorealisError, InvalidInput
 from .answer import Answer, begun
@@ -17,6 +18,7 @@ from .conversation import Conversation
 from .events import Ask, Event, Info, Options, Overflow
 from .local import MAX_SEED, TEMPLATE_KEY, Local, checked_seed
 from .loras import checked_loras
+from .placement import Placement, choose, model_params
 from .probe import extra_buffers_work
 from .sampling import override, sampling_of
 from .template import ChatTemplate, Message
@@ -206,15 +208,18 @@ def load_here(
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads: {threads} is not 1 or more")
     first = None if seed is None else checked_seed(seed)
-    layers = -1 if gpu_layers == "auto" else int(gpu_layers)
+    safe = extra_buffers_work() if extra_buffers is None else extra_buffers
+    seeing = Path(mmproj) if mmproj else mmproj_beside(path)
+    placement = _place(header, seeing, device, gpu_layers, context, parallel)
     with ExitStack() as undo:
         engine = engine_class()(
             path,
-            context=context,
+            context=placement.context,
             threads=threads or cpus(),
-            extra_buffers=extra_buffers_work() if extra_buffers is None else extra_buffers,
+            extra_buffers=safe,
             parallel=parallel,
-            gpu_layers=0 if device == "cpu" else layers,
+            model_params=model_params(placement),
+            vision_device=placement.name if placement.n_gpu_layers else None,
             loras=adapters,
             on_progress=on_progress,
         )
@@ -225,11 +230,33 @@ def load_here(
             template,
             chosen,
             lambda: secrets.randbelow(MAX_SEED + 1) if first is None else first,
-            mmproj=Path(mmproj) if mmproj else None,
+            mmproj=seeing,
             max_queue=max_queue,
+            placement=placement.describe(),
         )
         undo.pop_all()
         return local
+
+
+def _place(
+    header: GGUFFile, mmproj: Path | None, device: str, gpu_layers: int | str, context: int | None, parallel: int
+) -> Placement:
+    """Where the model goes, as llama.cpp sees this machine. Raises InvalidInput when it fits nowhere."""
+    try:
+        from .devices import devices
+        from .vision import read_mmproj
+    except (ImportError, OSError, RuntimeError) as error:
+        raise unloadable(error) from error
+    return choose(
+        header,
+        device=device,
+        gpu_layers=gpu_layers,
+        context=context,
+        parallel=parallel,
+        devices=devices(),
+        mmproj=read_mmproj(mmproj) if mmproj is not None else None,
+        outputs=parallel,
+    )
 
 
 def _template(header: GGUFFile, engine: "Engine") -> ChatTemplate | None:
@@ -243,8 +270,13 @@ def engine_class() -> "type[Engine]":
     try:
         from .engine import Engine
     except (ImportError, OSError, RuntimeError) as error:
-        raise BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it") from error
+        raise unloadable(error) from error
     return Engine
+
+
+def unloadable(error: Exception) -> BorealisError:
+    """What to say when llama.cpp's libraries cannot be loaded."""
+    return BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it")
 
 
 def cpus() -> int:

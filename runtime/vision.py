@@ -15,6 +15,7 @@ import numpy as np
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_model import check_model
 from ..errors import BorealisError, InvalidInput
+from .devices import device_handle
 from .image import Image, resize, upright
 from .vocabulary import forget, keep_errors, reason
 
@@ -26,8 +27,10 @@ IMAGE_CHUNK = 1  # MTMD_INPUT_CHUNK_TYPE_IMAGE
 class Vision:
     """A loaded mmproj, bound to a text model. One thread at a time; `close()` gives the memory back."""
 
-    def __init__(self, path: Path, model: Any, *, n_embd: int, threads: int, gpu: bool) -> None:
-        """`model` is llama.cpp's, with embeddings of `n_embd`. Raises BorealisError, InvalidInput."""
+    def __init__(
+        self, path: Path, model: Any, *, n_embd: int, threads: int, gpu: bool, device: str | None = None
+    ) -> None:
+        """`model` is llama.cpp's, with `n_embd`; `device` is ggml's name. Raises BorealisError, InvalidInput."""
         header = read_mmproj(path)
         if (dim := header.value("clip.vision.projection_dim")) != n_embd:
             raise InvalidInput(
@@ -42,6 +45,8 @@ class Vision:
         forget()
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads = gpu, threads
+        if gpu and device is not None:
+            params.device = device_handle(device)
         params.print_timings = params.warmup = False
         self._context = mtmd.mtmd_init_from_file(str(path).encode("utf-8", "surrogateescape"), model, params)
         if self._context is None:

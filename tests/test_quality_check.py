@@ -22,7 +22,9 @@ from borealis_gguf.quality.report import as_json, as_text
 from borealis_gguf.quality.texts import LINES
 from borealis_gguf.quality.weights import SAMPLED_ROWS, sampled_rows
 from borealis_gguf.quantize import ggml
+from borealis_gguf.runtime.events import Options
 
+from .asking import encode, local
 from .faults import Weights, flipped_bit, set_value, with_metadata
 from .tiny import raw_model, weights
 
@@ -226,13 +228,14 @@ def test_logits_say_what_they_need(nano: Path, nano_bf16: Path, nano_q8: Path, m
 
 def test_logits_of_one_batch_and_of_several_are_those_that_answers_come_from(nano_q8: Path) -> None:
     with load(nano_q8, context=1024, sampling={"temperature": 0}) as model:
-        ids = model.encode("Skriv om Norge. " * 100)
+        ids, engine = encode(model, "Skriv om Norge. " * 100), local(model).engine
         assert len(ids) > 512
-        rows = model.engine.logits(ids, [0, 511, 512, len(ids) - 1])
+        rows = engine.logits(ids, [0, 511, 512, len(ids) - 1])
         assert rows.shape == (4, 4096)
         assert np.isfinite(rows).all()
-        assert next(model.engine.generate(ids, model.sampling, 0)) == rows[3].argmax()
-        again = model.engine.logits(ids[:5], [0, 4])
+        said = model.complete(ids, Options(max_tokens=1, logprobs=1))
+        assert next(said).logprobs[0].id == rows[3].argmax()  # type: ignore[union-attr]
+        again = engine.logits(ids[:5], [0, 4])
         assert again[0].argmax() == rows[0].argmax()
 
 

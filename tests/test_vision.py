@@ -158,8 +158,8 @@ def test_what_cannot_be_asked(small: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="an image without a file"):
             generate(model, [{"role": "user", "content": [{"type": "image"}]}])
     wrong = r"seeing-56-F32\.gguf: not an mmproj but a gemma3"
-    with load(small, context=16, mmproj=small) as model, pytest.raises(InvalidInput, match=wrong):
-        generate(model, asked(IMAGES / "exact.png"))
+    with pytest.raises(InvalidInput, match=wrong):
+        load(small, context=16, mmproj=small)
 
 
 def test_an_mmproj_is_found_by_name(small: Path, tmp_path: Path) -> None:
