@@ -16,6 +16,8 @@ SCHEMES = ("hf://", WEB, "huggingface.co/", "hf.co/")
 EXAMPLE = "NbAiLab/borealis-4b"
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?")
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""A file's name that means itself, as a pattern too."""
 MAX_ID = 96
 
 WANTED = (
@@ -77,9 +79,34 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
 
     Raises InvalidInput, never with the token in its text; a BorealisError raised by `on_progress` stops it.
     """
-    from huggingface_hub import snapshot_download
+    check_id(repo_id, revision)
+    path = _fetch(repo_id, revision, on_progress, list(WANTED))
+    if (problem := missing(repo_id, [file.name for file in path.iterdir()])) is not None:
+        raise InvalidInput(problem)
+    return path
+
+
+def download_files(
+    repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]], on_progress: Progress | None
+) -> list[Path]:
+    """The files of a repository that `choose` picks from their names, in its order, in the Hub's cache.
+
+    Names that reach out of a folder are not among those offered. Raises as `download` does.
+    """
+    from huggingface_hub import HfApi
 
     check_id(repo_id, revision)
+    names = persist(
+        repo_id, lambda: ask(lambda: HfApi().list_repo_files(repo_id, revision=revision), repo_id, revision), attempts=3
+    )
+    chosen = choose(sorted(name for name in names if PLAIN.fullmatch(name) and ".." not in name))
+    folder = _fetch(repo_id, revision, on_progress, chosen)
+    return [folder / name for name in chosen]
+
+
+def _fetch(repo_id: str, revision: str | None, on_progress: Progress | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(REDACTED)
     folder = persist(
@@ -88,7 +115,7 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
             lambda: snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=list(WANTED),
+                allow_patterns=patterns,
                 ignore_patterns=list(UNWANTED),
                 tqdm_class=_reporter(on_progress),
             ),
@@ -98,10 +125,7 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
         ),
         attempts=3,  # the library has been patient itself, but not with everything
     )
-    path = Path(folder)
-    if (problem := missing(repo_id, [file.name for file in path.iterdir()])) is not None:
-        raise InvalidInput(problem)
-    return path
+    return Path(folder)
 
 
 def check_id(repo_id: str, revision: str | None) -> None:

@@ -156,6 +156,7 @@ def load(
     isolate: bool = False,
     max_queue: int | None = None,
     on_progress: "Progress | None" = None,
+    on_download: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a GGUF for chatting.
 
@@ -166,11 +167,12 @@ def load(
     mmproj: the file to see images with; None takes the one that lies beside the model and has its name.
     extra_buffers: None asks the probe (see `probe`). isolate: in a process of its own, so that this one outlives
     native code's death. max_queue: more waiting requests than this raise Busy. on_progress: see `Progress`.
+    on_download: called with bytes fetched and bytes in all, for a model on the Hub.
     Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
     """
     from .find import find_model
 
-    path = find_model(model)
+    path = find_model(model, on_download)
     wanted = {
         "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel, "threads": threads,
         "seed": seed, "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
