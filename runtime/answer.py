@@ -146,8 +146,11 @@ class Answer:
             self.calls.append(event)
         else:
             self.finished = event
-            if self._on_end is not None:
-                self._on_end(self)
+            try:
+                if self._on_end is not None:
+                    self._on_end(self)
+            except Exception as error:
+                self.error = error  # it is the reader's, not the engine's
 
     def _tell(self) -> None:
         with self._changed:

@@ -181,21 +181,25 @@ class Engine(Vocabulary):
         """The first place whose keys and values are all still there: sliding windows forget. -1: none."""
         return llama.llama_memory_seq_pos_min(self._memory, seq)
 
-    def state(self, seq: int, window_only: bool = False) -> bytes:
-        """Keys and values of a sequence; with `window_only` those that sliding windows forget."""
+    def state(self, seq: int, window_only: bool = False, most: int | None = None) -> "ctypes.Array[ctypes.c_uint8]":
+        """Keys and values of a sequence; with `window_only` those that sliding windows forget.
+
+        Empty if they are more than `most` bytes.
+        """
         flags = SWA_ONLY if window_only else 0
         size = llama.llama_state_seq_get_size_ext(self._context, seq, flags)
+        if most is not None and size > most:
+            return (ctypes.c_uint8 * 0)()
         data = (ctypes.c_uint8 * size)()
         written = llama.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
         if written != size:
             raise BorealisError(f"llama.cpp cannot give the state of a conversation{reason()}")
-        return bytes(data)
+        return data
 
-    def restore(self, seq: int, state: bytes, window_only: bool = False) -> bool:
+    def restore(self, seq: int, state: "ctypes.Array[ctypes.c_uint8]", window_only: bool = False) -> bool:
         """Put back what `state` gave, of this very model and settings; False when llama.cpp refuses it."""
         flags = SWA_ONLY if window_only else 0
-        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags))
+        return bool(llama.llama_state_seq_set_data_ext(self._context, state, len(state), seq, flags))
 
     def logits_at(self, n: int) -> np.ndarray:
         """The logits after cell `n` of the last `decode` (-1: the last cell): a view, float32 [n_vocab]."""

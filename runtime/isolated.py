@@ -211,7 +211,7 @@ class _Child:
 
     def _deliver(self, message: dict[str, Any]) -> None:
         number = message.get("id")
-        reply = self._replies.pop(number, None)
+        reply = None if "event" in message else self._replies.pop(number, None)  # events may overtake the reply
         if reply is not None:
             reply.value, reply.error = message.get("value"), _error(message) if "error" in message else None
             reply.come.set()

@@ -1,5 +1,6 @@
 """A model in this process: from what is asked to jobs of the scheduler."""
 
+import ctypes
 import hashlib
 import threading
 from collections import OrderedDict
@@ -242,7 +243,7 @@ class Local:
         best = max(slots, key=lambda slot: common(slot.trace, ids))
         if not common(best.trace, ids) or best.busy or min(best.trace) < 0:
             return [], b""
-        return best.trace, self.engine.state(best.id)
+        return best.trace, bytes(self.engine.state(best.id))
 
     def restore(self, path: str) -> dict[str, Any]:
         """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
@@ -259,7 +260,7 @@ class Local:
             return  # it will be computed again
         slot = min(idle, key=lambda slot: slot.used)
         sequences.lose(slot)
-        if self.engine.restore(slot.id, state):
+        if self.engine.restore(slot.id, (ctypes.c_uint8 * len(state)).from_buffer_copy(state)):
             slot.trace = trace
         else:
             sequences.lose(slot)

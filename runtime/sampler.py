@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp as llama
 import numpy as np
 
-from ..errors import InvalidInput
+from ..errors import BorealisError, InvalidInput
 from .events import Candidate, Chosen
 from .sampling import Sampling
 from .vocabulary import Vocabulary, forget, reason
@@ -18,6 +18,7 @@ from .vocabulary import Vocabulary, forget, reason
 if TYPE_CHECKING:
     from .engine import Engine
 
+NO_PENALTIES = (1.0, 0.0, 0.0)
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
@@ -35,7 +36,8 @@ class Sampler:
             if not self._grammar:
                 raise InvalidInput(f"the schema: llama.cpp cannot follow it{reason()}; make it simpler")
         self._chain = _new_chain(sampling, seed, engine.n_vocab)
-        self._reach = sampling.repeat_last_n if sampling.repeat_penalty != 1.0 else 0
+        self._greedy = grammar is None and _likeliest(sampling)
+        self._reach = sampling.repeat_last_n if _penalties(sampling) != NO_PENALTIES else 0
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
@@ -51,6 +53,8 @@ class Sampler:
 
     def draw(self, n: int) -> int:
         """A token from the logits after cell `n` of the last computation."""
+        if self._greedy:
+            return int(self.engine.logits_at(n).argmax())
         if self._grammar is None:
             return llama.llama_sampler_sample(self._chain, self.engine.context, n)
         logits = self.engine.logits_at(n)
@@ -59,6 +63,8 @@ class Sampler:
             allowed = _all(logits)
             self._apply(self._grammar, allowed)
             id = self._pick(allowed)
+            if not self._allowed(id):  # accepting it would end the process
+                raise BorealisError("the answer cannot go on under its schema with the tokens of this model")
         llama.llama_sampler_accept(self._chain, id)
         llama.llama_sampler_accept(self._grammar, id)
         return id
@@ -86,11 +92,19 @@ def _all(logits: np.ndarray) -> np.ndarray:
     return tokens
 
 
+def _likeliest(sampling: Sampling) -> bool:
+    """Whether it is the largest logit that is taken, and nothing else looked at."""
+    return sampling.temperature == 0 and _penalties(sampling) == NO_PENALTIES
+
+
+def _penalties(sampling: Sampling) -> tuple[float, float, float]:
+    return sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+
+
 def _new_chain(sampling: Sampling, seed: int, n_vocab: int) -> Any:
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
     steps = []
-    penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
-    if penalties != (1.0, 0.0, 0.0):
+    if (penalties := _penalties(sampling)) != NO_PENALTIES:
         steps.append(llama.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
     if sampling.temperature == 0:
         steps.append(llama.llama_sampler_init_greedy())

@@ -136,13 +136,14 @@ class Scheduler:
     # What follows runs in the engine's thread.
 
     def _run(self) -> None:
-        while self._next():
+        going = True
+        while going:
             try:
+                going = self._next()
                 self._step()
             except Exception as error:
-                known = isinstance(error, BorealisError)
                 for job in list(self._running):
-                    self._end(job, error if known else BorealisError(f"the engine failed: {error!r}"), lose=True)
+                    self._end(job, _told(error), lose=True)
 
     def _next(self) -> bool:
         """Wait for work and see to what has changed. False: the end."""
@@ -194,7 +195,10 @@ class Scheduler:
                 job.slot.trace.append(cell.id)
         for n, (cell, job) in enumerate(zip(cells, owners, strict=True)):
             if cell.logits:
-                self._advance(job, n)
+                try:
+                    self._advance(job, n)
+                except Exception as error:
+                    self._end(job, _told(error))
 
     def _place(self, job: Job) -> int:
         return len(job.slot.trace) if job.slot is not None else -1
@@ -231,10 +235,7 @@ class Scheduler:
 
     def _advance(self, job: Job, n: int) -> None:
         """Draw the token after cell `n`, and tell."""
-        if not job.made:
-            job.read = time.monotonic()
-            if job.slot is not None:
-                self.sequences.mark(job.slot)
+        job.read = job.read or time.monotonic()
         if job.max_tokens == 0:
             self._finish(job, "length")
             return
@@ -246,6 +247,8 @@ class Scheduler:
         text = job.output.push(b"" if end else self.engine.piece(job.last), last=end)
         if text or (end and job.told):
             self._tell(job, text)
+        if job.made == 1 and job.slot is not None:
+            self.sequences.mark(job.slot)
         full = job.slot is not None and len(job.slot.trace) + 1 >= self.engine.n_context
         if end or job.output.stopped:
             self._finish(job, "stop")
@@ -277,3 +280,8 @@ class Scheduler:
             self.sequences.release(job.slot)
             job.slot = None
         job.sink(event)
+
+
+def _told(error: Exception) -> BorealisError:
+    """An error as a caller may see it."""
+    return error if isinstance(error, BorealisError) else BorealisError(f"the engine failed: {error!r}")

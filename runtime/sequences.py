@@ -6,6 +6,7 @@ sliding windows: keys and values that left the window may be gone. So a copy of 
 prompt, and where a prompt left the one before it.
 """
 
+import ctypes
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine import Engine
 
-MARKS = 3
-"""Most copies of a sequence's windows; for Borealis 4b each takes about 120 MB."""
+MARKS_BYTES = 256 << 20
+"""Most memory for copies of windows, of all sequences together; one of Borealis 4b takes up to 180 MB."""
 WORTH = 32
 """Fewer shared tokens than this are computed again rather than copied."""
 
@@ -25,7 +26,7 @@ class Sequence:
 
     id: int
     trace: list[int] = field(default_factory=list)
-    marks: dict[int, bytes] = field(default_factory=dict)
+    marks: "dict[int, ctypes.Array[ctypes.c_uint8]]" = field(default_factory=dict)
     busy: bool = False
     used: int = 0
 
@@ -82,9 +83,14 @@ class Sequences:
         length = len(sequence.trace)
         if not self.engine.window or length in sequence.marks or length < WORTH:
             return
-        while len(sequence.marks) >= MARKS:
-            sequence.marks.pop(next(iter(sequence.marks)))
-        sequence.marks[length] = self.engine.state(sequence.id, window_only=True)
+        state = self.engine.state(sequence.id, window_only=True, most=MARKS_BYTES)
+        if not len(state):
+            return
+        sequence.marks[length] = state
+        held = {id(state): len(state) for each in self.all for state in each.marks.values()}
+        for each in sorted(self.all, key=lambda each: (each is sequence, each.used)):
+            while sum(held.values()) > MARKS_BYTES and len(each.marks) > (each is sequence):
+                held.pop(id(each.marks.pop(next(iter(each.marks)))), None)
 
     def _kept(self, sequence: Sequence, trace: List[int]) -> int:
         """How many tokens of `trace` the sequence can offer."""
