@@ -18,6 +18,7 @@ from .inspect import inspect
 from .modelfile import modelfile
 from .quantize import quantize
 from .run import run
+from .serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, convert_lora, quantize, check, run, modelfile, inspect, devices, bench):
+for command in (convert, convert_lora, quantize, check, run, serve, modelfile, inspect, devices, bench):
     cli.add_command(command)
 
 
