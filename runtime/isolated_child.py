@@ -26,7 +26,7 @@ class Child:
     def __init__(self, pipe: IO[bytes]) -> None:
         self.pipe = pipe
         self.lock = threading.Lock()
-        self.running: dict[int, Callable[[], None]] = {}
+        self.running: dict[int, Callable[[], None] | None] = {}
         self.local: Local | None = None
 
     def send(self, **message: Any) -> None:
@@ -62,7 +62,10 @@ class Child:
         if local is None:
             raise BorealisError("the model is not loaded")
         if what == "start":
-            self.running[number] = local.start(unpack_ask(request["ask"]), lambda event: self.event(number, event))
+            self.running[number] = None
+            stop = local.start(unpack_ask(request["ask"]), lambda event: self.event(number, event))
+            if number in self.running:  # it may have ended already
+                self.running[number] = stop
             return None
         if what == "embed":
             vectors, count = local.embed(request["texts"])
