@@ -27,6 +27,7 @@ BATCH = 512
 """Most tokens of one computation; an image must fit in one."""
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 ABORTED = 2
+GGML_TYPE_BF16 = 30
 SWA_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_SWA_ONLY
 
 
@@ -54,6 +55,7 @@ class Engine(Vocabulary):
         extra_buffers: bool,
         parallel: int = 1,
         outputs: int = 0,
+        steady: bool = False,
         gpu_layers: int = -1,
         model_params: Mapping[str, Any] | None = None,
         vision_device: str | None = None,
@@ -62,7 +64,8 @@ class Engine(Vocabulary):
     ) -> None:
         """`context` None means the model's own, at most DEFAULT_CONTEXT; `loras` are adapter GGUFs with their scales.
 
-        outputs: most tokens of a batch whose logits are wanted; 0 is one of each sequence. model_params: fields of
+        outputs: most tokens of a batch whose logits are wanted; 0 is one of each sequence. steady: what is computed
+        of a token does not depend on what else is in its batch (see `_new_context`). model_params: fields of
         llama_model_params over those chosen here. vision_device: ggml's name of the device that sees, None for any.
         Raises BorealisError, InvalidInput.
         """
@@ -83,7 +86,7 @@ class Engine(Vocabulary):
                 raise InvalidInput(f"{path}: a context of {context} tokens; this model can have 1 to {trained}")
             self.n_context = min(trained, DEFAULT_CONTEXT) if context is None else context
             self.window: int = llama.llama_model_n_swa(self._model)
-            self._context = _new_context(path, self._model, self.n_context, parallel, outputs, threads)
+            self._context = _new_context(path, self._model, self.n_context, parallel, outputs, steady, threads)
             self._batch = llama.llama_batch_init(BATCH, 0, 1)
             self._memory: Any = llama.llama_get_memory(self._context)
             self._listen()
@@ -275,7 +278,11 @@ def _load(path: Path, fields: Mapping[str, Any], on_progress: Progress | None) -
     return model
 
 
-def _new_context(path: Path, model: Any, n_context: int, parallel: int, outputs: int, threads: int) -> Any:
+def _new_context(
+    path: Path, model: Any, n_context: int, parallel: int, outputs: int, steady: bool, threads: int
+) -> Any:
+    """On the CPU llama.cpp has three ways to compute attention over F16 keys and values, for 1, below 64 and from 64
+    tokens of a sequence; their results differ in the third digit. Over BF16 it has one way for all."""
     params = llama.llama_context_default_params()
     params.n_ctx = parallel * -(-n_context // 256) * 256  # llama.cpp rounds up too, and shares it out
     params.n_seq_max = parallel
@@ -284,6 +291,8 @@ def _new_context(path: Path, model: Any, n_context: int, parallel: int, outputs:
     params.n_outputs_max = outputs or parallel  # the logits of a batch are 0.5 GB with a vocabulary of 262144
     params.n_threads = params.n_threads_batch = threads
     params.swa_full = False
+    if steady:
+        params.type_k = params.type_v = GGML_TYPE_BF16
     context = llama.llama_init_from_model(model, params)
     if context is None:
         what = f"{n_context} tokens" if parallel == 1 else f"{parallel} × {n_context} tokens"

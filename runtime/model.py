@@ -154,6 +154,7 @@ def load(
     mmproj: str | Path | None = None,
     extra_buffers: bool | None = None,
     isolate: bool = False,
+    steady: bool | None = None,
     max_queue: int | None = None,
     on_progress: "Progress | None" = None,
     on_download: Callable[[int, int], None] | None = None,
@@ -166,7 +167,9 @@ def load(
     sampling: fields of `Sampling` over what the file says. loras: adapter GGUFs, each with its scale.
     mmproj: the file to see images with; None takes the one that lies beside the model and has its name.
     extra_buffers: None asks the probe (see `probe`). isolate: in a process of its own, so that this one outlives
-    native code's death. max_queue: more waiting requests than this raise Busy. on_progress: see `Progress`.
+    native code's death. steady: a greedy answer is the same whatever else is computed; None is yes for more than
+    one answer at once on the CPU, where long prompts are slower for it. max_queue: more waiting requests than this
+    raise Busy. on_progress: see `Progress`.
     on_download: called with bytes fetched and bytes in all, for a model on the Hub.
     Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
     """
@@ -177,6 +180,7 @@ def load(
         "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel, "threads": threads,
         "seed": seed, "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
         "mmproj": str(mmproj) if mmproj else None, "extra_buffers": extra_buffers, "max_queue": max_queue,
+        "steady": steady,
     }  # fmt: skip
     if not isolate:
         return Model(path, load_here(path, on_progress=on_progress, **wanted))
@@ -199,6 +203,7 @@ def load_here(
     mmproj: str | None,
     extra_buffers: bool | None,
     max_queue: int | None,
+    steady: bool | None,
     on_progress: "Progress | None" = None,
 ) -> Local:
     """What `load` does in this process; the arguments are its."""
@@ -220,6 +225,7 @@ def load_here(
             threads=threads or cpus(),
             extra_buffers=safe,
             parallel=parallel,
+            steady=parallel > 1 and not placement.n_gpu_layers if steady is None else steady,
             model_params=model_params(placement),
             vision_device=placement.name if placement.n_gpu_layers else None,
             loras=adapters,

@@ -23,7 +23,7 @@ STORY = "".join(f"{n}. Det bur {n * 37} menneske i bygda nummer {n * n}, og dei 
 @pytest.fixture(scope="module")
 def fresh(nano_q8: Path) -> Iterator[Model]:
     """One sequence, emptied before every request by `alone`."""
-    with load(nano_q8, sampling=GREEDY) as model:
+    with load(nano_q8, sampling=GREEDY, steady=True) as model:
         yield model
 
 
@@ -50,11 +50,8 @@ def alone(fresh: Model, ids: list[int], count: int = 8) -> list[Chosen]:
 
 
 def same(ours: list[Chosen], theirs: list[Chosen]) -> None:
-    """The same tokens; keys and values computed in other batches differ in the last bits."""
-    assert [each.id for each in ours] == [each.id for each in theirs] != []
-    for a, b in zip(ours, theirs, strict=True):
-        assert abs(a.logprob - b.logprob) < 0.02
-        assert {c.id for c in a.top[:1]} == {c.id for c in b.top[:1]} == {a.id}
+    """The same tokens with the same probabilities, to the last bit."""
+    assert ours == theirs != []
 
 
 def prompt(model: Model, length: int, end: str = "") -> list[int]:
@@ -76,7 +73,7 @@ def test_a_prefix_is_computed_once(shared: Model, fresh: Model) -> None:
 
 def test_windows_that_are_gone_are_computed_again_or_restored(nano_q8: Path, fresh: Model) -> None:
     """One sequence: what lies before the windows cannot be had from it, unless a copy was kept."""
-    with load(nano_q8, sampling=GREEDY) as model:
+    with load(nano_q8, sampling=GREEDY, steady=True) as model:
         told(model, prompt(model, 300, " Hei"), 8)
         long = prompt(model, 1600, " Ja")
         told(model, long, 8)
@@ -93,7 +90,7 @@ def test_windows_that_are_gone_are_computed_again_or_restored(nano_q8: Path, fre
 
 
 def test_a_copy_of_the_windows_is_put_back(nano_q8: Path, fresh: Model) -> None:
-    with load(nano_q8, sampling=GREEDY) as model:
+    with load(nano_q8, sampling=GREEDY, steady=True) as model:
         ids = prompt(model, 600, " Hei")
         answer, _ = told(model, ids, 900)
         slot = local(model)._scheduler.sequences.all[0]

@@ -25,7 +25,7 @@ ASK = "Fortell om Norge."
 SIGSEGV = "(SIGSEGV|SIGBUS|access violation)"
 LOADING: dict[str, Any] = {
     "device": "cpu", "gpu_layers": 0, "context": 256, "parallel": 2, "threads": 2, "seed": 5, "sampling": {},
-    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None,
+    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None, "steady": None,
 }  # fmt: skip
 
 
