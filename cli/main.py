@@ -10,6 +10,7 @@ import click
 
 from ..errors import BorealisError
 from .bench import bench
+from .chat import chat
 from .check import check
 from .convert import convert
 from .convert_lora import convert_lora
@@ -33,10 +34,11 @@ def cli() -> None:
       borealis-gguf quantize Q4_K_M Q8_0 -m ./borealis-4b -o ./gguf
       borealis-gguf check gguf/borealis-4b-Q4_K_M.gguf --against ./borealis-4b
       borealis-gguf run gguf/borealis-4b-Q4_K_M.gguf "Hva heter hovedstaden i Noreg?"
+      borealis-gguf chat gguf/borealis-4b-Q4_K_M.gguf
     """
 
 
-for command in (convert, convert_lora, quantize, check, run, serve, modelfile, inspect, devices, bench):
+for command in (convert, convert_lora, quantize, check, run, chat, serve, modelfile, inspect, devices, bench):
     cli.add_command(command)
 
 

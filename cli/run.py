@@ -60,6 +60,7 @@ def run(
     """
     from ..runtime.events import Options, Text
     from ..runtime.model import load
+    from ..runtime.visible import visible
 
     if prompt is None:
         if sys.stdin.isatty():
@@ -80,10 +81,11 @@ def run(
     options = Options(
         max_tokens=max_tokens, seed=seed, sampling={} if temperature is None else {"temperature": temperature}
     )
+    show = visible if sys.stdout.isatty() else str
     with load(
         model, context=context, threads=threads, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj, isolate=True
     ) as loaded:
         for event in loaded.complete(prompt, options) if raw else loaded.chat(messages, options):
             if isinstance(event, Text):
-                click.echo(event.text, nl=False)
+                click.echo(show(event.text), nl=False)
     click.echo()
