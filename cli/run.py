@@ -87,5 +87,5 @@ def run(
     ) as loaded:
         for event in loaded.complete(prompt, options) if raw else loaded.chat(messages, options):
             if isinstance(event, Text):
-                click.echo(show(event.text), nl=False)
+                click.echo(show(event.text), nl=False, color=True)  # else it would change what goes to a file
     click.echo()

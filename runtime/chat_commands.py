@@ -173,15 +173,13 @@ def given_path(text: str) -> Path:
 
 
 def _unquoted(text: str) -> str:
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        return text[1:-1]
-    if os.name == "nt":
-        return text  # there a backslash is a folder's
     try:
-        words = shlex.split(text)
+        words = [] if os.name == "nt" else shlex.split(text)  # there a backslash is a folder's
     except ValueError:  # an apostrophe in a name
-        return text
-    return words[0] if len(words) == 1 else text
+        words = []
+    if len(words) == 1:
+        return words[0]
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _expanded(text: str) -> Path:
