@@ -1,6 +1,34 @@
 """`borealis-gguf bench`."""
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from .shared import PATH, size, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..runtime.bench import Speed
+
+
+class Counts(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "N[,N]..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            counts = tuple(map(int, value.split(",")))
+        except ValueError:
+            counts = ()
+        if not counts or not all(1 <= count <= 256 for count in counts):
+            self.fail(f"{value!r} is not one or more numbers from 1 to 256 with commas between them", param, ctx)
+        return counts
 
 
 @click.group()
@@ -54,3 +82,64 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
         click.echo(speeds_json(speeds))
     if not all(speed.equal for speed in speeds):
         raise SystemExit(1)
+
+
+@bench.command()
+@click.argument("model", type=PATH)
+@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, help="Length of the prompts.")
+@click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Length of the answers.")
+@click.option("--parallel", type=Counts(), default="1,8", show_default=True, help="How many answers at once.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="The medians count.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
+@click.option("-c", "--context", type=click.IntRange(1), help="Context of each answer. Default: what is needed.")
+@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def run(
+    model: Path,
+    prompt_tokens: int,
+    tokens: int,
+    parallel: tuple[int, ...],
+    repeats: int,
+    threads: int | None,
+    context: int | None,
+    gpu_layers: int,
+    as_json: bool,
+) -> None:
+    """How fast a GGUF model reads and writes here, alone and for several at once, and what memory it takes.
+
+    Prompts are random tokens, answers are drawn as the model's authors recommend and never end early. The first token
+    comes after a prompt never seen before, and after one of which all but the last 16 tokens are known already.
+
+    \b
+    Examples:
+      borealis-gguf bench run borealis-4b-Q4_K_M.gguf
+      borealis-gguf bench run borealis-4b-Q4_K_M.gguf --parallel 1,4,16 --tokens 256 --json
+    """
+    import json
+    import sys
+
+    from ..runtime.bench import bench_run
+    from ..runtime.terminal import Screen
+
+    screen = Screen(sys.stdout, sys.stderr)
+    speeds = bench_run(
+        model, prompt_tokens=prompt_tokens, tokens=tokens, parallel=parallel, repeats=repeats, threads=threads,
+        context=context, gpu_layers=gpu_layers, on_progress=screen.progress,
+    )  # fmt: skip
+    measured = list(speeds)
+    screen.clear()
+    if as_json:
+        click.echo(json.dumps([asdict(speed) for speed in measured], indent=1))
+        return
+    click.echo(
+        table(("At once", "Reading", "Writing", "First token", "Prefix known", "Memory", "Loading"), _rows(measured))
+    )
+
+
+def _rows(speeds: "Sequence[Speed]") -> "Iterator[tuple[str, ...]]":
+    for s in speeds:
+        rates = f"{s.reading:.1f} t/s", f"{s.writing:.1f} t/s"
+        yield (
+            str(s.parallel), *rates, f"{s.wait:.3f} s", f"{s.wait_shared:.3f} s", size(s.peak_memory),
+            f"{s.loading:.2f} s",
+        )  # fmt: skip
