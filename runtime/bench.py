@@ -71,6 +71,8 @@ def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], No
                 on_progress(what, len(samples) / request["repeats"])
         elif "once" in message:
             once |= message["once"]
+    if not (samples and once):
+        raise EngineDied(f"{request['path']}: the measuring process ended before it had measured")
     middle = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
     return Speed(request["parallel"], **middle, peak_memory=int(once["peak_memory"]), loading=once["loading"])
 
