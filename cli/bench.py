@@ -1,12 +1,11 @@
 """`borealis-gguf bench`."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .shared import PATH, size, table
+from .shared import size, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,24 +84,26 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
 
 
 @bench.command()
-@click.argument("model", type=PATH)
+@click.argument("model")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, help="Length of the prompts.")
 @click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Length of the answers.")
 @click.option("--parallel", type=Counts(), default="1,8", show_default=True, help="How many answers at once.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="The medians count.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("-c", "--context", type=click.IntRange(1), help="Context of each answer. Default: what is needed.")
-@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
+@click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def run(
-    model: Path,
+    model: str,
     prompt_tokens: int,
     tokens: int,
     parallel: tuple[int, ...],
     repeats: int,
     threads: int | None,
     context: int | None,
-    gpu_layers: int,
+    device: str,
+    gpu_layers: str,
     as_json: bool,
 ) -> None:
     """How fast a GGUF model reads and writes here, alone and for several at once, and what memory it takes.
@@ -124,7 +125,7 @@ def run(
     screen = Screen(sys.stdout, sys.stderr)
     speeds = bench_run(
         model, prompt_tokens=prompt_tokens, tokens=tokens, parallel=parallel, repeats=repeats, threads=threads,
-        context=context, gpu_layers=gpu_layers, on_progress=screen.progress,
+        context=context, device=device, gpu_layers=gpu_layers, on_progress=screen.progress,
     )  # fmt: skip
     measured = list(speeds)
     screen.clear()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model")
 @click.option("--system", metavar="TEXT", help="System message: how to answer.")
 @click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     type=ScaledFile(),
     help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
 )
-@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
+@click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
 @click.option(
     "--overflow",
     type=click.Choice(["error", "roll", "truncate_middle"]),
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Figures after every answer: tokens, tokens per second, first token.")
 @click.option("--no-history", is_flag=True, help="Do not keep typed lines for the next time.")
 def chat(
-    model: Path,
+    model: str,
     system: str | None,
     context: int | None,
     threads: int | None,
@@ -46,12 +47,13 @@ def chat(
     seed: int | None,
     mmproj: Path | None,
     loras: tuple[tuple[Path, float], ...],
-    gpu_layers: int,
+    device: str,
+    gpu_layers: str,
     overflow: "Overflow",
     stats: bool,
     no_history: bool,
 ) -> None:
-    """Talk with a GGUF model in the terminal. /help lists what else can be typed.
+    """Talk with a GGUF model, a file or one on the Hub, in the terminal. /help lists what else can be typed.
 
     Ctrl-C stops an answer, Ctrl-D leaves. When standard input is no terminal, its lines are the messages and the
     commands; the exit code is 1 if one of them failed.
@@ -59,6 +61,7 @@ def chat(
     \b
     Examples:
       borealis-gguf chat borealis-4b-Q4_K_M.gguf
+      borealis-gguf chat NbAiLab/borealis-4b-gguf:Q4_K_M
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --system "Svar på nynorsk." --stats
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --seed 1 < replikkar.txt > svar.txt
     """
@@ -73,8 +76,8 @@ def chat(
     reader = open_reader(sys.stdin, words, colour=screen.colour, keep_history=not no_history)
     options = Options(seed=seed, sampling={} if temperature is None else {"temperature": temperature})
     with load(
-        model, context=context, threads=threads, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj, isolate=True,
-        on_progress=lambda done: screen.progress(f"Loading {model.name}", done),
+        model, context=context, threads=threads, device=device, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj,
+        isolate=True, on_progress=lambda done: screen.progress(f"Loading {Path(model).name}", done),
     ) as loaded:  # fmt: skip
         screen.clear()
         hello = greeting(loaded)

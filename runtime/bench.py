@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BorealisError, EngineDied, InvalidInput
 from .child import child_command, crash_name
+from .find import find_model
 
 MORE = 16
 """Tokens after a shared prefix, and of the short prompts that writing begins with."""
@@ -34,7 +35,7 @@ class Speed:
 
 
 def bench_run(
-    model: Path,
+    model: str | Path,
     *,
     prompt_tokens: int = 512,
     tokens: int = 128,
@@ -42,7 +43,8 @@ def bench_run(
     repeats: int = 3,
     threads: int | None = None,
     context: int | None = None,
-    gpu_layers: int = -1,
+    device: str = "auto",
+    gpu_layers: int | str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Speed]:
     """One `Speed` for each of `parallel`, medians of `repeats`. Raises what loading raises.
@@ -52,10 +54,12 @@ def bench_run(
     needed = max(prompt_tokens + MORE + 2, MORE + tokens + 2)
     if context is not None and context < needed:
         raise InvalidInput(f"a context of {context} tokens; {needed} are needed for this measurement")
+    path = find_model(model)
     for count in parallel:
         request = {
-            "path": str(model.absolute()), "parallel": count, "prompt_tokens": prompt_tokens, "tokens": tokens,
-            "repeats": repeats, "threads": threads, "context": context or needed, "gpu_layers": gpu_layers,
+            "path": str(path.absolute()), "parallel": count, "prompt_tokens": prompt_tokens, "tokens": tokens,
+            "repeats": repeats, "threads": threads, "context": context or needed, "device": device,
+            "gpu_layers": gpu_layers,
         }  # fmt: skip
         yield _measured(request, on_progress)
 

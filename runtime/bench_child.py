@@ -44,7 +44,7 @@ def measure(request: dict[str, Any], send: Callable[..., None]) -> None:
 
     began = time.perf_counter()
     local = load_here(
-        Path(request["path"]), device="auto", gpu_layers=request["gpu_layers"], context=request["context"],
+        Path(request["path"]), device=request["device"], gpu_layers=request["gpu_layers"], context=request["context"],
         parallel=request["parallel"], threads=request["threads"], seed=1, sampling={}, loras=(), mmproj=None,
         extra_buffers=None, max_queue=None,
     )  # fmt: skip

@@ -28,7 +28,8 @@ def greeting(model: "Model") -> str:
     if not model.has_template:
         raise InvalidInput(f"{model.path}: has no chat template, so it is no chat model; see run --raw")
     sees = " · sees images" if model.vision else ""
-    return f"{model.path.name} · {model.context} tokens{sees} · /help tells what can be typed."
+    where = f"{model.placement}\n" if model.placement else ""
+    return f"{where}{model.path.name} · {model.context} tokens{sees} · /help tells what can be typed."
 
 
 @dataclass(frozen=True, slots=True)
