@@ -288,6 +288,20 @@ def test_a_model_that_cannot_chat(nano_q8: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_conversation_outgrows_the_context(nano_q8: Path) -> None:
+    lines = [f"{n} " * 60 for n in range(4)]
+    with load(nano_q8, context=256) as model:
+        seen = talk(model, *lines)
+        assert not seen.chat.faults and len(seen.messages) == 8
+        refused = talk(model, *lines, overflow="error")
+        assert "the context 256; shorten it" in refused.err and refused.chat.faults
+
+
+def test_help() -> None:
+    done = run("chat", "--help")
+    assert done.returncode == 0 and "Examples:" in done.stdout and "/help" in done.stdout
+
+
 def test_visible() -> None:
     attack = "blå\t\x1b]0;eigd\x07\x1b[2J\r\n\x9b31m\x7f\x00\u202egnp.exe\u2066😀👩‍👧"
     assert visible(attack) == "blå\t^[]0;eigd^G^[[2J^M\n<U+009B>31m^?^@<U+202E>gnp.exe<U+2066>😀👩‍👧"
