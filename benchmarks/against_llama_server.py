@@ -4,11 +4,12 @@
 
 The binaries must be of the llama.cpp that the installed llama-cpp-python holds. FOLDER keeps what is made once: random
 weights in the shapes of Gemma 3 270m, and of 1b with fewer layers, both with the real vocabulary of 262144 tokens, as
-Q8_0 and Q4_K_M; or name GGUF files with --model. Threads, batches (512), context, types of keys and values (F16),
-flash attention (auto), prompts (token ids) and sampling are the same for all sides. Ours is asked through the Python
-API with the model in this process (`api`) and in its own (`isolated`), and over HTTP (`serve`) as llama-server is.
-Sides take turns; ratios are medians of the ratios of one turn, and of the best turns: on a machine that others
-use, the latter tells more.
+Q8_0 and Q4_K_M; or name GGUF files with --model. Threads, batches (512), context, flash attention (auto), prompts
+(token ids) and sampling are the same for all sides. Keys and values are F16 on both, except that ours takes BF16 for
+several answers at once on the CPU; --cache f16 or bf16 makes them equal there too (without `serve`). Ours is asked
+through the Python API with the model in this process (`api`) and in its own (`isolated`), and over HTTP (`serve`) as
+llama-server is. Sides take turns; ratios are medians of the ratios of one turn, and of the best turns: on a machine
+that others use, the latter tells more.
 """
 
 import argparse
@@ -37,6 +38,8 @@ from borealis_gguf.runtime.timing import Ask, random_prompts, together, waiting,
 MODELS = (("270m", 18), ("1b", 6))
 PRESETS = ("Q8_0", "Q4_K_M")
 SAMPLING = {"greedy": {"temperature": 0.0}, "drawn": {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}}
+STEADY = {"default": None, "f16": False, "bf16": True}
+"""Types of keys and values, as what `load` has for them."""
 SHORT, END, BATCH = 16, 16, 512
 THEIRS = "llama-server"
 WANTED = {"alone": 0.97, "eight": 0.9, "prefix": 1.2}
@@ -53,6 +56,7 @@ class Setting:
     context: int
     server: Path
     extra_buffers: bool
+    cache: str
 
 
 Asking = Callable[[str], Ask]
@@ -109,7 +113,7 @@ def _counts(lines: http.client.HTTPResponse) -> Iterator[int]:
 def api(setting: Setting, isolate: bool) -> Iterator[Asking]:
     with load(
         setting.model, parallel=setting.parallel, threads=setting.threads, context=setting.context,
-        extra_buffers=setting.extra_buffers, isolate=isolate,
+        extra_buffers=setting.extra_buffers, isolate=isolate, steady=STEADY[setting.cache],
     ) as model:  # fmt: skip
         yield asking_model(model)
 
@@ -152,10 +156,11 @@ def free_port() -> int:
 
 def llama_server(setting: Setting) -> contextlib.AbstractContextManager[Asking]:
     port = free_port()
+    theirs = "bf16" if setting.cache == "bf16" else "f16"
     command: list[str | Path] = [
         setting.server, "-m", setting.model, "--port", str(port), "-np", str(setting.parallel), "--no-kv-unified",
         "-c", str(setting.context * setting.parallel), "-t", str(setting.threads), "-tb", str(setting.threads),
-        "-b", str(BATCH), "-ub", str(BATCH), "-fa", "auto", "-ctk", "f16", "-ctv", "f16",
+        "-b", str(BATCH), "-ub", str(BATCH), "-fa", "auto", "-ctk", theirs, "-ctv", theirs,
     ]  # fmt: skip
     more = {"ignore_eos": True, "cache_prompt": True, "samplers": ["top_k", "top_p", "min_p", "temperature"]}
     return process([*command, *([] if setting.extra_buffers else ["--no-repack"])], port, more)
@@ -177,7 +182,7 @@ def sides(setting: Setting, wanted: Sequence[str]) -> dict[str, contextlib.Abstr
         "serve": lambda: our_server(setting),
         THEIRS: lambda: llama_server(setting),
     }
-    there = find_spec("borealis_gguf.cli.serve") is not None
+    there = find_spec("borealis_gguf.cli.serve") is not None and setting.cache == "default"
     return {name: make() for name, make in every.items() if name in wanted and (there or name != "serve")}
 
 
@@ -290,7 +295,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[Row]:
     for parallel in (1, args.parallel):
         room = args.prefix + END if parallel == 1 else 0
         context = -(-max(room, SHORT + args.tokens) // 256) * 256 + 256
-        setting = Setting(model, parallel, args.threads, context, args.server, extra)
+        setting = Setting(model, parallel, args.threads, context, args.server, extra, args.cache)
         name = "alone" if parallel == 1 else "eight"
         turns = {f"{name} {kind}": writing(kind, parallel, args.tokens, ids) for kind in SAMPLING}
         if parallel == 1:
@@ -312,6 +317,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.3, help="seconds before each turn, for threads to fall asleep")
     parser.add_argument("--sides", nargs="+", default=["api", "isolated", "serve"])
+    parser.add_argument("--cache", choices=list(STEADY), default="default", help="types of keys and values")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     args = parser.parse_args()
     args.sides = [*args.sides, THEIRS]

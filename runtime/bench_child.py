@@ -40,14 +40,14 @@ def main() -> None:
 
 def measure(request: dict[str, Any], send: Callable[..., None]) -> None:
     """Load, and send a sample for each repetition, then what is known once."""
-    from .model import load_here
+    from .model import load
 
     began = time.perf_counter()
-    local = load_here(
-        Path(request["path"]), device=request["device"], gpu_layers=request["gpu_layers"], context=request["context"],
-        parallel=request["parallel"], threads=request["threads"], seed=1, sampling={}, loras=(), mmproj=None,
-        extra_buffers=None, max_queue=None,
-    )  # fmt: skip
+    names = ("device", "gpu_layers", "context", "parallel", "threads")
+    model = load(Path(request["path"]), **{name: request[name] for name in names})
+    local = model.backend
+    if not isinstance(local, Local):
+        raise BorealisError("the model must be in this process to be measured")
     loading = time.perf_counter() - began
     try:
         ids = plain_ids(local)
@@ -56,7 +56,7 @@ def measure(request: dict[str, Any], send: Callable[..., None]) -> None:
         for number in range(1, request["repeats"] + 1):
             send(sample=sample(local, ids, request, number))
     finally:
-        local.close()
+        model.close()
     send(once={"peak_memory": peak_memory(), "loading": loading})
 
 
