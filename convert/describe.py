@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
 from . import bloom, gemma3, llama, qwen2, siglip

@@ -14,15 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import (
-    GGUF_DEFAULT_ALIGNMENT,
-    GGUF_MAGIC,
-    GGUF_VERSION,
-    GGMLQuantizationType,
-    GGUFValueType,
-)
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
-from ..checkpoint.types import KV, row_nbytes
+from ..checkpoint.types import KV, GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Model, TensorPlan
 
 SCALARS = {

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Tensor, TensorPlan
 
 CHUNK_WEIGHTS = 1 << 18

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
@@ -281,7 +281,7 @@ SLOW = """
     from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
     from borealis_gguf.checkpoint.types import Slice
     from borealis_gguf.quantize import ggml
-    from gguf.constants import GGMLQuantizationType as T
+    from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 
     def slow(rows, type, importance, out):
         print("working", flush=True)
