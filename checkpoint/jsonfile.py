@@ -12,6 +12,11 @@ MAX_JSON = 8 << 20  # configurations and indexes have kilobytes
 MAX_TOKENIZER_JSON = 64 << 20  # 262144 pieces and their merges take 33 MB
 
 
+LONG_NUMBER = b"0" * 21
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
+"""Makes every digit a zero: numbers are looked at one by one, which is slow, only where one of them is long."""
+
+
 def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
     """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else."""
     file, size = open_regular(path)
@@ -39,7 +44,7 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
             object_pairs_hook=_unique,
             parse_constant=_constant,
             parse_float=_finite,
-            parse_int=_integer,
+            parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
         )
     except RecursionError:
         raise InvalidInput(f"{where}: JSON nested too deeply") from None
