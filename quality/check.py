@@ -55,7 +55,7 @@ def check_file(
     header = read_gguf(path)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words = _words(str(path), header, source.kv, own, [*LINES, *texts])
+        words = _words(str(path), header, source.kv, own, [*LINES, *texts], remember=quick)
         if words:
             stack.callback(words.close)
         sections = [
@@ -76,9 +76,13 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in read_text(path, MAX_TEXT).split("\n") if line]
 
 
-def _words(path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str]) -> Words | None:
+def _words(
+    path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str], *, remember: bool = False
+) -> Words | None:
     """None for a file without a vocabulary, such as a vision part."""
-    return Words(path, header, kv, own, lines) if header.find("tokenizer.ggml.tokens") else None
+    if not header.find("tokenizer.ggml.tokens"):
+        return None
+    return Words(path, header, kv, own, lines, remember=remember)
 
 
 def _form(header: GGUFFile) -> Section:
@@ -152,7 +156,7 @@ class QuickCheck:
             header = read_gguf(path)
             words = next((f.words for f in self._files if _same_words(f.header, header)), None)
             if words is None and plan.model.origin:
-                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES)
+                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES, remember=True)
                 if words:
                     self._stack.callback(words.close)
             self._files.append(_File(path, plan, header, words))
