@@ -1,7 +1,10 @@
 """Strict JSON: what a checkpoint's small files may hold."""
 
+import gc
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,13 +42,14 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
     if containers > limit // 32 or items > limit // 16:
         raise InvalidInput(f"{where}: {containers + items} JSON values; no checkpoint has that many")
     try:
-        value = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_constant,
-            parse_float=_finite,
-            parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
-        )
+        with _no_collection():
+            value = json.loads(
+                text.decode("utf-8"),
+                object_pairs_hook=_unique,
+                parse_constant=_constant,
+                parse_float=_finite,
+                parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
+            )
     except RecursionError:
         raise InvalidInput(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
@@ -53,6 +57,18 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
     if not isinstance(value, dict):
         raise InvalidInput(f"{where}: holds a JSON {type(value).__name__}, an object is needed")
     return value
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the collector of cycles, of which JSON has none: it would go through half a million merges many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -96,6 +96,8 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model:
+        if isinstance(json.get("model"), dict):
+            json["model"].pop("merges", None)  # half a million lists that nobody asks
         where, pieces = model, _pieces_of_model(model)
     elif whole:
         where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
