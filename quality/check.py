@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,21 +134,28 @@ class _File:
 class QuickCheck:
     """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
 
-    Texts are tokenized while the weights are being written. Use it in a `with`.
+    Headers are read back and texts tokenized while the weights are being written. Use it in a `with`.
     """
 
     def __init__(self, codec: Codec, on_report: Callable[[Report], None] | None = None) -> None:
         self.codec, self.on_report = codec, on_report
         self._files: list[_File] = []
         self._stack = ExitStack()
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
+        self._begun: Future[None] | None = None
 
     def __enter__(self) -> "QuickCheck":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()  # before what it has begun is closed
         self._stack.close()
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Begin, in a thread: what it finds is told by `finish`."""
+        self._begun = self._pool.submit(self._read, files)
+
+    def _read(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Read the headers back, and begin to tokenize. Files with the same vocabulary are asked once.
 
         Nobody is asked when the source is a GGUF: its vocabulary must come over as it is, key by key.
@@ -163,6 +171,8 @@ class QuickCheck:
 
     def finish(self) -> None:
         """Compare. Raises BorealisError, in one line, when a file is not what it should be."""
+        if self._begun:
+            self._begun.result()
         answered: dict[int, tuple[Section, ...]] = {}
         for file in self._files:
             began = time.monotonic()

@@ -115,7 +115,8 @@ class Words:
     def _special_ids(self) -> list[int]:
         """Ids of tokens that must have a role: what names them, then what they are called."""
         ends = [id for ids in (self.own.ends.values() if self.own else ()) for id in ids]
-        named = [n for n, token in enumerate(self.tokens) if token in TURN_ENDS or token in TURN_STARTS]
+        marks = {*TURN_ENDS, *TURN_STARTS}
+        named = [n for n, token in enumerate(self.tokens) if token in marks]
         ids = [*(self._id(kind) for kind in KINDS), *ends, *named]
         return sorted({id for id in ids if 0 <= id < len(self.tokens)})
 
