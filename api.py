@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gguf.constants import GGMLQuantizationType
-
 from .checkpoint.file_names import MMPROJ, model_stem
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
@@ -23,7 +21,7 @@ from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
 from .checkpoint.remote import open_source
-from .checkpoint.types import KV
+from .checkpoint.types import KV, GGMLQuantizationType
 from .convert.adapter_file import describe_adapter
 from .convert.describe import can_see, describe, describe_vision
 from .convert.outtype import resolve_outtype

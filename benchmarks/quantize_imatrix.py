@@ -2,12 +2,11 @@
 
     python benchmarks/quantize_imatrix.py FOLDER --layers 12
 
-Then, on the same files: `convert --outtype bf16` against cp, and how far both are from what disk and memory allow.
+Then, on the same files, how far ours is from what disk and memory allow. (`copy_rate.py` is about `convert`.)
 """
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -108,7 +107,7 @@ def main() -> None:
     execute([plan_convert(str(checkpoint), source, outtype="bf16")])
     write_imatrix(imatrix, source)
     mine, theirs = args.folder / "ours.gguf", args.folder / "theirs.gguf"
-    columns: dict[str, list[Run]] = {"llama.cpp": [], "ours": [], "ours, 1 job": [], "cp": [], "convert": []}
+    columns: dict[str, list[Run]] = {"llama.cpp": [], "ours": [], "ours, 1 job": []}
     for _ in range(args.runs):
         warm(source)
         theirs.unlink(missing_ok=True)
@@ -119,24 +118,11 @@ def main() -> None:
             mine.unlink(missing_ok=True)
             quantize = ours("quantize", "Q4_K_M", "-m", source, "-o", mine, "--imatrix", imatrix, "-j", jobs)
             columns[what].append(measure(what, quantize, mine))
-        weights = sorted(checkpoint.glob("*.safetensors"))
-        warm(*weights)
-        copies = args.folder / "copies"
-        shutil.rmtree(copies, ignore_errors=True)
-        copies.mkdir()
-        copy = ["sh", "-c", 'cp "$@" && sync "$0"/*', str(copies), *map(str, weights), str(copies)]
-        columns["cp"].append(measure("cp", copy))
-        shutil.rmtree(copies)
-        (args.folder / "copy.gguf").unlink(missing_ok=True)
-        warm(*weights)
-        convert = ours("convert", checkpoint, "--outtype", "bf16", "-o", args.folder / "copy.gguf", "-j", args.jobs)
-        columns["convert"].append(measure("convert", convert, args.folder / "copy.gguf"))
     result = {what: medians(what, runs) for what, runs in columns.items()}
     for run in result.values():
         print(f"{run.what:22} {run.seconds:8.2f} s  {run.peak_mb:8.0f} MB peak  {run.written_mb:8.0f} MB written")
     print(f"ours is {result['llama.cpp'].seconds / result['ours'].seconds:.1f} times faster,", end=" ")
     print(f"two jobs against one: {result['ours, 1 job'].seconds / result['ours'].seconds:.2f}")
-    print(f"convert moves bytes at {result['cp'].seconds / result['convert'].seconds:.2f} of cp and sync")
     print("the same tensors:", same_tensors(mine, theirs))
     speed = rates(args.folder, source)
     print("this machine, GB/s:", ", ".join(f"{what} {rate:.1f}" for what, rate in speed.items()))

@@ -121,26 +121,60 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: np.ndarr
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A SentencePiece model of 262144 pieces: special ones, bytes, letters, and numbered words."""
+    """A SentencePiece model of 262144 pieces: special ones, bytes, letters, and numbered words; and its tokenizer.json.
+
+    That has half a million merges, two for nearly every word: `▁ord12 3` and `▁ord1 23`. Gemma's has as many.
+    """
     fixed = [("<pad>", 3), ("<eos>", 3), ("<bos>", 3), ("<unk>", 2), ("<start_of_turn>", 4), ("<end_of_turn>", 4)]
     pieces = fixed + [(f"<0x{byte:02X}>", 6) for byte in range(256)]
     pieces += [("▁", 1), *((chr(c), 1) for c in (*range(33, 127), *map(ord, "æøåÆØÅ")))]
+    pieces += [(text, 1) for text in ("▁o", "▁or", "▁ord", *(f"{n:02}" for n in range(100)))]
     pieces += [(f"▁ord{n}", 1) for n in range(TOKENS - len(pieces))]
     body = b"".join(_piece(text, -float(n), kind) for n, (text, kind) in enumerate(pieces))
     trainer = b"\x18\x02" + b"\x98\x02\x01"  # model_type (3) BPE, byte_fallback (35)
     normalizer = b"\x18\x00"  # add_dummy_prefix (3) false
     specs = b"\x12" + bytes([len(trainer)]) + trainer + b"\x1a" + bytes([len(normalizer)]) + normalizer
     (folder / "tokenizer.model").write_bytes(body + specs)
-    added = [{"id": n, "content": text, "special": True} for n, (text, _) in enumerate(fixed)]
-    vocabulary = {text: n for n, (text, _) in enumerate(pieces)}
-    model = {"type": "BPE", "byte_fallback": True, "vocab": vocabulary, "merges": []}
-    _write_json(folder / "tokenizer.json", {"added_tokens": added, "model": model})
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": n, "content": text, **flags, "special": True} for n, (text, _) in enumerate(fixed)]
+    _write_json(folder / "tokenizer.json", _fast_tokenizer({text: n for n, (text, _) in enumerate(pieces)}, added))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     decoder = {str(token["id"]): token for token in added}
     _write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "GemmaTokenizer", **names, "added_tokens_decoder": decoder},
     )
+
+
+def _fast_tokenizer(vocabulary: dict[str, int], added: list[dict[str, object]]) -> dict[str, object]:
+    """The document of a tokenizer.json that gives the ids of the SentencePiece model."""
+    merges = [
+        [text[:cut], text[cut:]]
+        for text in vocabulary
+        for cut in range(len(text) - 1, 0, -1)
+        if text[:cut] in vocabulary and text[cut:] in vocabulary
+    ]
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocabulary["<bos>"]], "tokens": ["<bos>"]}},
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "post_processor": template,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
 
 
 def _write_json(path: Path, document: object) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
 from .files import open_regular, quote, recognize
-from .types import KV, Slice
+from .types import KV, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
 MAX_TENSOR_NAME = 63  # ggml keeps names in 64 bytes with a closing NUL
@@ -259,10 +259,9 @@ class _Reader:
             type = GGMLQuantizationType(number)
         except ValueError:
             self.fail(field, f"unknown tensor type {number}", at)
-        block, nbytes = GGML_QUANT_SIZES[type]
-        row, size = (dims or (1,))[0], nbytes
-        if row % block:
-            self.fail(field, f"rows of {row} do not fit {type.name} blocks of {block}", at)
+        row, size = (dims or (1,))[0], type.nbytes
+        if row % type.block:
+            self.fail(field, f"rows of {row} do not fit {type.name} blocks of {type.block}", at)
         for dim in dims:  # zeros apart, so that a zero cannot hide an overflow
             size *= dim or 1
         if size >= 1 << 63:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gguf.constants import GGMLQuantizationType
-
 from ..errors import InvalidInput
 from .files import exists, open_regular, quote, recognize, shown
 from .folder import Headers
@@ -14,6 +12,7 @@ from .gguf import read_gguf
 from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id
 from .hub_errors import redact
 from .hub_stream import open_stream
+from .types import GGMLQuantizationType
 
 UNQUANTIZED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
 from ..errors import InvalidInput
 from .files import open_regular, quote, recognize
 from .gguf_header import GGUFFile, read_header
-from .types import KV, Slice
+from .types import KV, GGMLQuantizationType, Slice
 
 MAX_BYTES = 256 << 20
 """Of a file: ten times what the largest Gemma 3 needs."""

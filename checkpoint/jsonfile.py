@@ -1,7 +1,10 @@
 """Strict JSON: what a checkpoint's small files may hold."""
 
+import gc
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +13,11 @@ from .files import open_regular, quote, recognize
 
 MAX_JSON = 8 << 20  # configurations and indexes have kilobytes
 MAX_TOKENIZER_JSON = 64 << 20  # 262144 pieces and their merges take 33 MB
+
+
+LONG_NUMBER = b"0" * 21
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
+"""Makes every digit a zero: numbers are looked at one by one, which is slow, only where one of them is long."""
 
 
 def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -34,13 +42,14 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
     if containers > limit // 32 or items > limit // 16:
         raise InvalidInput(f"{where}: {containers + items} JSON values; no checkpoint has that many")
     try:
-        value = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_constant,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
+        with _no_collection():
+            value = json.loads(
+                text.decode("utf-8"),
+                object_pairs_hook=_unique,
+                parse_constant=_constant,
+                parse_float=_finite,
+                parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
+            )
     except RecursionError:
         raise InvalidInput(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
@@ -48,6 +57,18 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
     if not isinstance(value, dict):
         raise InvalidInput(f"{where}: holds a JSON {type(value).__name__}, an object is needed")
     return value
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the collector of cycles, of which JSON has none: it would go through half a million merges many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,10 @@ needs offsets, so that any range of rows can be read alone) nor that a name occu
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGMLQuantizationType
-
 from ..errors import InvalidInput
 from .files import open_regular, quote, recognize
 from .jsonfile import MAX_JSON, parse_object
-from .types import Slice
+from .types import GGMLQuantizationType, Slice
 
 MAX_HEADER = MAX_JSON  # room for some 60,000 tensors; the format itself allows 100 MB
 MAX_DIMS = 8

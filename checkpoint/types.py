@@ -1,11 +1,63 @@
 """What a reader of files hands on: arrays that exist, and metadata entries. Plain data, no I/O."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
+
+
+class GGMLQuantizationType(IntEnum):
+    """Every type that a tensor of a GGUF can have (`ggml_type` of ggml.h): its number, weights and bytes of one block.
+
+    The numbers are those of the gguf package, whose newest release lacks Q2_0; members of both compare as equal.
+    """
+
+    block: int
+    nbytes: int
+
+    def __new__(cls, number: int, block: int, nbytes: int) -> "GGMLQuantizationType":
+        member = int.__new__(cls, number)
+        member._value_, member.block, member.nbytes = number, block, nbytes
+        return member
+
+    F32 = 0, 1, 4
+    F16 = 1, 1, 2
+    Q4_0 = 2, 32, 18
+    Q4_1 = 3, 32, 20
+    Q5_0 = 6, 32, 22
+    Q5_1 = 7, 32, 24
+    Q8_0 = 8, 32, 34
+    Q8_1 = 9, 32, 36
+    Q2_K = 10, 256, 84
+    Q3_K = 11, 256, 110
+    Q4_K = 12, 256, 144
+    Q5_K = 13, 256, 176
+    Q6_K = 14, 256, 210
+    Q8_K = 15, 256, 292
+    IQ2_XXS = 16, 256, 66
+    IQ2_XS = 17, 256, 74
+    IQ3_XXS = 18, 256, 98
+    IQ1_S = 19, 256, 50
+    IQ4_NL = 20, 32, 18
+    IQ3_S = 21, 256, 110
+    IQ2_S = 22, 256, 82
+    IQ4_XS = 23, 256, 136
+    I8 = 24, 1, 1
+    I16 = 25, 1, 2
+    I32 = 26, 1, 4
+    I64 = 27, 1, 8
+    F64 = 28, 1, 8
+    IQ1_M = 29, 256, 56
+    BF16 = 30, 1, 2
+    TQ1_0 = 34, 256, 54
+    TQ2_0 = 35, 256, 66
+    MXFP4 = 39, 32, 17
+    NVFP4 = 40, 64, 36
+    Q1_0 = 41, 128, 18
+    Q2_0 = 42, 64, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +110,6 @@ class KV:
 
 def row_nbytes(type: GGMLQuantizationType, n_per_row: int) -> int:
     """Bytes of a row of `n_per_row` weights. Raises ValueError when they do not fill whole blocks of `type`."""
-    block, nbytes = GGML_QUANT_SIZES[type]
-    if n_per_row % block:
-        raise ValueError(f"{n_per_row} columns do not fit {type.name} blocks of {block}")
-    return n_per_row // block * nbytes
+    if n_per_row % type.block:
+        raise ValueError(f"{n_per_row} columns do not fit {type.name} blocks of {type.block}")
+    return n_per_row // type.block * type.nbytes

@@ -51,8 +51,8 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
       borealis-gguf bench encoders
       borealis-gguf bench encoders Q4_K Q6_K --json
     """
-    from gguf.constants import GGMLQuantizationType
 
+    from ..checkpoint.types import GGMLQuantizationType
     from ..quantize.bench import BENCHED, bench_encoders
     from ..quantize.presets import parse_type
     from .report import speed_row, speeds_json

@@ -79,7 +79,7 @@ def quantize(
     Presets:
       whole     F32 F16 BF16 Q8_0
       k-quants  Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S
-      simple    Q5_1 Q5_0 Q4_1 Q4_0 Q1_0 MXFP4_MOE
+      simple    Q5_1 Q5_0 Q4_1 Q4_0 Q2_0 Q1_0 MXFP4_MOE
       i-quants  IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S
       ternary   TQ2_0 TQ1_0
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.lora import Adapter, LoraModule
-from ..checkpoint.types import KV, Slice
+from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import Model, Tensor, TensorSource
 from .adapters import plan_merge

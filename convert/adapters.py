@@ -9,12 +9,10 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gguf.constants import GGMLQuantizationType
-
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.lora import Adapter, LoraModule
-from ..checkpoint.types import Slice
+from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import LowRank, Tensor
 from . import siglip

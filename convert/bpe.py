@@ -12,7 +12,8 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .pre_type import Match, match_pre_type
 from .special import special_kv
-from .tokenizer import TURNS, TokenType, added_tokens, looks_special, token_fault
+from .token_texts import repeated, tokens_fault
+from .tokenizer import TURNS, TokenType, added_tokens, looks_special
 from .tokenizer_json import halves
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
@@ -111,13 +112,10 @@ def _vocabulary(path: Path, model: Mapping[str, Any], n_vocab: int) -> dict[str,
 
 
 def _check_tokens(path: Path, tokens: Sequence[str]) -> None:
-    seen: dict[str, int] = {}
-    for id, token in enumerate(tokens):
-        if (fault := token_fault(token)) is not None:
-            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
-        if token in seen:
-            raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
-        seen[token] = id
+    if fault := tokens_fault(tokens):
+        raise InvalidInput(f"{path}: {fault}")
+    if len(set(tokens)) != len(tokens):
+        raise InvalidInput(f"{path}: {repeated(tokens)}")
 
 
 def _merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> tuple[str, ...]:

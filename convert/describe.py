@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
 from . import bloom, gemma3, llama, qwen2, siglip
@@ -17,6 +17,7 @@ from .adapters import Loras, plan_merge
 from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
+from .token_texts import is_text
 
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
@@ -115,10 +116,7 @@ def _first(config: Mapping[str, Any]) -> str | None:
 def _check_text(where: str, entries: Iterable[KV]) -> None:
     """JSON can spell half characters (`\\ud800`), which no UTF-8 file can hold."""
     for kv in entries:
-        for text in (
-            (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ()
-        ):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise InvalidInput(f"{where}: {kv.key} holds {quote(text)}, which is not text") from None
+        texts = (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ()
+        if not is_text("".join(texts)):
+            text = next(text for text in texts if not is_text(text))
+            raise InvalidInput(f"{where}: {kv.key} holds {quote(text)}, which is not text")

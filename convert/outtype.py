@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from gguf.constants import GGMLQuantizationType, LlamaFileType
+from gguf.constants import LlamaFileType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import InvalidInput
 from ..pipeline.plan import Tensor
 

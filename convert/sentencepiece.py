@@ -12,15 +12,18 @@ Source: the protocol buffers encoding, and sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..checkpoint.files import open_regular, recognize
 from ..errors import InvalidInput
 
 MAX_MODEL = 64 << 20  # 262144 pieces take 4.7 MB
 MAX_PIECES = 1 << 20
+BLOCK = 1 << 15
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 UNIGRAM, BPE = 1, 2
@@ -64,16 +67,20 @@ class _Damaged(ValueError):
 
 
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
-    pieces, scores, types, model_type = [], [], [], UNIGRAM
-    switches, maps = {3: True, 4: True}, False
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[int] = []
+    model_type, switches, maps = UNIGRAM, {3: True, 4: True}, False
     at = 0
     while at < len(data):
-        usual = _usual_piece(data, at)
-        if usual:
-            piece, score, type, at = usual
-            pieces.append(piece)
-            scores.append(score)
-            types.append(type)
+        starts, end = _short_pieces(data, at)
+        if starts:
+            texts, values, kinds = _read_short(data, starts)
+            pieces += texts
+            scores += values
+            types += kinds
+            _check_count(pieces, at)
+            at = end
             continue
         number, wire, start, end = next(_fields(data, at, len(data)))
         at = end
@@ -90,39 +97,56 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
                 if kind == VARINT and inside in switches:
                     switches[inside] = _varint(data, begin, stop)[0] != 0
                 maps |= (inside, kind) == (2, BYTES) and stop > begin
-        if len(pieces) > MAX_PIECES:
-            raise _Damaged(f"byte {start}: more than {MAX_PIECES} pieces")
+        _check_count(pieces, start)
     if not pieces:
         raise _Damaged("byte 0: it holds no pieces")
     return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type, switches[3], switches[4], maps)
 
 
-def _usual_piece(data: bytes, at: int) -> tuple[str, float, int, int] | None:
-    """A piece in the form in which SentencePiece writes nearly all: short, its fields in order. And where it ends.
+def _check_count(pieces: Sequence[str], at: int) -> None:
+    if len(pieces) > MAX_PIECES:
+        raise _Damaged(f"byte {at}: more than {MAX_PIECES} pieces")
+
+
+def _short_pieces(data: bytes, at: int) -> tuple[list[int], int]:
+    """Where the pieces of less than 128 bytes begin that follow each other from `at` on, BLOCK at most; their end."""
+    starts: list[int] = []
+    last = len(data) - 1
+    while at < last and data[at] == 0x0A and data[at + 1] < 0x80 and len(starts) < BLOCK:
+        starts.append(at)
+        at += 2 + data[at + 1]
+    if at > len(data):  # the last one is cut off; the long way says so
+        at = starts.pop()
+    return starts, at
+
+
+def _read_short(data: bytes, starts: Sequence[int]) -> tuple[list[str], list[float], list[int]]:
+    """The pieces at `starts`: texts, scores and types.
 
         0A length | 0A length, text | 15 score | 18 type, unless it is 1
 
-    There are 262144 of them: reading each field for itself takes four times as long.
+    SentencePiece writes nearly all so, and there are 262144: they are taken apart together, which takes a tenth of the
+    time that field after field does. What looks otherwise goes that way.
     """
-    if data[at : at + 3 : 2] != b"\n\n" or at + 4 > len(data):
-        return None
-    length, n = data[at + 1], data[at + 3]
-    text, end = at + 4 + n, at + 2 + length
-    if length > 0x7F or end > len(data) or data[text : text + 1] != b"\x15":
-        return None
-    if length == n + 7:
-        type = 1
-    elif length == n + 9 and data[text + 5] == 0x18 and data[text + 6] < 0x80:
-        type = data[text + 6]
-    else:
-        return None
+    buffer = np.frombuffer(data, np.uint8)
+    begin = np.array(starts)
+    length, n = (buffer[np.minimum(begin + k, buffer.size - 1)].astype(np.int64) for k in (1, 3))
+    text = begin + 4 + n
+    after = buffer[np.minimum(text[:, None] + np.arange(7), buffer.size - 1)]  # 15 score 18 type
+    typed = (length == n + 9) & (after[:, 5] == 0x18) & (after[:, 6] < 0x80)
+    usual = (buffer[np.minimum(begin + 2, buffer.size - 1)] == 0x0A) & (after[:, 0] == 0x15)
+    usual &= typed | (length == n + 7)
+    stops = np.where(usual, text, begin + 4).tolist()
     try:
-        return str(data[at + 4 : text], "utf-8"), _FLOAT(data, text + 1)[0], type, end
-    except UnicodeDecodeError:  # the long way says where
-        return None
-
-
-_FLOAT = struct.Struct("<f").unpack_from
+        texts = [str(data[start + 4 : stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
+    except UnicodeDecodeError:
+        usual[:], texts = False, [""] * len(starts)
+    scores = after[:, 1:5].copy().view("<f4")[:, 0].tolist()
+    types = np.where(typed, after[:, 6], 1).tolist()
+    for row in np.flatnonzero(~usual).tolist():
+        start = starts[row]
+        texts[row], scores[row], types[row] = _piece(data, start + 2, start + 2 + data[start + 1])
+    return texts, scores, types
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:

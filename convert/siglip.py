@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import read_json_object
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from ..pipeline.plan import Tensor
 from .outtype import outtypes

@@ -101,12 +101,11 @@ def _ids(
         if type(id) is int and kind not in found:
             found.add(kind)
             yield kind, _checked(where, kind, id, tokens)
-    by_text = {token: id for id, token in enumerate(tokens)}
-    for kind, text in names.items():
-        id = by_text.get(specials.texts.get(kind, text))
-        if kind not in found and id is not None:
+    for kind, default in names.items():
+        text = specials.texts.get(kind, default)
+        if kind not in found and text in tokens:
             found.add(kind)
-            yield kind, id
+            yield kind, tokens.index(text)
 
 
 def _checked(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:

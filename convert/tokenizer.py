@@ -21,9 +21,9 @@ from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
 from .sentencepiece import BPE, read_sentencepiece
 from .special import GEMMA, special_kv
-from .tokenizer_json import pieces_of_tokenizer_json
+from .token_texts import first_repeated, repeated, tokens_fault
+from .tokenizer_json import Pieces, pieces_of_tokenizer_json
 
-MAX_TOKEN = 64 << 10
 SPACE = "▁"
 ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
 TURNS = ("<start_of_turn>", "<end_of_turn>")
@@ -59,20 +59,28 @@ class Tokenizer:
 
 @dataclass(slots=True)
 class _Table:
-    """The vocabulary while it is put together. `used` holds the ids that some file names."""
+    """The vocabulary while it is put together. `used` is 1 for the ids that some file names."""
 
     tokens: list[str]
     scores: list[float]
     types: list[int]
-    used: set[int]
+    used: bytearray
 
     @classmethod
-    def padding(cls, n: int) -> "_Table":
-        return cls([f"[PAD{i}]" for i in range(n)], [PADDING_SCORE] * n, [int(TokenType.UNUSED)] * n, set())
+    def of(cls, pieces: Pieces, n: int) -> "_Table":
+        """`pieces` and padding, for `n` ids."""
+        more = n - len(pieces.texts)
+        texts = [*pieces.texts, *[None] * more]
+        table = cls([], [*pieces.scores, *[0.0] * more], [*pieces.types, *[0] * more], bytearray(b"\1" * n))
+        for id in [id for id, text in enumerate(texts) if text is None]:
+            texts[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
+            table.used[id] = 0
+        table.tokens = [text for text in texts if text is not None]
+        return table
 
     def put(self, id: int, token: str, score: float, type: int) -> None:
         self.tokens[id], self.scores[id], self.types[id] = token, score, type
-        self.used.add(id)
+        self.used[id] = 1
 
 
 def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) -> Tokenizer:
@@ -88,21 +96,19 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model:
+        if isinstance(json.get("model"), dict):
+            json["model"].pop("merges", None)  # half a million lists that nobody asks
         where, pieces = model, _pieces_of_model(model)
     elif whole:
         where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
     else:
         raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
-    if len(pieces) > n_vocab:
-        raise InvalidInput(f"{where}: {len(pieces)} pieces, but config.json has a vocabulary of {n_vocab}")
-    table = _Table.padding(n_vocab)
-    for id, (token, score, type) in enumerate(pieces):
-        if token is not None:
-            table.put(id, token, score, type)
+    if len(pieces.texts) > n_vocab:
+        raise InvalidInput(f"{where}: {len(pieces.texts)} pieces, but config.json has a vocabulary of {n_vocab}")
+    table = _Table.of(pieces, n_vocab)
     _check_same_pieces(str(whole), json, added, table)
     _add_tokens(checkpoint, config, added, table)
-    _check(where, table)
-    _check_markers(where, table, added)
+    _check_markers(where, table, added, _check(where, table))
     json.pop("model", None)
     template = read_chat_template(checkpoint, config)
     return Tokenizer(
@@ -130,27 +136,26 @@ def _optional(path: Path | None) -> dict[str, Any]:
     return read_json_object(path) if path else {}
 
 
-def _pieces_of_model(path: Path) -> list[tuple[str, float, int]]:
+def _pieces_of_model(path: Path) -> Pieces:
     """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
     model = read_sentencepiece(path)
     if model.model_type != BPE:
         raise InvalidInput(
             f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
         )
-    seen: set[str] = set()
-    for id, (piece, score) in enumerate(zip(model.pieces, model.scores, strict=True)):
-        if piece in seen:
-            raise InvalidInput(f"{path}: piece {id}, {quote(piece)}, is there twice")
-        if not math.isfinite(score):
-            raise InvalidInput(f"{path}: piece {id}, {quote(piece)}, has the score {score}")
-        seen.add(piece)
-    unknown = next((i for i, type in enumerate(model.types) if not 1 <= type <= 6), None)
-    if unknown is not None:
-        raise InvalidInput(f"{path}: piece {unknown} is of type {model.types[unknown]}; only 1 to 6 are known")
-    return [
-        (piece.replace(SPACE, " ") if type == TokenType.USER_DEFINED else piece, score, type)
-        for piece, score, type in zip(model.pieces, model.scores, model.types, strict=True)
-    ]
+    if len(set(model.pieces)) != len(model.pieces):
+        id = first_repeated(model.pieces)
+        raise InvalidInput(f"{path}: piece {id}, {quote(model.pieces[id])}, is there twice")
+    if not math.isfinite(sum(map(abs, model.scores))):
+        id = next(id for id, score in enumerate(model.scores) if not math.isfinite(score))
+        raise InvalidInput(f"{path}: piece {id}, {quote(model.pieces[id])}, has the score {model.scores[id]}")
+    if unknown := set(model.types) - set(TokenType):
+        id = next(id for id, type in enumerate(model.types) if type in unknown)
+        raise InvalidInput(f"{path}: piece {id} is of type {model.types[id]}; only 1 to 6 are known")
+    texts = list(model.pieces)
+    for id in [id for id, type in enumerate(model.types) if type == TokenType.USER_DEFINED]:
+        texts[id] = texts[id].replace(SPACE, " ")
+    return Pieces(texts, model.scores, model.types)
 
 
 def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,11 +174,11 @@ def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):
         return
-    replaced = {token["id"] for token in added}
+    replaced, n, tokens = {token["id"] for token in added}, len(table.tokens), table.tokens
     for piece, id in vocabulary.items():
-        if type(id) is not int or id not in table.used or id in replaced:
+        if type(id) is not int or not 0 <= id < n or tokens[id] == piece:
             continue
-        if table.tokens[id] not in (piece, piece.replace(SPACE, " ")):
+        if table.used[id] and id not in replaced and tokens[id] != piece.replace(SPACE, " "):
             raise InvalidInput(
                 f"{where}: id {id} is {quote(piece)}, but {quote(table.tokens[id])} in tokenizer.model; "
                 "remove the one that does not belong to the checkpoint"
@@ -228,38 +233,26 @@ def looks_special(token: str) -> bool:
     return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
 
 
-def _check(path: Path, table: _Table) -> None:
-    """What llama.cpp needs to load the vocabulary, and to encode any byte with it."""
-    if not table.used:
+def _check(path: Path, table: _Table) -> dict[str, int]:
+    """What llama.cpp needs to load the vocabulary, and to encode any byte with it. The ids by text."""
+    last = table.used.rfind(1)
+    if last < 0:
         raise InvalidInput(f"{path}: it holds no tokens")
-    last = max(table.used)
-    if len(table.used) != last + 1:
-        gap = next(i for i in range(last) if i not in table.used)
+    if (gap := table.used.find(0, 0, last)) >= 0:
         raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
-    seen: dict[str, int] = {}
-    for id, token in enumerate(table.tokens):
-        if (fault := token_fault(token)) is not None:
-            raise InvalidInput(f"{path}: token {id}, {quote(token)}, {fault}")
-        if token in seen:
-            raise InvalidInput(f"{path}: tokens {seen[token]} and {id} are both {quote(token)}")
-        seen[token] = id
-    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in seen), None)
+    tokens = table.tokens
+    if fault := tokens_fault(tokens):
+        raise InvalidInput(f"{path}: {fault}")
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(ids) != len(tokens):
+        raise InvalidInput(f"{path}: {repeated(tokens)}")
+    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in ids), None)
     if missing:
         raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
+    return ids
 
 
-def token_fault(token: str) -> str | None:
-    """Why llama.cpp could not hold this token, or None."""
-    try:
-        nbytes = len(token.encode("utf-8"))
-    except UnicodeEncodeError:
-        return "is not text"
-    if not token or "\0" in token:  # llama.cpp reads up to a NUL
-        return "holds a NUL" if token else "is empty"
-    return None if nbytes <= MAX_TOKEN else f"has {nbytes} bytes; {MAX_TOKEN} is the most a token may have"
-
-
-def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
+def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]], ids: Mapping[str, int]) -> None:
     """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
     for token in added:
         id, content = token["id"], token["content"]
@@ -268,9 +261,9 @@ def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -
                 f"{path}: token {id} is {quote(table.tokens[id])}, but {quote(content)} in tokenizer.json; "
                 "the tokenizer's files must agree"
             )
-    for id, (token, type) in enumerate(zip(table.tokens, table.types, strict=True)):
-        if token in TURNS and type != TokenType.CONTROL:
+    for token in TURNS:
+        if token in ids and table.types[ids[token]] != TokenType.CONTROL:
             raise InvalidInput(
-                f"{path}: {token} (id {id}) is not a control token, so a user's text could end a turn; "
+                f"{path}: {token} (id {ids[token]}) is not a control token, so a user's text could end a turn; "
                 'give it "special": true in tokenizer_config.json\'s added_tokens_decoder'
             )

@@ -5,8 +5,9 @@ became a merge, and merges are ranked by the score of the piece they make. So a 
 scale that no encoder sees, as minus the rank of its first merge.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint.files import quote
@@ -18,10 +19,19 @@ MERGED_NEVER = 0.0
 """The score of a piece that no merge makes (a letter, a byte): no encoder looks at it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Texts, scores and types by id; a text is None where an id has no piece."""
+
+    texts: Sequence[str | None]
+    scores: Sequence[float]
+    types: Sequence[int]
+
+
 def pieces_of_tokenizer_json(
     where: str, json: Mapping[str, Any], added: Collection[str], *, plain: bool = True
-) -> list[tuple[str | None, float, int]]:
-    """(text, score, type) by id; text None where an id has no piece (the `added` tokens fill these).
+) -> Pieces:
+    """The pieces; ids without one are those of the `added` tokens, which fill them.
 
     Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
     `plain`, it may do to a text whatever `text_view` knows.
@@ -32,10 +42,12 @@ def pieces_of_tokenizer_json(
     _check_kind(where, json, model, plain)
     vocabulary = _vocabulary(where, model)
     scores = _scores(where, model, vocabulary, added)
-    pieces: list[tuple[str | None, float, int]] = [(None, 0.0, UNUSED)] * (max(vocabulary.values()) + 1)
+    n = max(vocabulary.values()) + 1
+    texts: list[str | None] = [None] * n
     for piece, id in vocabulary.items():
-        pieces[id] = piece, scores.get(piece, MERGED_NEVER), BYTE if _is_byte(piece) else NORMAL
-    return pieces
+        texts[id] = piece
+    types = [UNUSED if text is None else BYTE if _is_byte(text) else NORMAL for text in texts]
+    return Pieces(texts, [scores.get(text or "", MERGED_NEVER) for text in texts], types)
 
 
 def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], plain: bool) -> None:

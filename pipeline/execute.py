@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError, Cancelled
 from . import lowrank
 from .outputs import PartialFile, check_outputs

@@ -14,15 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import (
-    GGUF_DEFAULT_ALIGNMENT,
-    GGUF_MAGIC,
-    GGUF_VERSION,
-    GGMLQuantizationType,
-    GGUFValueType,
-)
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
-from ..checkpoint.types import KV, row_nbytes
+from ..checkpoint.types import KV, GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Model, TensorPlan
 
 SCALARS = {
@@ -97,7 +91,7 @@ def encode_kv(kv: KV) -> bytes:
         raise ValueError(f"{kv.key}: an array without an item type")
     start += struct.pack("<IQ", kv.item_type, len(kv.value))
     if kv.item_type == GGUFValueType.STRING:
-        return start + b"".join(map(_string, kv.value))
+        return start + _strings(kv.value)
     return start + np.asarray(kv.value, dtype=SCALARS[kv.item_type]).tobytes()
 
 
@@ -110,3 +104,17 @@ def _encode(type: GGUFValueType, value: object) -> bytes:
 def _string(text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
+
+
+def _strings(texts: Sequence[str]) -> bytes:
+    """All of `texts` as strings, one after another. A vocabulary has 262144 of them, so they are laid out together."""
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    lengths = np.fromiter(map(len, encoded), "<u8", len(encoded))
+    ends = np.cumsum(lengths + 8, dtype=np.int64)
+    out = np.empty(int(ends[-1]) if len(encoded) else 0, np.uint8)
+    of_length = (ends - lengths.astype(np.int64))[:, None] - np.arange(8, 0, -1)
+    out[of_length] = lengths.view(np.uint8).reshape(-1, 8)
+    of_text = np.ones(out.size, bool)
+    of_text[of_length] = False
+    out[of_text] = np.frombuffer(b"".join(encoded), np.uint8)
+    return out.tobytes()

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import Slice
+from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import BorealisError
 from .plan import LowRank
 

@@ -1,15 +1,21 @@
 """Files that appear complete or not at all: written beside their final name, checked, then renamed."""
 
+import ctypes
+import errno
 import os
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from ..errors import BorealisError, InvalidInput
 from .plan import FilePlan
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PartialFile:
@@ -24,9 +30,10 @@ class PartialFile:
         self.file = _open_locked(self.path, plan.path)
 
     def begin(self) -> None:
-        """Write the header and give the file its full size."""
+        """Write the header and give the file its full size, with room on the disk where that can be had at once."""
         self.file.truncate(0)
         self.file.write(self.plan.header)
+        _reserve(self.file.fileno(), self.plan.size)
         self.file.truncate(self.plan.size)
 
     def flush(self) -> None:
@@ -151,6 +158,29 @@ else:
             pass
         finally:
             os.close(fd)
+
+
+@cache
+def _fallocate() -> Any:
+    """Linux's own call, or None. (`os.posix_fallocate` writes to every block where a file system has no such thing.)"""
+    if sys.platform != "linux":
+        return None
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return function
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Blocks for `size` bytes, all at once: workers that write then do not wait for each other to find some.
+
+    Raises OSError when the disk is full; a file system that cannot do it gives blocks as they are written.
+    """
+    reserve = _fallocate()
+    if reserve and size and reserve(fd, 0, 0, size) and (error := ctypes.get_errno()) in FULL:
+        raise OSError(error, os.strerror(error))
 
 
 def _fsync(fd: int) -> None:

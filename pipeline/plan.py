@@ -6,9 +6,8 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import KV, Slice
+from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
 
 @dataclass(frozen=True, slots=True)

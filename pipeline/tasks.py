@@ -4,17 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Tensor, TensorPlan
 
 CHUNK_WEIGHTS = 1 << 18
 """Weights encoded at a time by one worker: 1 MiB in float32 stays in its cache, and stopping takes a fraction of a
 second with the slowest encoder. Any value gives the same bytes."""
 
-COPY_BYTES = 1 << 22
-"""Bytes moved at a time where nothing is encoded."""
+COPY_BYTES = 1 << 18
+"""Bytes moved at a time where nothing is encoded: they are read, looked at and written while they are in the cache."""
 
 
 @dataclass(frozen=True, slots=True)

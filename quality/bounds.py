@@ -9,7 +9,7 @@ and a lattice type on sparse rows much larger ones. What exceeds its limit is en
 as that.
 """
 
-from gguf.constants import GGMLQuantizationType
+from ..checkpoint.types import GGMLQuantizationType
 
 T = GGMLQuantizationType
 
@@ -39,6 +39,7 @@ TYPICAL = {
     T.IQ1_S: 0.53,
     T.IQ1_M: 0.59,
     T.Q1_0: 0.605,
+    T.Q2_0: 0.74,
     T.TQ1_0: 0.83,
     T.TQ2_0: 0.83,
 }

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def check_file(
     header = read_gguf(path)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words = _words(str(path), header, source.kv, own, [*LINES, *texts])
+        words = _words(str(path), header, source.kv, own, [*LINES, *texts], remember=quick)
         if words:
             stack.callback(words.close)
         sections = [
@@ -76,9 +77,13 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in read_text(path, MAX_TEXT).split("\n") if line]
 
 
-def _words(path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str]) -> Words | None:
+def _words(
+    path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str], *, remember: bool = False
+) -> Words | None:
     """None for a file without a vocabulary, such as a vision part."""
-    return Words(path, header, kv, own, lines) if header.find("tokenizer.ggml.tokens") else None
+    if not header.find("tokenizer.ggml.tokens"):
+        return None
+    return Words(path, header, kv, own, lines, remember=remember)
 
 
 def _form(header: GGUFFile) -> Section:
@@ -129,21 +134,28 @@ class _File:
 class QuickCheck:
     """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
 
-    Texts are tokenized while the weights are being written. Use it in a `with`.
+    Headers are read back and texts tokenized while the weights are being written. Use it in a `with`.
     """
 
     def __init__(self, codec: Codec, on_report: Callable[[Report], None] | None = None) -> None:
         self.codec, self.on_report = codec, on_report
         self._files: list[_File] = []
         self._stack = ExitStack()
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
+        self._begun: Future[None] | None = None
 
     def __enter__(self) -> "QuickCheck":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()  # before what it has begun is closed
         self._stack.close()
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Begin, in a thread: what it finds is told by `finish`."""
+        self._begun = self._pool.submit(self._read, files)
+
+    def _read(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Read the headers back, and begin to tokenize. Files with the same vocabulary are asked once.
 
         Nobody is asked when the source is a GGUF: its vocabulary must come over as it is, key by key.
@@ -152,13 +164,15 @@ class QuickCheck:
             header = read_gguf(path)
             words = next((f.words for f in self._files if _same_words(f.header, header)), None)
             if words is None and plan.model.origin:
-                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES)
+                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES, remember=True)
                 if words:
                     self._stack.callback(words.close)
             self._files.append(_File(path, plan, header, words))
 
     def finish(self) -> None:
         """Compare. Raises BorealisError, in one line, when a file is not what it should be."""
+        if self._begun:
+            self._begun.result()
         answered: dict[int, tuple[Section, ...]] = {}
         for file in self._files:
             began = time.monotonic()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
 from ..checkpoint.gguf import GGUFFile
+from ..checkpoint.types import GGMLQuantizationType
 from ..errors import BorealisError, InvalidInput
 from ..runtime.probe import extra_buffers_work
 from . import bounds

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import InvalidInput
 from ..pipeline.execute import PLAIN, Progress, SourceRows, available_cores
 from ..pipeline.plan import Codec, Tensor

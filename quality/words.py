@@ -11,6 +11,7 @@ from ..runtime.template import ChatTemplate
 from .asked import Asked
 from .conversations import CONVERSATIONS
 from .own import Gaps, Own, read_gaps
+from .remembered import digest_of_file, digest_of_vocabulary, key_of
 from .report import Finding, Section, failures_first, spelled
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -34,9 +35,16 @@ class Words:
     """One GGUF's answers about text beside those of the checkpoint `own`, or of nobody (None)."""
 
     def __init__(
-        self, path: str, header: GGUFFile, expected: Sequence[KV], own: Own | None, lines: Sequence[str]
+        self,
+        path: str,
+        header: GGUFFile,
+        expected: Sequence[KV],
+        own: Own | None,
+        lines: Sequence[str],
+        *,
+        remember: bool = False,
     ) -> None:
-        """`expected` is the source's metadata. Nothing is waited for here."""
+        """`expected` is the source's metadata. Nothing is waited for here. With `remember`, nothing is asked twice."""
         self.header, self.own, self.lines = header, own, lines
         self.expected = {kv.key: kv.value for kv in expected}
         self.tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
@@ -47,11 +55,13 @@ class Words:
         self._gguf = self._ask(
             {"gguf": path, "texts": [*lines, *_texts(self.ours)], "ask": self.asked_ids},
             f"llama.cpp read the vocabulary of {path}",
+            digest_of_vocabulary(header.kv) if remember else None,
         )
         self._own = None
         if own and own.tokenizer:
             request = {"tokenizer": str(own.tokenizer), "texts": [*lines, *_texts(self.theirs)]}
-            self._own = self._ask(request, f"tokenizers read {own.tokenizer}")
+            about = digest_of_file(own.tokenizer) if remember else None
+            self._own = self._ask(request, f"tokenizers read {own.tokenizer}", about)
 
     def close(self) -> None:
         """End what is still under way."""
@@ -85,8 +95,8 @@ class Words:
             return Gaps()
         return read_gaps(self.own, len(self.tokens))
 
-    def _ask(self, request: dict[str, Any], what: str) -> Asked:
-        self._children.append(Asked(request, what))
+    def _ask(self, request: dict[str, Any], what: str, about: bytes | None = None) -> Asked:
+        self._children.append(Asked(request, what, key_of(about, request) if about else ""))
         return self._children[-1]
 
     def _template(self) -> ChatTemplate | None:
@@ -105,7 +115,8 @@ class Words:
     def _special_ids(self) -> list[int]:
         """Ids of tokens that must have a role: what names them, then what they are called."""
         ends = [id for ids in (self.own.ends.values() if self.own else ()) for id in ids]
-        named = [n for n, token in enumerate(self.tokens) if token in TURN_ENDS or token in TURN_STARTS]
+        marks = {*TURN_ENDS, *TURN_STARTS}
+        named = [n for n, token in enumerate(self.tokens) if token in marks]
         ids = [*(self._id(kind) for kind in KINDS), *ends, *named]
         return sorted({id for id in ids if 0 <= id < len(self.tokens)})
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from . import ggml, native
 
 T = GGMLQuantizationType

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from .ggml import NOT_ENCODED
 from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Facts, Mixture, V, block_of, category
@@ -209,13 +207,13 @@ _FALLBACK = (
 
 def fallback(name: str, n_per_row: int, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
     """`wanted` if rows of `n_per_row` fill its blocks; else its neighbour in blocks of 32; else F16."""
-    block = GGML_QUANT_SIZES[wanted][0]
+    block = wanted.block
     if n_per_row % block == 0:
         return wanted
     if wanted.name not in _FALLBACK and block > 32:
         raise InvalidInput(f"{name}: {n_per_row} columns do not fit {wanted.name} blocks of {block}; {_advice(name)}")
     neighbour = _FALLBACK.get(wanted.name, wanted)
-    return T.F16 if n_per_row % GGML_QUANT_SIZES[neighbour][0] else neighbour
+    return T.F16 if n_per_row % neighbour.block else neighbour
 
 
 def requires_imatrix(name: str, type: GGMLQuantizationType, preset: Preset) -> bool:
@@ -248,7 +246,7 @@ def _encodable(type: GGMLQuantizationType | None) -> GGMLQuantizationType | None
 
 
 def _require_fit(name: str, n_per_row: int, type: GGMLQuantizationType) -> None:
-    block = GGML_QUANT_SIZES[type][0]
+    block = type.block
     if n_per_row % block:
         raise InvalidInput(f"{name}: {n_per_row} columns do not fit {type.name} blocks of {block}; choose another type")
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError, InvalidInput
 
 T = GGMLQuantizationType
@@ -164,7 +163,7 @@ def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.n
 
 def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
     """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales."""
-    if data.dtype != np.uint8 or data.size % GGML_QUANT_SIZES[type][1]:
+    if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")
     source = np.require(data, requirements=["C", "A"])
     return bool(library().ggml_validate_row_data(type, source.ctypes.data, source.size))
@@ -209,7 +208,7 @@ def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     """Refuse what would make ggml abort, or read or write outside of the arrays."""
     if rows.ndim != 2 or rows.dtype.name not in _SOURCE_TYPES or not rows.dtype.isnative:
         raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
-    if type in NOT_ENCODED or sizes(type) != GGML_QUANT_SIZES[type]:
+    if type in NOT_ENCODED or sizes(type) != (type.block, type.nbytes):
         raise InvalidInput(f"{type.name} is not a type that weights can be quantized to")
     try:
         expected = (rows.shape[0], row_nbytes(type, rows.shape[1]))

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 
 T = GGMLQuantizationType
@@ -26,6 +26,7 @@ _COMMON_FTYPE = {
     T.F32: 0, T.F16: 1, T.BF16: 32, T.Q4_0: 2, T.Q4_1: 3, T.Q5_0: 8, T.Q5_1: 9, T.Q8_0: 7, T.Q2_K: 10, T.Q3_K: 12,
     T.Q4_K: 15, T.Q5_K: 17, T.Q6_K: 18, T.TQ1_0: 36, T.TQ2_0: 37, T.IQ2_XXS: 19, T.IQ2_XS: 20, T.IQ2_S: 28,
     T.IQ3_XXS: 23, T.IQ1_S: 24, T.IQ1_M: 31, T.IQ4_NL: 25, T.IQ4_XS: 30, T.IQ3_S: 26, T.NVFP4: 39, T.Q1_0: 40,
+    T.Q2_0: 41,
 }  # fmt: skip
 
 

@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from ..checkpoint.types import GGMLQuantizationType
 from ..errors import InvalidInput
 
 T = GGMLQuantizationType
@@ -275,7 +274,7 @@ class Mixture:
 
     def _output(self, n_per_row: int) -> T:
         """The output matrix, or the embedding that serves as one: kept finer than the rest."""
-        if self.preset == "MXFP4_MOE" or self.facts.arch == "falcon" or n_per_row % GGML_QUANT_SIZES[self.base][0]:
+        if self.preset == "MXFP4_MOE" or self.facts.arch == "falcon" or n_per_row % self.base.block:
             return T.Q8_0
         if self.preset in LATTICE_PRESETS or self.preset == "IQ3_XXS":
             return T.Q5_K

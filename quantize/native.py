@@ -15,9 +15,8 @@ from threading import Lock
 
 import numpy as np
 from gguf import quants
-from gguf.constants import GGMLQuantizationType
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import InvalidInput
 from . import ggml
 

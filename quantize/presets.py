@@ -6,8 +6,7 @@ Which type a single tensor gets is in `choose.py`; most presets mix several.
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from ..checkpoint.types import GGMLQuantizationType
 from ..errors import InvalidInput
 from .ggml import NOT_ENCODED
 
@@ -16,7 +15,7 @@ from .ggml import NOT_ENCODED
 class Preset:
     """`ftype` is `general.file_type` (`llama_ftype` of llama.h); `type` is what a tensor gets unless a rule differs.
 
-    Both are None for COPY. `type` alone is None when the installed gguf package does not know the type.
+    Both are None for COPY.
     """
 
     name: str
@@ -26,7 +25,7 @@ class Preset:
 
 
 def _row(name: str, ftype: int, type_name: str, help: str) -> Preset:
-    return Preset(name, ftype, GGMLQuantizationType.__members__.get(type_name), help)
+    return Preset(name, ftype, GGMLQuantizationType[type_name], help)
 
 
 PRESETS = (
@@ -80,8 +79,6 @@ def find_preset(name: str) -> Preset:
     preset = _BY_NAME.get(ALIASES.get(key, key))
     if preset is None:
         raise InvalidInput(f"no preset {name!r}{_suggestion(key, [*_BY_NAME, *ALIASES])}")
-    if preset.type is None and preset.ftype is not None:
-        raise InvalidInput(f"{preset.name}: the installed gguf package does not know this type; use a newer one")
     return preset
 
 
@@ -105,8 +102,7 @@ def parse_tensor_type(text: str) -> tuple[str, GGMLQuantizationType]:
 
 def bits_per_weight(type: GGMLQuantizationType) -> float:
     """Bits of one weight, scales included."""
-    block, nbytes = GGML_QUANT_SIZES[type]
-    return nbytes * 8 / block
+    return type.nbytes * 8 / type.block
 
 
 def _suggestion(name: str, known: list[str]) -> str:

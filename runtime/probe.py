@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType as WriterType
+from gguf import GGUFWriter
 
-from ..checkpoint.types import row_nbytes
+from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError
 from .cache import cache_dir
 from .child import child_command, crash_name, die_quietly
@@ -157,7 +158,7 @@ def write_probe_model(path: Path) -> None:
     writer.add_vocab_size(WIDTH)
     writer.add_tokenizer_model("no_vocab")
     for name, type in TYPES.items():
-        writer.add_tensor(name, np.zeros((WIDTH, row_nbytes(type, WIDTH)), np.uint8), raw_dtype=type)
+        writer.add_tensor(name, np.zeros((WIDTH, row_nbytes(type, WIDTH)), np.uint8), raw_dtype=WriterType(type))
     for name in (*NORMS, "blk.0.attn_q_norm", "blk.0.attn_k_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
     writer.write_header_to_file()

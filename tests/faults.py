@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType as T
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV, Slice
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Model, Tensor, TensorSource
 from borealis_gguf.quantize import ggml

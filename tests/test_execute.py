@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.outputs import PartialFile
 from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor, TensorPlan, TensorSource
 from borealis_gguf.pipeline.tasks import tasks
 from borealis_gguf.quantize import ggml
@@ -281,7 +282,7 @@ SLOW = """
     from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
     from borealis_gguf.checkpoint.types import Slice
     from borealis_gguf.quantize import ggml
-    from gguf.constants import GGMLQuantizationType as T
+    from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 
     def slow(rows, type, importance, out):
         print("working", flush=True)
@@ -327,6 +328,18 @@ def test_an_interrupt_stops_within_a_second(tmp_path: Path) -> None:
     assert process.wait(10) != 0
     assert time.monotonic() - began < 1
     assert only_inputs(tmp_path)
+
+
+def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
+    model = raw_model(tmp_path / "raw", {"token_embd.weight": (1024, 1024)}, T.F32)
+    file = PartialFile(lay_out(tmp_path / "x.gguf", model, [T.F32]))
+    file.begin()
+    stat = file.path.stat()
+    assert stat.st_size == file.plan.size >= 1 << 22
+    if sys.platform == "linux":
+        assert stat.st_blocks * 512 >= file.plan.size
+    file.discard()
+    assert list(tmp_path.glob(".*")) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")

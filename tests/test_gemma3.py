@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from borealis_gguf.checkpoint.folder import Checkpoint, open_checkpoint
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.convert import ARCHITECTURES, describe, gemma3
 from borealis_gguf.convert.gemma3_config import read_config

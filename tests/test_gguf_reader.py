@@ -24,6 +24,8 @@ from borealis_gguf.errors import InvalidInput
 from . import attacks as a
 from .limits import read_apart
 
+# Not Q8_1, a type of intermediate results only: gguf-py gives it 40 bytes a block, ggml and we 36.
+TENSOR_TYPES = [type for type in GGMLQuantizationType if type is not GGMLQuantizationType.Q8_1]
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
@@ -59,7 +61,8 @@ def write_everything(path: Path) -> None:
     writer.add_array("k.ints", [1, -2, 3])
     writer.add_array("k.bools", [True, False])
     writer.add_key_value("k.bytes", bytes(range(200)), GGUFValueType.ARRAY, sub_type=GGUFValueType.UINT8)
-    for index, (type, (block, nbytes)) in enumerate(GGML_QUANT_SIZES.items()):
+    for index, type in enumerate(TENSOR_TYPES):
+        block, nbytes = GGML_QUANT_SIZES[type]
         shape = (3, 2 * block) if index % 2 else (2, 3, block)
         data = np.arange(np.prod(shape) // block * nbytes, dtype=np.uint8)
         writer.add_tensor(f"t.{type.name}", data.reshape(*shape[:-1], -1), raw_dtype=type)
@@ -80,7 +83,7 @@ def test_agrees_with_gguf_py(tmp_path: Path) -> None:
         value = field.contents()
         assert kv.value == (tuple(value) if isinstance(value, list) else value), kv.key
     assert (ours.version, ours.alignment, ours.data_offset) == (3, theirs.alignment, theirs.data_offset)
-    assert len(ours.tensors) == len(GGML_QUANT_SIZES)
+    assert len(ours.tensors) == len(TENSOR_TYPES)
     for (name, slice), tensor in zip(ours.tensors.items(), theirs.tensors, strict=True):
         assert name == tensor.name and slice.path == path
         assert slice.type == tensor.tensor_type
@@ -387,7 +390,3 @@ def test_honest_model(tmp_path: Path) -> None:
 def test_metadata_that_contradicts_the_tensors(tmp_path: Path, data: bytes, expected: str) -> None:
     file: GGUFFile = read_gguf(put(tmp_path / "a.gguf", data))
     assert re.search(expected, refused(lambda: check_model(file)))
-
-
-def test_type_table_is_ggmls() -> None:
-    assert set(GGMLQuantizationType) == set(GGML_QUANT_SIZES)

@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 from gguf.constants import GGUFValueType as V
 
 from borealis_gguf.checkpoint.imatrix import Imatrix, read_imatrix
 from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize.importance import importance_of, select
 from borealis_gguf.quantize.metadata import file_type_of, imatrix_kv, parse_override, quantized_kv

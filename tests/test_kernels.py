@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from borealis_gguf.checkpoint.types import row_nbytes
+from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize import bench, ggml, native
 
@@ -101,7 +100,7 @@ def test_bf16_and_f16_rows_are_read_as_they_are(type: GGMLQuantizationType) -> N
 @EVERY
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_any_number_of_rows_and_blocks(isa: str, type: GGMLQuantizationType) -> None:
-    block = max(32, GGML_QUANT_SIZES[type][0])
+    block = max(32, type.block)
     rng = np.random.default_rng(3)
     for n, blocks in [(1, 1), (1, 3), (2, 1), (3, 5), (5, 3), (15, 1), (16, 1), (17, 1), (33, 1), (1, 17), (34, 5)]:
         rows = rng.standard_normal((n, blocks * block)).astype(np.float32)
@@ -135,7 +134,7 @@ def test_any_bits_give_ggmls_bytes(data: st.DataObject) -> None:
     """Weights of any bit pattern, NaN with payloads, infinities and subnormals included, in every source format."""
     type = data.draw(st.sampled_from(QUANTIZED))
     integer, float_type = SOURCES[data.draw(st.sampled_from(sorted(SOURCES)))]
-    block = max(32, GGML_QUANT_SIZES[type][0])
+    block = max(32, type.block)
     n, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
     words = st.integers(0, np.iinfo(integer).max)
     few = data.draw(st.lists(words, min_size=1, max_size=24))

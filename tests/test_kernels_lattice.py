@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
 
-from borealis_gguf.checkpoint.types import row_nbytes
+from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize import ggml, native
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 from gguf.constants import GGUFValueType as V
 
 from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import encode_kv, lay_out
 from borealis_gguf.pipeline.plan import Model

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.lora import read_adapter
 from borealis_gguf.checkpoint.pattern import matches
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.convert.adapters import plain_name
 from borealis_gguf.errors import InvalidInput
 

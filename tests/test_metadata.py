@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf.constants import GGMLQuantizationType
 
 from borealis_gguf.checkpoint.folder import Checkpoint
-from borealis_gguf.checkpoint.types import Slice
+from borealis_gguf.checkpoint.types import GGMLQuantizationType, Slice
 from borealis_gguf.convert.metadata import metadata_kv
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.plan import Tensor, TensorSource

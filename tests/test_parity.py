@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.imatrix import read_imatrix
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize.choose import Options
 from borealis_gguf.quantize.metadata import imatrix_kv
@@ -49,7 +49,7 @@ def write_model(path: Path, shape: Shape, type: str) -> Path:
         if len(extents) > 1 and type == "F16":
             values = values.astype(np.float16)
         elif len(extents) > 1 and type == "BF16":
-            values, raw = bf16(values).view(np.uint8), T.BF16
+            values, raw = bf16(values).view(np.uint8), gguf.GGMLQuantizationType.BF16
         writer.add_tensor(name, values, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -157,7 +157,7 @@ def test_a_split_source_gives_the_file_of_the_whole_one(tmp_path: Path) -> None:
     for name, slice in file.tensors.items():
         data = np.fromfile(whole, np.uint8, slice.nbytes, offset=slice.offset)
         data = data.reshape(*slice.shape[:-1], -1) if slice.type == T.BF16 else data.view(np.float32)
-        writer.add_tensor(name, data, raw_dtype=T.BF16 if slice.type == T.BF16 else None)
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.BF16 if slice.type == T.BF16 else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

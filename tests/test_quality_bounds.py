@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGMLQuantizationType as T
 
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import row_nbytes
 from borealis_gguf.quality import bounds
 from borealis_gguf.quality.weights import row_sums
@@ -12,7 +11,7 @@ from borealis_gguf.quantize import ggml
 
 SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XS, T.IQ2_S}
 """Their tables take seconds to build; they were measured once in the same way."""
-TYPES = [type for type in bounds.TYPICAL if type not in SLOW and ggml.sizes(type) == GGML_QUANT_SIZES[type]]
+TYPES = [type for type in bounds.TYPICAL if type not in SLOW and ggml.sizes(type) == (type.block, type.nbytes)]
 
 
 def rows() -> np.ndarray:
@@ -27,7 +26,7 @@ def through(values: np.ndarray, type: T) -> np.ndarray:
 
 
 def test_every_type_that_can_be_written_has_a_row() -> None:
-    writable = {t for t in T if t not in ggml.NOT_ENCODED and ggml.sizes(t) == GGML_QUANT_SIZES[t]}
+    writable = {t for t in T if t not in ggml.NOT_ENCODED and ggml.sizes(t) == (t.block, t.nbytes)}
     assert set(bounds.TYPICAL) == writable
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from borealis_gguf import BorealisError, InvalidInput, Report, api, load
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.execute import SourceRows, execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
@@ -61,7 +61,7 @@ def test_every_line_and_conversation_is_another() -> None:
     assert len({json.dumps(messages) for messages in CONVERSATIONS.values()}) == len(CONVERSATIONS)
 
 
-@pytest.mark.parametrize("preset", ["F32", "F16", "Q6_K", "Q5_0", "Q3_K_M", "Q2_K", "TQ2_0"])
+@pytest.mark.parametrize("preset", ["F32", "F16", "Q6_K", "Q5_0", "Q3_K_M", "Q2_K", "Q2_0", "TQ2_0"])
 def test_no_preset_is_called_wrong(tmp_path: Path, nano: Path, preset: str) -> None:
     """The quick check of `execute` raises nothing, the whole one finds nothing."""
     plans = api.plan_quantize(nano, [preset], tmp_path)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from borealis_gguf.checkpoint.safetensors import read_header
+from borealis_gguf.checkpoint.types import GGMLQuantizationType
 from borealis_gguf.errors import InvalidInput
 
 from . import attacks as a

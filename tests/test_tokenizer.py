@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HubTokenizer
 
 from borealis_gguf.checkpoint.folder import Checkpoint, open_checkpoint
 from borealis_gguf.checkpoint.types import KV
-from borealis_gguf.convert import describe
+from borealis_gguf.convert import describe, sentencepiece
 from borealis_gguf.convert.sentencepiece import SentencePieceModel, parse_sentencepiece, read_sentencepiece
 from borealis_gguf.convert.tokenizer import Tokenizer, read_tokenizer, tokenizer_kv
 from borealis_gguf.errors import InvalidInput
@@ -420,6 +420,31 @@ def test_any_bytes(data: bytes) -> None:
         assert str(error).startswith("byte ")
     else:
         assert isinstance(parsed, SentencePieceModel) and parsed.pieces
+
+
+PIECES = st.builds(
+    lambda text, score, kind, tail: piece(text, score, kind)[:-1] + tail if tail else piece(text, score, kind),
+    st.text(max_size=130),
+    st.floats(width=32, allow_nan=False),
+    st.integers(1, 200),
+    st.sampled_from([b""] * 8 + [b"\x07", b"\xc8"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES | st.binary(max_size=12), max_size=12).map(b"".join))
+def test_pieces_read_together_are_those_read_one_by_one(data: bytes) -> None:
+    """A model as SentencePiece writes it, with other and damaged fields between, the two ways."""
+    results = []
+    for together in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not together:
+                patch.setattr(sentencepiece, "_short_pieces", lambda data, at: ([], at))
+            try:
+                results.append(parse_sentencepiece(data))
+            except ValueError as error:
+                results.append(str(error))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("head", [b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04", b"<!DOCTYPE html>"])

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
-from borealis_gguf.checkpoint.types import KV, Slice
+from borealis_gguf.checkpoint.types import KV, GGMLQuantizationType, Slice
 from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
 from borealis_gguf.quantize import ggml
 
