@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 PLACES = ("Oslo", "Bergen", "Tromsø", "Røros", "Ålesund", "Hammerfest", "Bodø", "Sørfold")
 STORY = "".join(f"{n}. I bygda nummer {n * n} bur det {n * 37} menneske som likar å fiske. " for n in range(1, 40))

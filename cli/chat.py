@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .shared import PATH, ScaledFile
+from .shared import loading_options
 
 if TYPE_CHECKING:
     from ..runtime.events import Overflow
@@ -15,20 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="System message: how to answer.")
-@click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="The same seed and lines give the same answers.")
-@click.option("--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL.")
-@click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    type=ScaledFile(),
-    help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
-@click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
+@loading_options
 @click.option(
     "--overflow",
     type=click.Choice(["error", "roll", "truncate_middle"]),
@@ -41,14 +30,9 @@ if TYPE_CHECKING:
 def chat(
     model: str,
     system: str | None,
-    context: int | None,
-    threads: int | None,
     temperature: float | None,
     seed: int | None,
-    mmproj: Path | None,
-    loras: tuple[tuple[Path, float], ...],
-    device: str,
-    gpu_layers: str,
+    loading: dict[str, Any],
     overflow: "Overflow",
     stats: bool,
     no_history: bool,
@@ -76,9 +60,8 @@ def chat(
     reader = open_reader(sys.stdin, words, colour=screen.colour, keep_history=not no_history)
     options = Options(seed=seed, sampling={} if temperature is None else {"temperature": temperature})
     with load(
-        model, context=context, threads=threads, device=device, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj,
-        isolate=True, on_progress=lambda done: screen.progress(f"Loading {Path(model).name}", done),
-    ) as loaded:  # fmt: skip
+        model, isolate=True, on_progress=lambda done: screen.progress(f"Loading {Path(model).name}", done), **loading
+    ) as loaded:
         screen.clear()
         hello = greeting(loaded)
         if reader.interactive:

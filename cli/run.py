@@ -6,47 +6,33 @@ from typing import Any
 
 import click
 
-from .shared import PATH, ScaledFile
+from .shared import PATH, loading_options
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model")
 @click.argument("prompt", required=False)
 @click.option(
     "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
 )
 @click.option("--image", "images", type=PATH, multiple=True, help="A PNG or JPEG to ask about; repeatable.")
-@click.option("--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
-@click.option("-c", "--context", type=click.IntRange(1), help="Context in tokens. Default: the model's, 8192 at most.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
-@click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    type=ScaledFile(),
-    help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
-)
-@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU, where llama.cpp has one. Default: all.")
+@loading_options
 def run(
-    model: Path,
+    model: str,
     prompt: str | None,
     system: str | None,
     images: tuple[Path, ...],
-    mmproj: Path | None,
     raw: bool,
     max_tokens: int | None,
-    context: int | None,
-    threads: int | None,
     seed: int | None,
     temperature: float | None,
-    loras: tuple[tuple[Path, float], ...],
-    gpu_layers: int,
+    loading: dict[str, Any],
 ) -> None:
-    """Ask a GGUF model, with its own chat template; the answer streams.
+    """Ask a GGUF model, a file or one on the Hub, with its own chat template; the answer streams.
 
     Without PROMPT, standard input is read.
 
@@ -82,9 +68,7 @@ def run(
         max_tokens=max_tokens, seed=seed, sampling={} if temperature is None else {"temperature": temperature}
     )
     show = visible if sys.stdout.isatty() else str
-    with load(
-        model, context=context, threads=threads, gpu_layers=gpu_layers, loras=loras, mmproj=mmproj, isolate=True
-    ) as loaded:
+    with load(model, isolate=True, **loading) as loaded:
         for event in loaded.complete(prompt, options) if raw else loaded.chat(messages, options):
             if isinstance(event, Text):
                 click.echo(show(event.text), nl=False, color=True)  # else it would change what goes to a file

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InvalidInput
-from .shared import PATH, ScaledFile
+from .shared import PATH, loading_options
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -37,12 +37,7 @@ MAX_PARALLEL = 64
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Let pages of ORIGIN ask too; repeatable.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Another name of this machine; repeatable.")
 @click.option("--insecure", is_flag=True, help="Let other machines in without an API key.")
-@click.option("-c", "--context", type=click.IntRange(1), help="In tokens. Default: the model's, 8192 at most.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
-@click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
-@click.option("--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL.")
-@click.option("--lora", "loras", multiple=True, type=ScaledFile(), help="An adapter GGUF and its strength; repeatable.")
+@loading_options
 @click.option("--alias", metavar="NAME", help="The model's name in answers. Default: the file's.")
 @click.option(
     "--max-body", type=click.FloatRange(0.001, 1000), metavar="MB", help="Largest request. Default: 4; 20 with images."
@@ -64,12 +59,7 @@ def serve(
     origins: tuple[str, ...],
     hosts: tuple[str, ...],
     insecure: bool,
-    context: int | None,
-    threads: int | None,
-    device: str,
-    gpu_layers: str,
-    mmproj: Path | None,
-    loras: tuple[tuple[Path, float], ...],
+    loading: dict[str, Any],
     alias: str | None,
     max_body: float | None,
     no_page: bool,
@@ -114,19 +104,7 @@ def serve(
         page=None if no_page else PAGE,
         log=(lambda line: click.echo(line, err=True)) if log else None,
     )
-    loading = partial(
-        load,
-        model,
-        device=device,
-        gpu_layers=gpu_layers,
-        context=context,
-        parallel=parallel,
-        threads=threads,
-        loras=loras,
-        mmproj=mmproj,
-        isolate=True,
-        max_queue=queue,
-    )
+    loader = partial(load, model, parallel=parallel, max_queue=queue, isolate=True, **loading)
 
     def on_ready(loaded: "Model") -> None:
         if not quiet:
@@ -138,7 +116,7 @@ def serve(
             webbrowser.open(url)
 
     try:
-        server = Server(lambda progress: loading(on_progress=progress), settings, on_ready, _progress_line(quiet))
+        server = Server(lambda progress: loader(on_progress=progress), settings, on_ready, _progress_line(quiet))
         server.run_until_end(listener)
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -35,6 +36,36 @@ class ScaledFile(click.ParamType):
             return Path(file), float(scale)
         except ValueError:
             return Path(value), 1.0
+
+
+LOADING = ("context", "threads", "device", "gpu_layers", "mmproj", "loras")
+
+
+def loading_options(command: F) -> F:
+    """Options of commands that load a model; the command gets them as `loading`, arguments of `load`."""
+
+    @wraps(command)
+    def collected(*args: Any, **given: Any) -> Any:
+        return command(*args, loading={name: given.pop(name) for name in LOADING}, **given)
+
+    for option in (
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            type=ScaledFile(),
+            help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
+        ),
+        click.option(
+            "--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL."
+        ),
+        click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda, cuda:N or vulkan:N."),
+        click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are."),
+        click.option("-c", "--context", type=click.IntRange(1), help="In tokens. Default: the model's, 8192 at most."),
+    ):
+        collected = option(collected)
+    return cast(F, collected)
 
 
 OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."

@@ -82,7 +82,7 @@ def _of_gguf(path: str, prompts: Sequence[Sequence[int]], extra_buffers: bool, t
     from ..runtime.engine import BATCH, Engine
 
     longest = max(map(len, prompts))
-    placing = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
+    placing: dict[str, Any] = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
     engine = Engine(Path(path), threads=threads, extra_buffers=extra_buffers, **placing)
     try:
         return [engine.logits(prompt, _positions(len(prompt))) for prompt in prompts]

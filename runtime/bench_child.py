@@ -11,9 +11,8 @@ from typing import Any
 from ..errors import BorealisError
 from .answer import Answer, begun
 from .bench import MORE
-from .child import die_quietly
+from .child import die_quietly, private_stdout
 from .events import Ask, Finished, Options, Text
-from .isolated_child import _private_stdout as private_stdout
 from .isolated_child import described
 from .local import Local
 from .peak import peak_memory

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from typing import IO
 
 BOOT = "import sys; sys.path[:] = {path!a}; from {module} import main; main()"
 WINDOWS_FAULTS = {
@@ -38,7 +39,7 @@ def run_if_child() -> None:
         return
     module = sys.argv[2]
     del sys.argv[1:3]
-    if not module.startswith(f"{__package__.partition('.')[0]}."):
+    if not module.startswith(f"{__name__.partition('.')[0]}."):
         sys.exit(f"{module}: not a part of this package")
     importlib.import_module(module).main()
     sys.exit(0)
@@ -66,3 +67,10 @@ def die_quietly() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def private_stdout() -> IO[bytes]:
+    """For a child: the pipe to the parent. What native code prints there goes to standard error instead."""
+    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return pipe

@@ -36,7 +36,8 @@ class Conversation:
         images: Sequence[str | Path | bytes] = (),
         options: Options | None = None,
     ) -> Answer:
-        """Say something; the answer streams. Both join the history when the answer ends, cancelled ones as they are.
+        """Say something; the answer streams. Both join the history when the answer ends, cancelled ones as they are;
+        of one that was cancelled before its first word nothing stays.
 
         `images` are PNG or JPEG files, or their bytes. Raises what `Model.chat` raises; the history is then as before.
         """
@@ -73,7 +74,8 @@ class Conversation:
             said: dict[str, Any] = {"role": "assistant", "content": answer.shown}
             if answer.calls:
                 said["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in answer.calls]
-            self.messages = [*messages, said] if answer.shown or answer.calls else messages
+            if answer.shown or answer.calls:
+                self.messages = [*messages, said]
 
         chosen = self.options if options is None else options
         return self.model.chat(messages, replace(chosen), overflow=self.overflow, on_end=remember)

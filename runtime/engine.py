@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Progress = Callable[[float], None]
 """Called with the loaded fraction, 0 to 1. What it raises stops the loading and reaches the caller."""
 
+low: Any = llama  # some of its declarations do not fit what its functions take
+
 BATCH = 512
 """Most tokens of one computation; an image must fit in one."""
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
@@ -103,7 +105,7 @@ class Engine(Vocabulary):
         """
         library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
         self._strlen = ctypes.cast(library.strlen, llama.ggml_abort_callback)
-        llama.llama_set_abort_callback(self._context, self._strlen, ctypes.addressof(self._abort))
+        low.llama_set_abort_callback(self._context, self._strlen, ctypes.addressof(self._abort))
 
     def abort(self, wanted: bool = True) -> None:
         """End the running `decode` early; with False take that back."""
@@ -190,11 +192,11 @@ class Engine(Vocabulary):
         Empty if they are more than `most` bytes.
         """
         flags = SWA_ONLY if window_only else 0
-        size = llama.llama_state_seq_get_size_ext(self._context, seq, flags)
+        size = low.llama_state_seq_get_size_ext(self._context, seq, flags)
         if most is not None and size > most:
             return (ctypes.c_uint8 * 0)()
         data = (ctypes.c_uint8 * size)()
-        written = llama.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
+        written = low.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
         if written != size:
             raise BorealisError(f"llama.cpp cannot give the state of a conversation{reason()}")
         return data
@@ -202,7 +204,7 @@ class Engine(Vocabulary):
     def restore(self, seq: int, state: "ctypes.Array[ctypes.c_uint8]", window_only: bool = False) -> bool:
         """Put back what `state` gave, of this very model and settings; False when llama.cpp refuses it."""
         flags = SWA_ONLY if window_only else 0
-        return bool(llama.llama_state_seq_set_data_ext(self._context, state, len(state), seq, flags))
+        return bool(low.llama_state_seq_set_data_ext(self._context, state, len(state), seq, flags))
 
     def logits_at(self, n: int) -> np.ndarray:
         """The logits after cell `n` of the last `decode` (-1: the last cell): a view, float32 [n_vocab]."""

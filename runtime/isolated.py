@@ -33,7 +33,7 @@ class Isolated:
         command: Sequence[str] | None = None,
     ) -> None:
         """`load` are the arguments of `load_here`; `command` replaces the child's. Raises what loading raises."""
-        files = {"loras": [(_absolute(name), scale) for name, scale in load.get("loras", ())]}
+        files: dict[str, Any] = {"loras": [(_absolute(name), scale) for name, scale in load.get("loras", ())]}
         if load.get("mmproj"):
             files["mmproj"] = _absolute(load["mmproj"])
         self._first = pack({"path": _absolute(path), "load": {**load, **files}})
@@ -210,7 +210,7 @@ class _Child:
             self._die(EngineDied(self._obituary()))
 
     def _deliver(self, message: dict[str, Any]) -> None:
-        number = message.get("id")
+        number: Any = message.get("id")
         reply = None if "event" in message else self._replies.pop(number, None)  # events may overtake the reply
         if reply is not None:
             reply.value, reply.error = message.get("value"), _error(message) if "error" in message else None

@@ -1,6 +1,5 @@
 """The model's process: reads requests from standard input, writes events, ends when its input does."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BorealisError, Busy
-from .child import die_quietly
+from .child import die_quietly, private_stdout
 from .events import Event
 from .local import Local
 from .wire import pack, pack_ask, pack_event, unpack, unpack_ask
@@ -98,7 +97,7 @@ def main() -> None:
     """Never raises: every error is a line to the parent."""
     die_quietly()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
-    child = Child(_private_stdout())
+    child = Child(private_stdout())
     try:
         first = unpack(sys.stdin.buffer.readline())
         child.load(first["path"], first["load"])
@@ -118,11 +117,3 @@ def main() -> None:
             else:
                 pool.submit(child.handle, request)
         os._exit(0)  # whatever still runs, nobody waits for it
-
-
-def _private_stdout() -> IO[bytes]:
-    """The pipe to the parent. What native code prints to standard output goes to standard error instead."""
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
-    with contextlib.suppress(OSError):
-        os.dup2(2, 1)
-    return pipe

@@ -230,9 +230,12 @@ class Local:
         return self._embedder.embed(ids)
 
     def save(self, path: str, conversation: Mapping[str, Any]) -> None:
-        """Write a conversation and what is computed of it. `conversation` is JSON with "messages"."""
+        """Write a conversation and what is computed of it. `conversation` is JSON with "messages" and "overflow"."""
         with self._open():
-            ids, images = self.encode(Ask(list(conversation["messages"]))) if conversation["messages"] else ([], [])
+            try:
+                ids, images = self.encode(Ask(list(conversation["messages"]), overflow=conversation["overflow"]))
+            except InvalidInput:  # nothing said yet, too long, or an image is gone: the messages are kept all the same
+                ids, images = [], []
             trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
         write_state(Path(path), self.engine.path, dict(conversation), trace, state)
 

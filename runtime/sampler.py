@@ -18,6 +18,7 @@ from .vocabulary import Vocabulary, forget, reason
 if TYPE_CHECKING:
     from .engine import Engine
 
+low: Any = llama  # its declarations do not fit what its functions take
 NO_PENALTIES = (1.0, 0.0, 0.0)
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
@@ -82,7 +83,7 @@ class Sampler:
         """Let `sampler` change, sort and choose among `tokens`, in place."""
         data = tokens.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
         held = llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
-        llama.llama_sampler_apply(sampler, ctypes.byref(held))
+        low.llama_sampler_apply(sampler, ctypes.byref(held))
         return held
 
 

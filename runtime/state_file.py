@@ -14,6 +14,7 @@ import os
 import secrets
 import struct
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ def write_state(path: Path, model: Path, conversation: dict[str, Any], trace: li
     seal.update(state)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            for part in (MAGIC, seal.digest(), body, state):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+            undo = ExitStack()
+            undo.callback(Path(file.name).unlink, missing_ok=True)
+            with undo:
+                for part in (MAGIC, seal.digest(), body, state):
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()  # Windows renames no open file
+                Path(file.name).replace(path)
+                undo.pop_all()
     except OSError as error:
         raise BorealisError(f"{path}: cannot be written ({error.strerror or error})") from error
 

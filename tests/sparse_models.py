@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGUFWriter
-from gguf.constants import GGMLQuantizationType
 
-from borealis_gguf.checkpoint.types import row_nbytes
+from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
 
 ALIGNMENT = 32
 T = GGMLQuantizationType
@@ -58,7 +57,7 @@ def _write(writer: GGUFWriter, path: Path, tensors: Mapping[str, tuple[tuple[int
         size = row_nbytes(kind, dims[-1]) * prod(dims[:-1])
         dtype = np.dtype({T.F16: np.float16, T.F32: np.float32}.get(kind, np.uint8))
         stored = (*dims[:-1], row_nbytes(kind, dims[-1])) if dtype == np.uint8 else dims
-        writer.add_tensor_info(name, stored, dtype, size, raw_dtype=kind)
+        writer.add_tensor_info(name, stored, dtype, size, raw_dtype=kind)  # type: ignore[arg-type]
         nbytes += -(-size // ALIGNMENT) * ALIGNMENT
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

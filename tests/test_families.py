@@ -15,8 +15,9 @@ from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.quantize.presets import find_preset
-from borealis_gguf.runtime.chat import load
+from borealis_gguf.runtime.model import load
 
+from .asking import encode, generate
 from .checkpoints import write_json
 from .families import FAMILIES, WINDOWED, Family, bloom_shapes
 from .llama_logits import llama_logits
@@ -218,9 +219,9 @@ def test_what_was_quantized_runs(family: Family, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(family.write(tmp_path), ["Q4_K_M"], tmp_path)
     api.execute([plan])
     with load(plan.path, context=128) as model:
-        ids = model.encode("Hovedstaden i Norge heter", raw=True)
+        ids = encode(model, "Hovedstaden i Norge heter", raw=True)
         assert (ids[0] == 1) == (family.name == "wide-mistral")  # the only one that adds a BOS
-        assert len("".join(model.stream("Hovedstaden i Norge heter", raw=True, max_tokens=8, seed=1))) > 0
+        assert len(generate(model, "Hovedstaden i Norge heter", raw=True, max_tokens=8, seed=1)) > 0
 
 
 @dataclass(frozen=True)

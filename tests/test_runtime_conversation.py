@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from borealis_gguf.errors import InvalidInput
+from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.cache import cache_dir
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
 from borealis_gguf.runtime.model import Model, load
@@ -163,6 +163,32 @@ def test_saved_and_taken_up_again(nano_q8: Path, tmp_path: Path) -> None:
             assert answer.text() == expected
             assert answer.finished is not None and answer.finished.usage.cached_tokens > 20
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_can_be_saved(nano_q8: Path, tmp_path: Path) -> None:
+    """A conversation that has outgrown the context too; what cannot be written leaves nothing behind."""
+    with load(nano_q8, sampling=GREEDY, context=160, extra_buffers=False) as model:
+        conversation = model.conversation(overflow="roll", options=Options(max_tokens=8))
+        for n in range(8):
+            conversation.send(f"Dette er melding nummer {n} av mange.").text()
+        conversation.save(tmp_path / "a.state")
+        again = model.load_conversation(tmp_path / "a.state")
+        assert again.messages == conversation.messages and len(again.messages) == 16
+        (tmp_path / "mappe").mkdir()
+        for target in (tmp_path / "mappe", tmp_path / "ikke" / "a.state"):
+            with pytest.raises(BorealisError, match="cannot be written"):
+                conversation.save(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.state", "mappe"]
+
+
+def test_cancelled_before_a_word_is_said(model: Model) -> None:
+    conversation = model.conversation(options=SHORT)
+    conversation.send("Hei").text()
+    before = list(conversation.messages)
+    answer = conversation.send("x " * 150)
+    answer.cancel()
+    assert answer.text() == "" and conversation.messages == before
+    assert conversation.send("Og?").text() == conversation.messages[-1]["content"]
 
 
 def test_foreign_files_are_refused(nano_q8: Path, nano_q4: Path, model: Model, tmp_path: Path, cache: Path) -> None:

@@ -15,12 +15,12 @@ import llama_cpp as llama
 import llama_cpp.mtmd_cpp as mtmd
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.gguf_header import GGUFFile
-from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.checkpoint.types import KV, GGMLQuantizationType
 from borealis_gguf.convert import describe
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import llama_cpp as llama
 import pytest
-from gguf.constants import GGMLQuantizationType
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.gguf_header import GGUFFile
+from borealis_gguf.checkpoint.types import GGMLQuantizationType
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.devices import Device, device_array
 from borealis_gguf.runtime.memory import Need, estimate, sizes, vision_need
