@@ -124,7 +124,7 @@ class Chat:
 
     def _stream(self, begin: Callable[[Options], Answer]) -> None:
         """Show an answer as it comes. Without any text in it the history stays as it was."""
-        before, began, first = self.conversation.messages, time.monotonic(), None
+        began, first = time.monotonic(), None
         answer: Answer | None = None
         try:
             with Interrupts(self.reader.interactive) as interrupts:
@@ -141,8 +141,7 @@ class Chat:
             self._end_line(answer)
             raise
         self._end_line(answer)
-        if self.conversation.messages[-1]["role"] != "assistant":
-            self.conversation.messages = before
+        if not (answer.shown or answer.calls):
             self.screen.note("No answer; the message is not kept. /regenerate asks it again.")
         else:
             self.unanswered = None
