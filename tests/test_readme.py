@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from .test_cli import run
+from .test_cli import BOOT, run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+SHORTER = {
+    "bench encoders": ("--seconds", "0.01"),
+    "bench run": ("--prompt-tokens", "32", "--tokens", "8", "--repeats", "1", "--threads", "1"),
+    "run": ("-n", "20"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +38,47 @@ def test_everyday_commands_run(folder: Path) -> None:
     assert len(commands) >= 8
     for program, *args in commands:
         assert program == "borealis-gguf"
-        extra = ["--seconds", "0.01"] if args[0] == "bench" else ["-n", "20"] if args[0] == "run" else []
-        done = run(*args, *extra, cwd=folder)
+        done = run(*args, *SHORTER.get(" ".join(args[:2]), SHORTER.get(args[0], ())), cwd=folder)
         assert done.returncode == 0, (args, done.stderr)
         assert done.stdout or args[0] == "modelfile"
     assert (folder / "demo" / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./nano-nb-7m-Q8_0.gguf\n")
 
 
+def test_chat_and_serve_run(folder: Path) -> None:
+    """As they stand there, but for the browser and the port."""
+    (block,) = [text for kind, text in BLOCKS if kind == "sh" and "borealis-gguf serve" in text]
+    chat, serve = (shlex.split(line, comments=True)[1:] for line in block.splitlines())
+    done = subprocess.run(
+        [sys.executable, "-c", BOOT, *chat],
+        cwd=folder,
+        input="Hei\n/help\n",
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and len(done.stdout) > 1, done.stderr
+    (code,) = [text for kind, text in BLOCKS if kind == "python" and "OpenAI" in text]
+    options = [*serve, "--port", "0"]
+    options.remove("--open")
+    with subprocess.Popen(
+        [sys.executable, "-c", BOOT, *options], cwd=folder, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split(" at ")[1].split()[0]
+            code = code.replace("http://127.0.0.1:8080", url.rstrip("/"))
+            client = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=False
+            )
+        finally:
+            server.terminate()
+    assert client.returncode == 0, client.stderr
+    assert len(client.stdout.strip()) > 5
+
+
 def test_the_python_example_runs(folder: Path) -> None:
-    (code,) = [text for kind, text in BLOCKS if kind == "python"]
+    (code,) = [text for kind, text in BLOCKS if kind == "python" and "plan_quantize" in text]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
