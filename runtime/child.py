@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import IO
 
+from ..errors import BorealisError
+
 BOOT = "import sys; sys.path[:] = {path!a}; from {module} import main; main()"
 WINDOWS_FAULTS = {
     0xC0000005: "access violation",
@@ -17,30 +19,47 @@ WINDOWS_FAULTS = {
     0xC0000374: "heap corruption",
     0xC0000409: "abort",
 }
-
-
 FROZEN = "--borealis-gguf-child"
-"""First argument of a frozen app that starts itself as a child; see the hook for PyInstaller."""
+"""First argument of a frozen app that starts itself as a child."""
+PACKAGE = __name__.partition(".")[0]
+CHILDREN = tuple(
+    f"{PACKAGE}.{module}"
+    for module in ("quality.worker", "runtime.bench_child", "runtime.isolated_child", "runtime.probe")
+)
+"""The modules that run as children."""
+
+_asked = False
 
 
 def child_command(module: str, *args: str) -> list[str]:
     """A command line that calls `main()` of `module`, with this process's import path and nothing added to it.
 
     (`-m` would put the working directory first, where a stray `numpy.py` may lie.)
+    In a frozen app `sys.executable` is the app. Raises BorealisError where that would only start it once more.
     """
-    if getattr(sys, "frozen", False):
-        return [sys.executable, FROZEN, module, *args]
-    return [sys.executable, "-c", BOOT.format(path=sys.path, module=module), *args]
+    if not getattr(sys, "frozen", False):
+        return [sys.executable, "-c", BOOT.format(path=sys.path, module=module), *args]
+    if not _asked:
+        raise BorealisError(
+            f"this frozen app cannot start child processes; call {__name__}.run_if_child() first thing in its main "
+            "script (PyInstaller does so by the hook that comes with the package)"
+        )
+    return [sys.executable, FROZEN, module, *args]
 
 
 def run_if_child() -> None:
-    """For a frozen app, before anything else: if it was started as a child, be that, and do not return."""
+    """For a frozen app, before anything else: if it was started as a child, be that, and do not return.
+
+    It imports nothing but what a child needs, and costs other starts a look at `sys.argv`.
+    """
+    global _asked
+    _asked = True
     if sys.argv[1:2] != [FROZEN]:
         return
-    module = sys.argv[2]
+    module = "".join(sys.argv[2:3])
     del sys.argv[1:3]
-    if not module.startswith(f"{__name__.partition('.')[0]}."):
-        sys.exit(f"{module}: not a part of this package")
+    if module not in CHILDREN:
+        sys.exit(f"{module!r}: not a child process of {PACKAGE}")
     importlib.import_module(module).main()
     sys.exit(0)
 
