@@ -205,8 +205,8 @@ def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]
 class SourceRows:
     """Rows of planned tensors as the workers make them, in float32: for whoever compares. For one thread."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), allow_nonfinite=True), ())
+    def __init__(self, codec: Codec, open_source: OpenSource = open_local) -> None:
+        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), True, open_source), ())
 
     def __enter__(self) -> "SourceRows":
         return self

@@ -127,12 +127,13 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Model:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `origin` is the folder of the checkpoint it was read from; None when that was a GGUF.
+    `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
     origin: Path | None = None
+    keep: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
