@@ -1,4 +1,4 @@
-"""`check --logits` against what transformers makes of the trained checkpoint, which is recorded: see make_check_logits."""
+"""`check --logits`, with what transformers makes of the trained checkpoint recorded by make_check_logits."""
 
 import re
 from dataclasses import replace
@@ -22,7 +22,6 @@ METADATA: dict[str, Edit] = {
     "rope base": set_value("gemma3.rope.freq_base_swa", 1e6),
     "window": set_value("gemma3.attention.sliding_window", 16),
     "epsilon": set_value("gemma3.attention.layer_norm_rms_epsilon", 0.1),
-    "bos": set_value("tokenizer.ggml.bos_token_id", 5),
 }
 
 
