@@ -40,7 +40,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
-CODEC = Codec(native.encode, ggml.decode, ggml.validate)
+CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""

@@ -367,7 +367,7 @@ class _Worker:
         source = task.tensor.source
         if source.updates:
             if self.updates is None or self.updates[0] is not source:
-                self.updates = source, lowrank.Updates(source.updates)
+                self.updates = source, lowrank.Updates(source.updates, self.run.codec)
             picked = task.source_rows()
             self.updates[1].add(rows, np.arange(task.first, task.first + task.rows) if picked is None else picked)
         if source.type == F32:
