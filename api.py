@@ -30,7 +30,6 @@ from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
-from .pipeline.sources import is_remote
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
 from .quantize import ggml, native
@@ -41,7 +40,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
-CODEC = Codec(native.encode, ggml.decode, ggml.validate)
+CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
@@ -70,7 +69,7 @@ def plan_convert(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
+    checkpoint = _checkpoint(found)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
@@ -97,7 +96,7 @@ def plan_convert_lora(
     found = resolve_source(base, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
+    checkpoint = _checkpoint(found)
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
@@ -122,7 +121,7 @@ def plan_mmproj(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote)
+    checkpoint = _checkpoint(found)
     return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
 
 
@@ -181,9 +180,7 @@ def plan_quantize(
     )
     adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    checkpoint = (
-        open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote) if found.kind == "checkpoint" else None
-    )
+    checkpoint = _checkpoint(found) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -200,6 +197,10 @@ def plan_quantize(
         for preset in chosen
     ]
     return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
+
+
+def _checkpoint(found: Source) -> Checkpoint:
+    return open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
 
 
 def _mmproj_beside(
@@ -237,10 +238,10 @@ def execute(
     """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are.
 
     With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
-    with what was found. Raises BorealisError when one does not pass. Streamed sources are not read a second time for
-    it: there is no quick check of these.
+    with what was found. Raises BorealisError when one does not pass. Of streamed sources, what is compared is kept
+    as it comes by: no weight is fetched twice.
     """
-    with QuickCheck(CODEC, on_report) as quick:
+    with QuickCheck(CODEC, on_report, open_source) as quick:
         return pipeline.execute(
             plans,
             CODEC,
@@ -248,8 +249,8 @@ def execute(
             on_progress=on_progress,
             stop=stop,
             allow_nonfinite=allow_nonfinite,
-            open_source=open_source,
-            verifier=quick if check and not is_remote(plans) else None,
+            open_source=quick.open_source if check else open_source,
+            verifier=quick if check else None,
         )
 
 

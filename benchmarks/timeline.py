@@ -38,7 +38,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path())
     parser.add_argument("--imatrix", type=Path)
     args = parser.parse_args()
-    codec = Codec(timed("encode", api.CODEC.encode), api.CODEC.decode, timed("check", api.CODEC.valid))
+    codec = Codec(
+        timed("encode", api.CODEC.encode),
+        api.CODEC.decode,
+        timed("check", api.CODEC.valid),
+        timed("merge", api.CODEC.add_product),
+    )
     executor._Worker.read = timed("read", executor._Worker.read)
     executor._Worker.write = timed("write", executor._Worker.write)
     PartialFile.flush = timed("flush", PartialFile.flush)

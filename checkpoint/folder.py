@@ -28,13 +28,15 @@ log = logging.getLogger("borealis_gguf")
 class Checkpoint:
     """A checkpoint whose files agree with each other.
 
-    `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings.
+    `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
+    lives as long as `keep`.
     """
 
     path: Path
     repo_id: str | None
     config: dict[str, Any]
     tensors: dict[str, Slice]
+    keep: object = None
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""
@@ -42,7 +44,9 @@ class Checkpoint:
         return own_file(self.path, path) if path.exists() else None
 
 
-def open_checkpoint(path: Path, *, repo_id: str | None = None, remote: Headers | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, repo_id: str | None = None, remote: Headers | None = None, keep: object = None
+) -> Checkpoint:
     """Open a folder of config.json and safetensors, single or sharded; no weight is read.
 
     `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. `remote` has the headers
@@ -60,7 +64,7 @@ def open_checkpoint(path: Path, *, repo_id: str | None = None, remote: Headers |
     tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
-    return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors)
+    return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep)
 
 
 def own_file(folder: Path, path: Path) -> Path:

@@ -57,7 +57,7 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return Model(kv, text.tensors, checkpoint.path), outtypes(text.tensors, outtype)
+    return Model(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
 
 
 def read_text(checkpoint: Checkpoint) -> Text:
@@ -84,7 +84,7 @@ def describe_vision(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     _check_text(str(checkpoint.path), kv)
-    return Model(kv, vision.tensors, checkpoint.path), siglip.vision_types(vision.tensors, outtype)
+    return Model(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
 
 
 def can_see(checkpoint: Checkpoint) -> bool:

@@ -205,8 +205,8 @@ def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]
 class SourceRows:
     """Rows of planned tensors as the workers make them, in float32: for whoever compares. For one thread."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), allow_nonfinite=True), ())
+    def __init__(self, codec: Codec, open_source: OpenSource = open_local) -> None:
+        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), True, open_source), ())
 
     def __enter__(self) -> "SourceRows":
         return self
@@ -367,7 +367,7 @@ class _Worker:
         source = task.tensor.source
         if source.updates:
             if self.updates is None or self.updates[0] is not source:
-                self.updates = source, lowrank.Updates(source.updates)
+                self.updates = source, lowrank.Updates(source.updates, self.run.codec)
             picked = task.source_rows()
             self.updates[1].add(rows, np.arange(task.first, task.first + task.rows) if picked is None else picked)
         if source.type == F32:

@@ -1,8 +1,8 @@
 """Low-rank updates, made for any range of rows alone: `W[rows] += scale * up[rows] @ down`.
 
 Every element is the float32 sum of its products in the order of the rank, then scaled, then added to the weight.
-A matrix product from a library would be faster, but its last bits change with the shape of the range, the processor
-and the threads; these do not.
+A matrix product from a library would be faster still, but its last bits change with the shape of the range, the
+processor and the threads; these do not, whoever computes them.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ import numpy as np
 
 from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import BorealisError
-from .plan import LowRank
+from .plan import Codec, LowRank
 
 STORED = {
     GGMLQuantizationType.F32: np.dtype("<f4"),
     GGMLQuantizationType.F16: np.dtype("<f2"),
     GGMLQuantizationType.BF16: np.dtype("<u2"),
 }
-TILE = 1 << 14
-"""Elements summed at a time: the tile and its products stay in the nearest caches. Any value gives the same bytes."""
+TILE = 1 << 16
+"""Elements summed at a time: the tile and its products stay in the cache. Any value gives the same bytes."""
 
 
 class Updates:
     """The updates of one tensor: each `down` in memory, `up` read as its rows are needed."""
 
-    def __init__(self, updates: Sequence[LowRank]) -> None:
+    def __init__(self, updates: Sequence[LowRank], codec: Codec) -> None:
+        self.codec = codec
         self.updates = [(update, _down(update)) for update in updates]
 
     def add(self, rows: np.ndarray, picked: np.ndarray) -> None:
@@ -35,7 +36,9 @@ class Updates:
         Raises BorealisError when an adapter's file has become shorter.
         """
         for update, down in self.updates:
-            add_product(rows, _up(update, picked), down, update.scale)
+            up = np.ascontiguousarray(_up(update, picked))
+            if not self.codec.add_product(rows, up, down, update.scale):
+                add_product(rows, up, down, update.scale)
 
 
 def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> None:

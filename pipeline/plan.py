@@ -19,11 +19,14 @@ class Codec:
         NaN or Inf.
     decode(data, type, n_per_row): uint8 [n, row_nbytes] to float32 [n, n_per_row].
     valid(data, type): False when a value stored in `data` (uint8) is NaN or Inf.
+    add_product(rows, up, down, scale): what `lowrank.add_product` does, with the same bits, faster; False when it
+        cannot, and has done nothing.
     """
 
     encode: Callable[[np.ndarray, GGMLQuantizationType, np.ndarray | None, np.ndarray], bool]
     decode: Callable[[np.ndarray, GGMLQuantizationType, int], np.ndarray]
     valid: Callable[[np.ndarray, GGMLQuantizationType], bool]
+    add_product: Callable[[np.ndarray, np.ndarray, np.ndarray, float], bool] = lambda rows, up, down, scale: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,13 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Model:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `origin` is the folder of the checkpoint it was read from; None when that was a GGUF.
+    `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
     origin: Path | None = None
+    keep: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

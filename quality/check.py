@@ -1,25 +1,29 @@
 """A GGUF against what it was made from: the whole check, and the quick one that files pass to get their names."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_model import check_model
-from ..checkpoint.types import KV
+from ..checkpoint.types import KV, Slice
 from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
+from ..pipeline.sources import OpenSource, is_remote, open_local
 from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import Own, read_own
 from .report import Finding, Report, Section
+from .tap import Tap
 from .tensors import check_names, check_weights
 from .texts import LINES
 from .weights import Pair
@@ -106,8 +110,9 @@ def check_tensors(
     importance: Mapping[str, np.ndarray | None] | None = None,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    open_source: OpenSource = open_local,
 ) -> tuple[Section, Section]:
-    """The sections on names and shapes, and on weights; the arguments are those of `check_file`."""
+    """The sections on names and shapes, and on weights; the arguments are those of `check_file` and `compare`."""
     found = gguf_tensors(header.tensors)
     theirs = {t.name: t for t in source.tensors}
     pairs = [
@@ -117,7 +122,14 @@ def check_tensors(
     ]
     weighted = importance is None and header.find(WEIGHTED_BY) is not None
     return check_names(found, source.tensors), check_weights(
-        pairs, source.tensors, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress
+        pairs,
+        source.tensors,
+        codec,
+        quick=quick,
+        weighted=weighted,
+        jobs=jobs,
+        on_progress=on_progress,
+        open_source=open_source,
     )
 
 
@@ -134,11 +146,18 @@ class _File:
 class QuickCheck:
     """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
 
-    Headers are read back and texts tokenized while the weights are being written. Use it in a `with`.
+    Headers are read back and texts tokenized while the weights are being written. Use it in a `with`, and let the
+    executor open its sources with `open_source`: of those far away, the rows that are compared are kept.
     """
 
-    def __init__(self, codec: Codec, on_report: Callable[[Report], None] | None = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        on_report: Callable[[Report], None] | None = None,
+        open_source: OpenSource = open_local,
+    ) -> None:
         self.codec, self.on_report = codec, on_report
+        self._tap = Tap(open_source)
         self._files: list[_File] = []
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
@@ -153,7 +172,11 @@ class QuickCheck:
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Begin, in a thread: what it finds is told by `finish`."""
+        self._tap.want(t.tensor for _, plan in files for t in plan.tensors if t.tensor.source.slice.remote)
         self._begun = self._pool.submit(self._read, files)
+
+    def open_source(self, slice: Slice, stop: threading.Event) -> RawIOBase:
+        return self._tap.open(slice, stop)
 
     def _read(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Read the headers back, and begin to tokenize. Files with the same vocabulary are asked once.
@@ -164,7 +187,9 @@ class QuickCheck:
             header = read_gguf(path)
             words = next((f.words for f in self._files if _same_words(f.header, header)), None)
             if words is None and plan.model.origin:
-                words = _words(str(path), header, plan.model.kv, read_own(plan.model.origin), LINES, remember=True)
+                own, near = read_own(plan.model.origin), not is_remote([plan])
+                # streaming leaves nothing on the disk but its output
+                words = _words(str(path), header, plan.model.kv, own, LINES, remember=near)
                 if words:
                     self._stack.callback(words.close)
             self._files.append(_File(path, plan, header, words))
@@ -190,7 +215,14 @@ class QuickCheck:
         sections = (
             _form(file.header),
             check_metadata(file.header.kv, model.kv),
-            *check_tensors(file.header, model, self.codec, quick=True, importance=importance),
+            *check_tensors(
+                file.header,
+                model,
+                self.codec,
+                quick=True,
+                importance=importance,
+                open_source=self._tap.open_kept,
+            ),
             *words,
         )
         against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,50 +43,91 @@ def require() -> None:
         raise InvalidInput(f"comparing logits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def measure(gguf: str, checkpoint: str, extra_buffers: bool, threads: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the checkpoint makes of one prompt: logits [positions, vocabulary] at some of its `positions`."""
+
+    tokens: list[int]
+    positions: list[int]
+    logits: np.ndarray
+
+
+def measure(
+    gguf: str, checkpoint: str, extra_buffers: bool, threads: int, recorded: str | None = None
+) -> list[dict[str, Any]]:
     """For each prompt its `tokens`, the mean `divergence` KL(checkpoint ‖ GGUF) in nats, and how often the likeliest
     token is the `same`. Both models are in memory, one after the other; run it in a child.
+
+    recorded: a file that `record` wrote, which then speaks for the checkpoint.
     """
+    prompts = prompts_of(gguf)
+    expected = read_recorded(Path(recorded), prompts) if recorded else _of_checkpoint(checkpoint, prompts)
+    found = _of_gguf(gguf, expected, extra_buffers, threads)
+    return [_compared(e.tokens, e.logits, rows) for e, rows in zip(expected, found, strict=True)]
+
+
+def prompts_of(gguf: str) -> list[list[int]]:
+    """The texts that are compared as the GGUF's vocabulary has them, the longest past any sliding window."""
     from ..runtime.vocabulary import open_vocabulary
 
     vocabulary = open_vocabulary(Path(gguf))
     begin = [] if vocabulary.bos is None else [vocabulary.bos]
-    prompts = [[*begin, *vocabulary.tokenize(text, special=False)] for text in _texts()]
+    texts = [LINES[3], LINES[8], LINES[13], "\n".join(LINES * 2)]
+    prompts = [[*begin, *vocabulary.tokenize(text, special=False)][:LONG_TOKENS] for text in texts]
     vocabulary.close()
-    prompts = [prompt[:LONG_TOKENS] for prompt in prompts]
-    expected = _of_checkpoint(checkpoint, prompts)
-    found = _of_gguf(gguf, prompts, extra_buffers, threads)
-    return [_compared(prompt, *rows) for prompt, *rows in zip(prompts, expected, found, strict=True)]
+    return prompts
 
 
-def _texts() -> list[str]:
-    return [LINES[3], LINES[8], LINES[13], "\n".join(LINES * 2)]
+def record(checkpoint: str, prompts: Sequence[Sequence[int]], path: Path, count: int) -> None:
+    """Write what transformers makes of `prompts` at `count` positions of each, in half precision."""
+    expected = _of_checkpoint(checkpoint, prompts, count)
+    np.savez_compressed(
+        path,
+        lengths=np.array([[len(e.tokens), len(e.positions)] for e in expected]),
+        tokens=np.concatenate([e.tokens for e in expected]),
+        positions=np.concatenate([e.positions for e in expected]),
+        logits=np.concatenate([e.logits for e in expected]).astype(np.float16),
+    )
 
 
-def _positions(count: int) -> list[int]:
+def read_recorded(path: Path, prompts: Sequence[Sequence[int]]) -> list[Expected]:
+    """What `record` wrote. Raises BorealisError when it was of other prompts."""
+    with np.load(path) as held:
+        ends = held["lengths"].cumsum(axis=0)[:-1]
+        tokens = [part.tolist() for part in np.split(held["tokens"], ends[:, 0])]
+        if tokens != [list(prompt) for prompt in prompts]:
+            raise BorealisError(f"{path}: recorded of other prompts; record it again")
+        positions, logits = np.split(held["positions"], ends[:, 1]), np.split(held["logits"], ends[:, 1])
+    rows = zip(tokens, positions, logits, strict=True)
+    return [Expected(ids, at.tolist(), values.astype(np.float32)) for ids, at, values in rows]
+
+
+def _positions(tokens: int, count: int) -> list[int]:
     """The positions of a prompt whose next-token probabilities are compared, the last one among them."""
-    return sorted({count - 1, *np.linspace(0, count - 1, POSITIONS).astype(int).tolist()})
+    return sorted({tokens - 1, *np.linspace(0, tokens - 1, count).astype(int).tolist()})
 
 
-def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]], count: int = POSITIONS) -> list[Expected]:
     torch: Any = importlib.import_module("torch")
     loader: Any = importlib.import_module("transformers").AutoModelForCausalLM
     model = loader.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False)
     model.eval()
+    places = [_positions(len(prompt), count) for prompt in prompts]
     with torch.inference_mode():
         return [
-            model(torch.tensor([list(prompt)])).logits[0, _positions(len(prompt))].float().numpy() for prompt in prompts
+            Expected(list(ids), at, model(torch.tensor([list(ids)])).logits[0, at].float().numpy())
+            for ids, at in zip(prompts, places, strict=True)
         ]
 
 
-def _of_gguf(path: str, prompts: Sequence[Sequence[int]], extra_buffers: bool, threads: int) -> list[np.ndarray]:
+def _of_gguf(path: str, expected: Sequence[Expected], extra_buffers: bool, threads: int) -> list[np.ndarray]:
     from ..runtime.engine import BATCH, Engine
 
-    longest = max(map(len, prompts))
+    longest = max(len(e.tokens) for e in expected)
     placing: dict[str, Any] = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
     engine = Engine(Path(path), threads=threads, extra_buffers=extra_buffers, **placing)
     try:
-        return [engine.logits(prompt, _positions(len(prompt))) for prompt in prompts]
+        return [engine.logits(e.tokens, e.positions) for e in expected]
     finally:
         engine.close()
 
@@ -109,12 +151,14 @@ def limit(types: Mapping[GGMLQuantizationType, int]) -> float:
     return ALWAYS + PER_ERROR * error / max(1, sum(types.values()))
 
 
-def check_logits(gguf: str, checkpoint: Path, header: GGUFFile, threads: int) -> Section:
-    """The section on logits: loads both models, in a child, which takes their memory and their time."""
-    asked = Asked(
-        {"logits": gguf, "checkpoint": str(checkpoint), "extra_buffers": extra_buffers_work(), "threads": threads},
-        "both models computed logits",
-    )
+def check_logits(gguf: str, checkpoint: Path, header: GGUFFile, threads: int, recorded: Path | None = None) -> Section:
+    """The section on logits: loads both models, in a child, which takes their memory and their time.
+
+    recorded: a file of `record`, which then speaks for the checkpoint.
+    """
+    request: dict[str, Any] = {"logits": gguf, "checkpoint": str(checkpoint), "threads": threads}
+    request |= {"extra_buffers": extra_buffers_work(), "recorded": str(recorded) if recorded else None}
+    asked = Asked(request, "both models computed logits")
     try:
         prompts = asked.answer()["prompts"]
     except BorealisError as error:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 from ..pipeline.execute import Progress
 from ..pipeline.plan import Codec, Tensor
+from ..pipeline.sources import OpenSource, open_local
 from . import bounds
 from .diagnose import diagnose
 from .report import Finding, Section, failures_first
 from .weights import Comparison, Pair, compare
 
 DIAGNOSED = 8
-"""Failed tensors that are looked at more closely: a fault tends to repeat itself."""
+"""Failed tensors that are looked at more closely, where that costs no fetching: a fault tends to repeat itself."""
 
 
 def check_names(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Section:
@@ -38,16 +39,19 @@ def check_weights(
     weighted: bool,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    open_source: OpenSource = open_local,
 ) -> Section:
     """Every weight lies where its type may put it; see `compare` for the arguments.
 
     sources: all tensors of the source, of which one may stand under another's name.
     """
-    results = compare(pairs, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress)
+    results = compare(
+        pairs, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress, open_source=open_source
+    )
     bad = [result for result in results if not result.ok]
+    near = [] if any(tensor.source.slice.remote for tensor in sources) else bad[:DIAGNOSED]
     findings = [
-        Finding("failed", "weights", result.pair.gguf.name, *_sides(result, sources if n < DIAGNOSED else (), codec))
-        for n, result in enumerate(bad)
+        Finding("failed", "weights", r.pair.gguf.name, *_sides(r, sources if r in near else (), codec)) for r in bad
     ]
     findings += _by_type([result for result in results if result.ok])
     findings += [

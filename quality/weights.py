@@ -12,6 +12,7 @@ from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import InvalidInput
 from ..pipeline.execute import PLAIN, Progress, SourceRows, available_cores
 from ..pipeline.plan import Codec, Tensor
+from ..pipeline.sources import OpenSource, open_local
 from ..quantize import ggml
 from . import bounds
 
@@ -103,13 +104,15 @@ def compare(
     weighted: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    open_source: OpenSource = open_local,
 ) -> list[Comparison]:
     """Compare tensor after tensor, in `jobs` threads; with `quick`, only SAMPLED_ROWS rows of each.
 
-    weighted: an importance matrix that is not at hand chose the bytes, so that ours need not equal them.
+    weighted: an importance matrix that is not at hand chose the bytes, so that ours need not equal them. open_source:
+    opens what the GGUF was made from.
     """
     results = [Comparison(pair) for pair in pairs]
-    run = _Run(_ranges(results, quick), codec, quick, weighted)
+    run = _Run(_ranges(results, quick), codec, quick, weighted, open_source)
     run.work(jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
     for result in results:
         for rows in (result.bad, result.broken, result.inherited, result.different):
@@ -152,8 +155,10 @@ class _Run:
         codec: Codec,
         quick: bool,
         weighted: bool,
+        open_source: OpenSource,
     ) -> None:
         self.pieces, self.codec, self.quick, self.weighted = pieces, codec, quick, weighted
+        self.open_source = open_source
         self.lock = threading.Lock()
         self.done = 0
         self.error: BaseException | None = None
@@ -180,7 +185,9 @@ class _Run:
     def _worker(self) -> None:
         with ExitStack() as stack:
             try:
-                worker = _Worker(self, *(stack.enter_context(SourceRows(self.codec)) for _ in range(2)))
+                ours = stack.enter_context(SourceRows(self.codec))
+                theirs = stack.enter_context(SourceRows(self.codec, self.open_source))
+                worker = _Worker(self, ours, theirs)
                 while not self.error:
                     with self.lock:
                         piece = next(self.pieces, None)

@@ -77,6 +77,28 @@ def encode_with(
     return bool(result)
 
 
+def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
+    """rows += scale * up @ down, in place: float32 [n, n_per_row], [n, r], [r, n_per_row], all contiguous.
+
+    False, with nothing done, where there are no kernels. The bits are those of `pipeline.lowrank.add_product`.
+    """
+    isa = _chosen_isa(os.environ.get(SWITCH))
+    return isa is not None and add_product_with(isa, rows, up, down, scale)
+
+
+def add_product_with(isa: str, rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
+    """`add_product` with the kernels of `isa`."""
+    library, (n, n_per_row), rank = _library(), rows.shape, up.shape[1]
+    if up.shape[0] != n or down.shape != (rank, n_per_row):
+        raise ValueError(f"rows {rows.shape}, up {up.shape} and down {down.shape} do not fit together")
+    if any(a.dtype != np.float32 or not a.flags.c_contiguous for a in (rows, up, down)) or not rows.flags.writeable:
+        raise ValueError("rows, up and down are contiguous float32, and rows can be written")
+    if library is None or not rows.size:
+        return False
+    places = (rows.ctypes.data, up.ctypes.data, down.ctypes.data)
+    return library.borealis_add_product(ISAS.index(isa), *places, n, n_per_row, rank, scale) == 1
+
+
 def all_finite(rows: np.ndarray) -> bool:
     """Whether no weight of `rows` (float32, float16, or uint16 which means BF16) is NaN or infinite."""
     if rows.dtype == np.uint16:
@@ -148,6 +170,7 @@ def _library() -> ctypes.CDLL | None:
             loaded.borealis_can_encode.argtypes = [ctypes.c_int, ctypes.c_int]
             pointer, long = ctypes.c_void_p, ctypes.c_int64
             loaded.borealis_set_lattice.argtypes = [*[ctypes.c_int] * 4, pointer, ctypes.c_int]
+            loaded.borealis_add_product.argtypes = [ctypes.c_int, *[pointer] * 3, *[long] * 3, ctypes.c_float]
             loaded.borealis_encode.argtypes = [
                 ctypes.c_int,
                 ctypes.c_int,

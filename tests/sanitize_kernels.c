@@ -9,6 +9,8 @@
 int borealis_can_encode(int isa, int type);
 int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
                     const float *importance, void *out);
+int borealis_add_product(int isa, float *rows, const float *up, const float *down, int64_t n_rows, int64_t n_per_row,
+                         int64_t rank, float scale);
 int borealis_set_lattice(int type, int dims, int bits, int wanted, const uint16_t *points, int n_points);
 
 struct format {
@@ -131,6 +133,34 @@ static int make_lattices(void) {
 /* Types that cannot be encoded without importance. */
 static bool needs_importance(int type) { return type == TYPE_IQ2_XXS || type == TYPE_IQ2_XS || type == TYPE_IQ1_S; }
 
+/* Adds one low-rank update with all instruction sets; returns the number of faults. */
+static int try_product(int64_t n_rows, int64_t n_per_row, int64_t rank) {
+    const size_t nbytes = (size_t)(n_rows * n_per_row) * 4;
+    float *up = make_rows(TYPE_F32, n_rows * rank, 0), *down = make_rows(TYPE_F32, rank * n_per_row, 0);
+    float *rows = make_rows(TYPE_F32, n_rows * n_per_row, 0), *first = NULL;
+    int faults = 0;
+    for (int isa = 0; isa < 3; isa++) {
+        float *sums = exactly(nbytes);
+        memcpy(sums, rows, nbytes);
+        if (borealis_add_product(isa, sums, up, down, n_rows, n_per_row, rank, 0.3f) != 1) {
+            free(sums);
+            continue;
+        }
+        if (first == NULL)
+            first = sums;
+        else if (memcmp(first, sums, nbytes) != 0)
+            faults++, printf("low-rank update, isa %d: bytes differ from the baseline's\n", isa);
+        if (first != sums)
+            free(sums);
+    }
+    faults += first == NULL;
+    free(first);
+    free(rows);
+    free(down);
+    free(up);
+    return faults;
+}
+
 int main(void) {
     static const int SOURCES[] = {TYPE_F32, TYPE_F16, TYPE_BF16};
     static const int ROWS[] = {1, 2, 7, 17, 33};
@@ -146,6 +176,10 @@ int main(void) {
                         faults += try_case(FORMATS[f], SOURCES[s], ROWS[r], n_per_row, kind, weighted);
                         cases++;
                     }
+    for (int n_rows = 1; n_rows < 10; n_rows += 2)
+        for (int n_per_row = 1; n_per_row < 130; n_per_row += 21)
+            for (int rank = 1; rank < 9; rank += 3, cases++)
+                faults += try_product(n_rows, n_per_row, rank);
     printf("%d cases, %d faults\n", cases, faults);
     return faults != 0 || cases == 0;
 }

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from borealis_gguf import api
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, InvalidInput
@@ -15,6 +18,7 @@ from borealis_gguf.pipeline import lowrank
 from borealis_gguf.pipeline.execute import execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import LowRank, Model, Tensor, TensorSource
+from borealis_gguf.quantize import native
 
 from .tiny import CODEC, bf16, weights
 
@@ -107,6 +111,78 @@ def test_workers_and_chunks_do_not_change_bytes(tmp_path: Path, target: T) -> No
         hashlib.sha256(written(tmp_path, source, target, jobs=jobs, chunk_weights=chunk).tobytes()).hexdigest()
         for jobs, chunk in runs
     }
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("isa", native.available_isas())
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 31, 7), (9, 33, 16), (8, 96, 65), (5, 130, 1), (4, 64, 0), (13, 640, 4)]
+)
+def test_kernels_give_the_same_bits(isa: str, shape: tuple[int, int, int]) -> None:
+    """Also where rows and columns do not fill the kernels' tiles, with nothing written around them."""
+    rows, columns, rank = shape
+    up, down = weights(3, rows * 4, rank)[:rows] * 100, np.ascontiguousarray(weights(4, rank * 4, columns)[:rank])
+    guarded = np.concatenate([weights(n, 4, columns) for n in range(5, 12)])[: rows + 2]
+    before, want = guarded.copy(), guarded[1:-1].copy()
+    lowrank.add_product(want, up, down, 0.3)
+    assert native.add_product_with(isa, guarded[1:-1], up, down, 0.3)
+    assert np.array_equal(guarded[1:-1].view(np.uint32), want.view(np.uint32))
+    assert np.array_equal(guarded[[0, -1]], before[[0, -1]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12), st.integers(1, 70), st.integers(0, 9), st.integers(0, 1 << 30), st.sampled_from([0.25, -3e30])
+)
+def test_kernels_give_the_same_bits_of_any_numbers(rows: int, columns: int, rank: int, seed: int, scale: float) -> None:
+    """Any bits that are no NaN: of NaN, which is refused, only that it is one is kept."""
+    random = np.random.default_rng(seed)
+    base, up, down = (any_floats(random, shape) for shape in ((rows, columns), (rows, rank), (rank, columns)))
+    want = base.copy()
+    with np.errstate(all="ignore"):
+        lowrank.add_product(want, up, down, scale)
+    for isa in native.available_isas():
+        got = base.copy()
+        assert native.add_product_with(isa, got, up, down, scale)
+        assert np.array_equal(np.isnan(got), np.isnan(want))
+        assert np.array_equal(got[~np.isnan(got)].view(np.uint32), want[~np.isnan(want)].view(np.uint32))
+
+
+def any_floats(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    bits = random.integers(0, 1 << 32, shape, np.uint64).astype(np.uint32)
+    ordinary = random.standard_normal(shape).astype(np.float32)
+    values = np.where(random.random(shape) < 0.1, bits.view(np.float32), ordinary)
+    return np.where(np.isnan(values), np.float32(1), values)
+
+
+def test_what_does_not_fit_together_never_reaches_the_kernels() -> None:
+    rows, up, down = weights(1, 8, 32), weights(2, 8, 4), weights(3, 4, 32)
+    frozen = rows.copy()
+    frozen.flags.writeable = False
+    for bad in ((rows[:, :-1], up, down), (rows, up[:-1], down), (rows, up, down[:-1])):
+        with pytest.raises(ValueError, match="do not fit together"):
+            native.add_product(*bad, 1.0)
+    for bad in (
+        (rows.astype(np.float64), up, down),
+        (rows, np.asfortranarray(up), down),
+        (rows[:, ::2], up, down[:, ::2]),
+        (frozen, up, down),
+    ):
+        with pytest.raises(ValueError, match="contiguous float32"):
+            native.add_product(*bad, 1.0)
+    assert not native.add_product(rows[:0], up[:0], down, 1.0)
+
+
+def test_without_kernels_numpy_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.BF16)
+    source = TensorSource(base, updates=(update(tmp_path, 10, 16, 0.3), update(tmp_path, 20, 5, 0.7, T.BF16, True)))
+    sums = set()
+    for codec, encoders in ((CODEC, ""), (api.CODEC, ""), (api.CODEC, "ggml"), (api.CODEC, "baseline")):
+        monkeypatch.setenv(native.SWITCH, encoders)
+        tensor = Tensor("blk.0.ffn_up.weight", source, source.slice.shape)
+        plan = lay_out(tmp_path / "out.gguf", Model((), (tensor,)), [T.F32])
+        execute([plan], codec)
+        sums.add(hashlib.sha256(plan.path.read_bytes()).hexdigest())
     assert len(sums) == 1
 
 

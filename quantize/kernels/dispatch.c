@@ -13,11 +13,14 @@
 enum { BASELINE, AVX2, AVX512, N_ISAS };
 
 extern encoder_table encoders_baseline;
+extern low_rank add_product_baseline;
 #ifdef HAVE_AVX2
 extern encoder_table encoders_avx2;
+extern low_rank add_product_avx2;
 #endif
 #ifdef HAVE_AVX512
 extern encoder_table encoders_avx512;
+extern low_rank add_product_avx512;
 #endif
 
 #if defined(__x86_64__)
@@ -69,6 +72,20 @@ static encoder *find(int isa, int type) {
     return isa == BASELINE ? encoders_baseline[type] : NULL;
 }
 
+static low_rank *find_product(int isa) {
+    if (isa > processor())
+        return NULL;
+#ifdef HAVE_AVX512
+    if (isa == AVX512)
+        return add_product_avx512;
+#endif
+#ifdef HAVE_AVX2
+    if (isa == AVX2)
+        return add_product_avx2;
+#endif
+    return isa == BASELINE ? add_product_baseline : NULL;
+}
+
 /* Types that need borealis_set_lattice first. */
 static bool has_lattice(int type) {
     return (type >= TYPE_IQ2_XXS && type <= TYPE_IQ1_S) || type == TYPE_IQ3_S || type == TYPE_IQ2_S || type == TYPE_IQ1_M;
@@ -94,4 +111,21 @@ EXPORT int borealis_encode(int isa, int type, const void *rows, int source, int6
 #else
     return encode(&job);
 #endif
+}
+
+/* Adds a low-rank update to float32 rows, see job.h. Returns 1; -1 when there are no kernels of `isa`. */
+EXPORT int borealis_add_product(int isa, float *rows, const float *up, const float *down, int64_t n_rows,
+                                int64_t n_per_row, int64_t rank, float scale) {
+    low_rank *add = find_product(isa);
+    if (add == NULL)
+        return -1;
+#if defined(__x86_64__)
+    const unsigned mode = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    add(rows, up, down, n_rows, n_per_row, rank, scale);
+    _mm_setcsr(mode);
+#else
+    add(rows, up, down, n_rows, n_per_row, rank, scale);
+#endif
+    return 1;
 }

@@ -27,6 +27,10 @@ struct job {
 /* Encodes the whole job. False when a weight was NaN or infinite: what was written is then not to be used. */
 typedef bool encoder(const struct job *);
 
+/* rows [n_rows, n_per_row] += scale * up [n_rows, rank] @ down [rank, n_per_row]. */
+typedef void low_rank(float *rows, const float *up, const float *down, int64_t n_rows, int64_t n_per_row, int64_t rank,
+                      float scale);
+
 /* Encoders by type, NULL where there is none. */
 typedef encoder *const encoder_table[TYPE_COUNT];
 
