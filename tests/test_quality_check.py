@@ -144,6 +144,7 @@ def test_without_tokenizers_the_report_says_so(
     tmp_path: Path, nano: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizers.py").write_text("raise ImportError('none here')", encoding="utf-8")
+    monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path / "cache"))  # an earlier answer would do as well
     monkeypatch.syspath_prepend(str(tmp_path))  # children import what this process would
     report = api.check(nano_q8, nano, quick=True)
     assert report.ok, as_text(report)
