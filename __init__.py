@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .runtime.answer import Answer
     from .runtime.conversation import Conversation
     from .runtime.events import Candidate, Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
-    from .runtime.model import Model, load
+    from .runtime.model import Model, aload, load
 
 __all__ = [
     "Answer",
@@ -38,6 +38,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "Usage",
+    "aload",
     "check",
     "execute",
     "load",
@@ -68,6 +69,7 @@ _HOMES = {
     "Usage": "runtime.events",
     "check": "api",
     "execute": "api",
+    "aload": "runtime.model",
     "load": "runtime.model",
     "plan_convert": "api",
     "plan_convert_lora": "api",

@@ -1,5 +1,6 @@
 """A conversation that keeps its own history. What the model computed of it is found again by its beginning."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,16 @@ class Conversation:
         """
         message = {"role": "user", "content": _content(content, images)}
         return self._ask([*self.messages, message], options)
+
+    async def asend(
+        self,
+        content: str | Sequence[Mapping[str, Any]],
+        *,
+        images: Sequence[str | Path | bytes] = (),
+        options: Options | None = None,
+    ) -> Answer:
+        """`send` without holding up the event loop, should the model's process have to be started again."""
+        return await asyncio.to_thread(self.send, content, images=images, options=options)
 
     def reply(self, results: Mapping[str, str], *, options: Options | None = None) -> Answer:
         """Give the results of tool calls, by the ids of the calls; the model goes on."""

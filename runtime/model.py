@@ -1,5 +1,6 @@
 """`load`, and the model it gives: what an app, the command line and the server all use."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,12 @@ class Model:
         options = options or Options()
         return begun(Answer(options), lambda sink: self.backend.start(Ask(prompt, True, options), sink))
 
+    async def achat(
+        self, messages: Sequence[Message], options: Options | None = None, *, overflow: Overflow = "error"
+    ) -> Answer:
+        """`chat` without holding up the event loop, should the model's process have to be started again."""
+        return await asyncio.to_thread(self.chat, messages, options, overflow=overflow)
+
     def conversation(
         self, system: str | None = None, *, overflow: Overflow = "error", options: Options | None = None
     ) -> Conversation:
@@ -187,6 +194,11 @@ def load(
     from .isolated import Isolated
 
     return Model(path, Isolated(path, wanted, on_progress))
+
+
+async def aload(model: str | Path, **options: Any) -> Model:
+    """`load` without holding up the event loop; `on_progress` and `on_download` are called from another thread."""
+    return await asyncio.to_thread(load, model, **options)
 
 
 def load_here(

@@ -1,5 +1,6 @@
 """Conversations: their history, what they leave out when full, and what they are on disk."""
 
+import asyncio
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import pytest
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.cache import cache_dir
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
-from borealis_gguf.runtime.model import Model, load
+from borealis_gguf.runtime.model import Model, aload, load
 from borealis_gguf.runtime.overflow import fitted
 
 from .asking import encode, local, messages
@@ -221,6 +222,20 @@ def test_the_key_is_the_users_alone(model: Model, tmp_path: Path) -> None:
     assert stat.S_IMODE((cache_dir() / "conversation.key").stat().st_mode) == 0o600
     assert len((cache_dir() / "conversation.key").read_bytes()) == 32
     assert model.load_conversation(tmp_path / "a.state").messages == []
+
+
+def test_asyncio(nano_q8: Path) -> None:
+    async def talk() -> tuple[str, list[str]]:
+        async with await aload(nano_q8, sampling=GREEDY, context=512, parallel=2, isolate=True) as model:
+            conversation = model.conversation(options=SHORT)
+            text = ""
+            async for event in await conversation.asend("Skriv om Oslo."):
+                text += event.text if isinstance(event, Text) else ""
+            others = [await model.achat(messages(f"Skriv om {place}."), SHORT) for place in ("Oslo", "Bergen")]
+            return text, [await other.result() for other in others]
+
+    text, (same, other) = asyncio.run(talk())
+    assert text == same != "" and other != same
 
 
 def test_control_tokens_in_a_message_stay_text(model: Model) -> None:
