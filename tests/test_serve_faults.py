@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import openai
 import pytest
 
+from borealis_gguf.checkpoint.types import GGMLQuantizationType
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.isolated import Isolated
 from borealis_gguf.runtime.serve.connection import Connection
@@ -21,6 +23,8 @@ from borealis_gguf.runtime.serve.server import Server, listen
 from borealis_gguf.runtime.serve.service import Settings
 
 from .serving import Serving, read_reply, request, serving, until
+from .sparse_models import GEMMA_27B, write_sparse
+from .test_cli import run
 
 CHAT = "/v1/chat/completions"
 NORWAY: list[Any] = [{"role": "user", "content": "Skriv om Norge."}]
@@ -303,3 +307,15 @@ def test_nonsense_in_the_middle_of_an_answer(server: Serving) -> None:
         wire.sendall(b"\0\1\2 nonsense\r\n\r\n" * 10)
         until(lambda: busy(server) == 1)
     until(lambda: busy(server) == 0, 3)
+
+
+@pytest.mark.parametrize("command", ["serve", "run", "chat"])
+def test_a_model_too_large_is_refused_before_it_is_loaded(command: str, tmp_path: Path) -> None:
+    """27b in float32: 108 GB of holes."""
+    path = write_sparse(tmp_path / "altfor stor.gguf", GEMMA_27B, GGMLQuantizationType.F32)
+    done = run(
+        command, path, *(["Hei"] if command == "run" else ["--port", "0"] if command == "serve" else []), text=""
+    )
+    assert done.returncode == 2
+    assert re.search(r"altfor stor\.gguf|needs [\d.]+ GB on CPU", done.stderr) and "are free" in done.stderr
+    assert done.stderr.count("\n") == 1
