@@ -118,7 +118,7 @@ def test_the_first_use_does_not_wait_for_ggmls_tables() -> None:
     """ggml needs seconds for them; the kernels build their own in milliseconds."""
     program = (
         "import numpy as np\n"
-        "from gguf.constants import GGMLQuantizationType as T\n"
+        "from borealis_gguf.checkpoint.types import GGMLQuantizationType as T\n"
         "from borealis_gguf.quantize import ggml, native\n"
         "rows, out = np.ones((1, 256), np.float32), np.empty((1, 50), np.uint8)\n"
         "assert native.encode(rows, T.IQ1_S, np.ones(256, np.float32), out)\n"

@@ -17,9 +17,11 @@ static const float VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13
 /* ---- the value nearest to t, and its index ----------------------------------------------------------------- */
 
 #if W == 16
-/* Buckets rint(t * 0.0976), modulo 32, each with at most one midpoint inside and none near an end; for |t| < 158.
+/* Buckets rint(t * TO_BUCKET), modulo 32, each with at most one midpoint inside and none near an end, so that any
+ * rounding will do; for |t| < 158.
  * BUCKET_AT: that midpoint, or infinity; BUCKET_INDEX: the index before it; the values before and after it. */
 #define NONE __builtin_inff()
+#define TO_BUCKET 0.0976f
 static const float BUCKET_AT[32] = {
     -4.5f, 7, 19, 31.5f, 45.5f, NONE, 61, NONE, 79, NONE, 101, NONE, NONE, NONE, NONE, NONE,
     NONE, NONE, NONE, NONE, NONE, -115.5f, NONE, -93.5f, NONE, -74, -57, NONE, -42, -28.5f, -16, NONE,
@@ -37,15 +39,15 @@ static const float BUCKET_AFTER[32] = {
     -104, -104, -104, -104, -104, -104, -83, -83, -65, -65, -49, -35, -35, -22, -10, 1,
 };
 
-INLINE __m512i bucket(vf t) { return _mm512_cvtps_epi32((__m512)(t * f_set(0.0976f))); }
+INLINE __m512i bucket(vf t) { return _mm512_cvtps_epi32((__m512)t); }
 
 INLINE vf look_up(const float *table, __m512i i) {
     return (vf)_mm512_permutex2var_ps(_mm512_loadu_ps(table), i, _mm512_loadu_ps(table + 16));
 }
 
-/* The nearest value, for |t| < 158. */
-INLINE vf nearest_value(vf t) {
-    const __m512i i = bucket(t);
+/* The nearest value to t, for |t| < 158; `rough` is about t * TO_BUCKET. */
+INLINE vf nearest_value(vf t, vf rough) {
+    const __m512i i = bucket(rough);
     const vm after = f_le(look_up(BUCKET_AT, i), t);
     return f_select(after, look_up(BUCKET_AFTER, i), look_up(BUCKET_BEFORE, i));
 }
@@ -53,12 +55,13 @@ INLINE vf nearest_value(vf t) {
 /* The index of the nearest value, for every t; NaN gives 15, as in ggml. */
 INLINE vi nearest_index(vf t) {
     t = f_max(f_min(t, f_set(113)), f_set(-127));
-    const __m512i i = bucket(t);
+    const __m512i i = bucket(t * f_set(TO_BUCKET));
     const vm after = f_le(look_up(BUCKET_AT, i), t);
     const vi before = (vi)look_up((const float *)BUCKET_INDEX, i);
     return i_select(after, before + 1, before);
 }
 #elif W == 8
+#define TO_BUCKET 1
 /* Binary search: three comparisons lead to one of eight pairs of neighbours, the fourth picks from the pair. */
 INLINE vi find_pair(vf t, vm *upper) {
     const __m256 third = _mm256_setr_ps(-93.5f, 0, -28.5f, 0, 19, 0, 79, 0);
@@ -73,7 +76,8 @@ INLINE vi find_pair(vf t, vm *upper) {
 }
 
 /* The nearest value; t is not NaN. */
-INLINE vf nearest_value(vf t) {
+INLINE vf nearest_value(vf t, vf rough) {
+    (void)rough;
     const __m256 low = _mm256_setr_ps(-127, -83, -49, -22, 1, 25, 53, 89);
     const __m256 high = _mm256_setr_ps(-104, -65, -35, -10, 13, 38, 69, 113);
     vm upper;
@@ -89,10 +93,12 @@ INLINE vi nearest_index(vf t) {
     return pair * 2 + (upper & 1);
 }
 #else
+#define TO_BUCKET 1
 static const float MIDPOINTS[15] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101};
 
 /* The nearest value; t is not NaN. */
-INLINE vf nearest_value(vf t) {
+INLINE vf nearest_value(vf t, vf rough) {
+    (void)rough;
     vf value = f_set(VALUES[0]);
     for (int k = 0; k < 15; k++)
         value += (vf)(f_le(f_set(MIDPOINTS[k]), t) & (vi)f_set(VALUES[k + 1] - VALUES[k]));
@@ -111,30 +117,33 @@ INLINE vi nearest_index(vf t) {
 /* ---- the search --------------------------------------------------------------------------------------------- */
 
 /* 15 inverse scales around (the value -127) / (the weight of largest magnitude), beside that one itself; the one whose
- * least squares scale explains most wins. The scales of m blocks of 32 weights x, weighted with w. */
-INLINE void fit_values(int m, const vf *x, const vf *w, vf *scales) {
-    vf amax[INTERLEAVE], max[INTERLEAVE], best[INTERLEAVE], inverse[INTERLEAVE];
+ * least squares scale explains most wins. The scales of m blocks of 32 weights x, weighted with x^2, or importance times
+ * the root of sigma2 + x^2. (The roots are taken beside other work: they are the slowest of it.) */
+INLINE void fit_values(int m, const vf *x, const vf *importance, const vf *sigma2, vf *scales) {
+    vf w[32 * INTERLEAVE], amax[INTERLEAVE], max[INTERLEAVE], best[INTERLEAVE], inverse[INTERLEAVE];
     for (int u = 0; u < m; u++)
         amax[u] = max[u] = best[u] = scales[u] = f_set(0);
     for (int i = 0; i < 32; i++)
         for (int u = 0; u < m; u++) {
             const vf xi = x[32 * u + i], size = f_abs(xi);
+            w[32 * u + i] = importance ? importance[32 * u + i] * f_sqrt(sigma2[u] + xi * xi) : xi * xi;
             max[u] = f_select(f_gt(size, amax[u]), xi, max[u]);
             amax[u] = f_select(f_gt(size, amax[u]), size, amax[u]);
         }
     for (int u = 0; u < m; u++)
         inverse[u] = f_set(1) / (-max[u] / f_set(VALUES[0]));
     for (int step = -8; step <= 7; step++) { /* -8 stands for the starting point */
-        vf sum_qx[INTERLEAVE], sum_q2[INTERLEAVE];
+        vf sum_qx[INTERLEAVE], sum_q2[INTERLEAVE], coarse[INTERLEAVE];
         for (int u = 0; u < m; u++) {
             sum_qx[u] = sum_q2[u] = f_set(0);
             if (step > -8)
                 inverse[u] = f_set(step + VALUES[0]) / max[u];
+            coarse[u] = inverse[u] * f_set(TO_BUCKET); /* t need not be waited for */
         }
 #pragma GCC unroll 2
         for (int i = 0; i < 32; i++)
             for (int u = 0; u < m; u++) {
-                const vf xi = x[32 * u + i], q = nearest_value(inverse[u] * xi), wq = w[32 * u + i] * q;
+                const vf xi = x[32 * u + i], q = nearest_value(inverse[u] * xi, coarse[u] * xi), wq = w[32 * u + i] * q;
                 sum_qx[u] += wq * xi;
                 sum_q2[u] += wq * q;
             }
@@ -155,12 +164,6 @@ INLINE void fit_values(int m, const vf *x, const vf *w, vf *scales) {
         scales[u] = f_select(f_lt(amax[u], f_set(GROUP_MAX_EPS)), f_set(0), scales[u]);
 }
 
-/* Weights of the fit: x^2, or importance times the root of sigma2 + x^2. */
-INLINE void weigh(int n, const vf *x, const vf *importance, vf sigma2, vf *w) {
-    for (int i = 0; i < n; i++)
-        w[i] = importance ? importance[i] * f_sqrt(sigma2 + x[i] * x[i]) : x[i] * x[i];
-}
-
 /* The indices of 32 weights as 4 words. */
 INLINE void pack_indices(const vf *x, vf inverse, vu words[4]) {
     vi index[32];
@@ -175,13 +178,10 @@ INLINE void pack_indices(const vf *x, vf inverse, vu words[4]) {
 }
 
 INLINE void encode_nl(struct tile *t, bool weighted) {
-    vf w[32 * INTERLEAVE], scales[INTERLEAVE];
-    for (int u = 0; u < INTERLEAVE; u++) {
-        const vf *x = t->x + 32 * u;
-        const vf sigma2 = sum_of_squares(x, 32) * f_set(2.0f / 32);
-        weigh(32, x, weighted ? t->importance + 32 * u : NULL, sigma2, w + 32 * u);
-    }
-    fit_values(INTERLEAVE, t->x, w, scales);
+    vf sigma2[INTERLEAVE], scales[INTERLEAVE];
+    for (int u = 0; u < INTERLEAVE; u++)
+        sigma2[u] = weighted ? sum_of_squares(t->x + 32 * u, 32) * f_set(2.0f / 32) : f_set(0);
+    fit_values(INTERLEAVE, t->x, weighted ? t->importance : NULL, sigma2, scales);
     for (int u = 0; u < INTERLEAVE; u++) {
         vu body[4], *words = t->words + 5 * u;
         pack_indices(t->x + 32 * u, f_select(f_nonzero(scales[u]), f_set(1) / scales[u], f_set(0)), body);
@@ -194,13 +194,12 @@ INLINE void encode_nl(struct tile *t, bool weighted) {
 }
 
 INLINE void encode_xs(struct tile *t, bool weighted) {
-    const vf sigma2 = sum_of_squares(t->x, 256) * f_set(2.0f / 256);
-    vf scales[8], max = f_set(0), amax = f_set(0);
-    for (int j = 0; j < 8; j += INTERLEAVE) {
-        vf w[32 * INTERLEAVE];
-        weigh(32 * INTERLEAVE, t->x + 32 * j, weighted ? t->importance + 32 * j : NULL, sigma2, w);
-        fit_values(INTERLEAVE, t->x + 32 * j, w, scales + j);
-    }
+    vf sigma2[INTERLEAVE], scales[8], max = f_set(0), amax = f_set(0);
+    sigma2[0] = weighted ? sum_of_squares(t->x, 256) * f_set(2.0f / 256) : f_set(0);
+    for (int u = 1; u < INTERLEAVE; u++)
+        sigma2[u] = sigma2[0];
+    for (int j = 0; j < 8; j += INTERLEAVE)
+        fit_values(INTERLEAVE, t->x + 32 * j, weighted ? t->importance + 32 * j : NULL, sigma2, scales + j);
     for (int j = 0; j < 8; j++) {
         const vm larger = f_gt(f_abs(scales[j]), amax);
         max = f_select(larger, scales[j], max);
