@@ -206,10 +206,11 @@ function note({ state, speed }, context) {
 
 /** @param {import("./store.js").Speed} speed @param {number | null} context */
 function speedText({ tokens, total, seconds, first }, context) {
-  const rate = seconds > 0 ? (tokens - 1) / seconds : 0; // the first token's time is the prompt's
-  const values = { tokens: plural("tokens", tokens), speed: number(Math.max(rate, 0), 1), first: number(first, 1) };
-  const used = context ? ` · ${t("contextUsed", { n: number(total), of: number(context) })}` : "";
-  return t("speed", values) + used;
+  const parts = [plural("tokens", tokens)];
+  if (tokens > 1 && seconds > 0) parts.push(t("rate", { n: number((tokens - 1) / seconds, 1) })); // the first came before
+  parts.push(t("firstAfter", { n: number(first, 1) }));
+  if (context) parts.push(t("contextUsed", { n: number(total), of: number(context) }));
+  return parts.join(" · ");
 }
 
 /** @param {Message} message @param {false | (() => void)} again @returns {Node | null} */
