@@ -1,33 +1,24 @@
-"""The page's server for tests: the folder with the headers it is always served with, and answers from a script."""
+"""A server for the page's tests: the real files with their real headers, and answers from a script."""
 
 import asyncio
 import json
-import mimetypes
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route
 
-PAGE = Path(__file__).parents[1] / "runtime" / "page"
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+from borealis_gguf.runtime.serve.guard import SECURITY
+from borealis_gguf.runtime.serve.page import File, read_page, show
+from borealis_gguf.runtime.serve.service import PAGE
 
 Step = bytes | float | threading.Event | Literal["drop"]
 """Bytes to send, seconds to wait, what to wait for, or the connection broken."""
@@ -35,12 +26,12 @@ Step = bytes | float | threading.Event | Literal["drop"]
 
 @dataclass(frozen=True)
 class Script:
-    """What one request for an answer gets; a status other than 200 with `error` as its message and code."""
+    """What one request for an answer gets; a status other than 200 with `error` as its message."""
 
     steps: Sequence[Step] = ()
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    error: tuple[str, str | None] = ("", None)
+    error: str = ""
 
 
 @dataclass
@@ -104,8 +95,6 @@ def serve(page: PageServer, port: int = 0) -> Iterator[PageServer]:
 
 
 def _app(page: PageServer) -> Starlette:
-    mimetypes.add_type("text/javascript", ".js")  # Windows may say otherwise, and nosniff then refuses the module
-
     async def models(request: Request) -> Response:
         meta = {"vision": page.vision, "context": page.context}
         return _refused(page, request) or JSONResponse({"data": [{"id": "borealis-4b", "meta": meta}]})
@@ -117,16 +106,21 @@ def _app(page: PageServer) -> Starlette:
         if refused := _refused(page, request):
             return refused
         if script.status != 200:
-            message, code = script.error
-            return JSONResponse({"error": {"message": message, "code": code}}, script.status, script.headers)
-        return StreamingResponse(_play(page, script), media_type="text/event-stream")
+            return JSONResponse({"error": {"message": script.error}}, script.status, script.headers)
+        return StreamingResponse(_play(page, script, request), media_type="text/event-stream")
 
     routes = [
         Route("/v1/models", models),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
+        *(Route(path, partial(_show, file)) for path, file in read_page(PAGE).items()),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_Headers)])
+    return Starlette(routes=routes)
+
+
+async def _show(file: File, request: Request) -> Response:
+    response = await show(file, request)
+    response.headers.update({name: value for name, value in SECURITY.items() if name not in response.headers})
+    return response
 
 
 def _refused(page: PageServer, request: Request) -> Response | None:
@@ -140,36 +134,21 @@ def _asked_text(body: dict[str, Any]) -> str:
     return content if isinstance(content, str) else content[-1].get("text", "")
 
 
-async def _play(page: PageServer, script: Script) -> AsyncIterator[bytes]:
+async def _play(page: PageServer, script: Script, request: Request) -> AsyncIterator[bytes]:
     whole = False
     try:
         for step in script.steps:
             if isinstance(step, bytes):
                 yield step
             elif isinstance(step, threading.Event):
-                while not step.is_set():
+                while not step.is_set() and not await request.is_disconnected():
                     await asyncio.sleep(0.01)
             elif step == "drop":
                 whole = True
                 raise ConnectionError("the script says so")
             else:
                 await asyncio.sleep(float(step))
-        whole = True
+        whole = not await request.is_disconnected()
     finally:
         if not whole:
             page.left.set()
-
-
-class _Headers:
-    """Adds the page's headers to every answer, without touching how it streams."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
-            await send(message)
-
-        await self.app(scope, receive, with_headers)

@@ -1,6 +1,6 @@
 /** The server's OpenAI-compatible API on this page's own origin: the models it has, and answers as a stream. */
 
-/** @typedef {"network" | "key" | "context" | "busy" | "server" | "dropped"} Kind */
+/** @typedef {"network" | "key" | "context" | "loading" | "busy" | "server" | "dropped"} Kind */
 /** @typedef {{id: string, vision: boolean | null, context: number | null}} Model */
 /** @typedef {{completion: number, total: number}} Usage tokens */
 /** @typedef {{text: string} | {reason: string} | {usage: Usage}} Piece of an answer */
@@ -106,8 +106,9 @@ async function failure(response) {
 /** @param {number} status @param {string} text @returns {Kind} */
 function kindOf(status, text) {
   if (status === 401) return "key";
+  if (status === 503 && /"code":\s*"loading"/.test(text)) return "loading";
   if (status === 429 || status === 503) return "busy";
-  return /context[_ ](length|size|window)|exceeds? the context/i.test(text) ? "context" : "server";
+  return /context[_ ](length|size|window)|exceeds? the context|tokens, the context/i.test(text) ? "context" : "server";
 }
 
 /** @param {string} text */

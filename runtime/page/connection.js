@@ -8,7 +8,8 @@ import { number, t } from "./texts.js";
 
 /** @typedef {import("./api.js").Model} Model */
 
-const ASK_AGAIN = 5000;
+const ASK_AGAIN = 2000;
+const PASSING = new Set(["network", "busy", "loading"]);
 
 export function createConnection() {
   /** @type {Model | null} */
@@ -56,6 +57,6 @@ export function createConnection() {
     return Boolean(key?.trim());
   }
 
-  setInterval(() => (state === "network" || state === "busy") && !document.hidden && connect(), ASK_AGAIN);
+  setInterval(() => PASSING.has(state) && !document.hidden && connect(), ASK_AGAIN);
   return { connect, askForKey, show, model: () => model };
 }

@@ -28,6 +28,7 @@ export function createMessages({ scroller, list, toBottom, announcer, actions, c
   let current = /** @type {Conversation | null} */ (null);
   let running = /** @type {Running | undefined} */ (undefined);
   let following = true;
+  let closeEditor = () => {};
   const draw = paced(() => running && grow(running));
   copyButtons(list, names);
   scroller.addEventListener("scroll", () => setFollowing(distance() < NEAR));
@@ -50,6 +51,7 @@ export function createMessages({ scroller, list, toBottom, announcer, actions, c
   function show(conversation, entry) {
     current = conversation;
     running = entry;
+    closeEditor = () => {};
     shown.clear();
     list.replaceChildren(...beginning(conversation));
     for (const message of conversation.messages) add(message);
@@ -84,6 +86,7 @@ export function createMessages({ scroller, list, toBottom, announcer, actions, c
 
   /** @param {Running} entry */
   function begin(entry) {
+    closeEditor();
     running = entry;
     list.querySelector(".greeting")?.remove();
     for (const message of entry.conversation.messages) if (!shown.has(message)) add(message);
@@ -135,9 +138,13 @@ export function createMessages({ scroller, list, toBottom, announcer, actions, c
   function edit(message) {
     const { body, foot } = /** @type {Shown} */ (shown.get(message));
     const before = [[...body.childNodes], [...foot.childNodes]];
-    const cancel = () => {
+    closeEditor = () => {
+      closeEditor = () => {};
       body.replaceChildren(...before[0]);
       foot.replaceChildren(...before[1]);
+    };
+    const cancel = () => {
+      closeEditor();
       foot.querySelector("button")?.focus();
     };
     editor(message, { body, foot, cancel, send: (text) => actions.edit(message, text) });

@@ -44,19 +44,21 @@ export function createSettings({ settings, save, system, setSystem }) {
   byId("parameters").append(...fields.map((field) => field.node));
   byId("open-settings").addEventListener("click", () => {
     byId("system").value = system();
-    byId("system-default").checked = (settings.system ?? "") === system();
+    byId("system-default").checked = system() !== "" && settings.system === system();
     for (const field of fields) field.show();
     dialog.showModal();
   });
   byId("close-settings").addEventListener("click", () => dialog.close());
   closeOutside(dialog);
-  const systemChanged = () => {
-    setSystem(byId("system").value);
-    if (byId("system-default").checked) settings.system = byId("system").value;
+  const setDefault = () => {
+    settings.system = byId("system-default").checked ? byId("system").value : "";
     save();
   };
-  byId("system").addEventListener("input", systemChanged);
-  byId("system-default").addEventListener("change", systemChanged);
+  byId("system").addEventListener("input", () => {
+    setSystem(byId("system").value);
+    if (byId("system-default").checked) setDefault();
+  });
+  byId("system-default").addEventListener("change", setDefault);
   byId("reset").addEventListener("click", () => {
     for (const { name } of PARAMETERS) delete settings[name];
     for (const field of fields) field.show();

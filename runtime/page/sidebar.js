@@ -29,7 +29,12 @@ export function createSidebar(actions) {
 
   /** @param {Conversation[]} conversations @param {string} current @param {Set<string>} running */
   function show(conversations, current, running) {
-    byId("conversations").replaceChildren(...conversations.map((one) => item(one, one.id === current, running, actions)));
+    const list = byId("conversations");
+    const focused = document.activeElement?.closest("#conversations li");
+    const button = [...(focused?.querySelectorAll("button") ?? [])].indexOf(document.activeElement);
+    list.replaceChildren(...conversations.map((one) => item(one, one.id === current, running, actions)));
+    const again = focused && [...list.children].find((one) => one.dataset.id === focused.dataset.id);
+    again?.querySelectorAll("button")[button]?.focus();
   }
 
   byId("open-menu").addEventListener("click", () => toggle(true));
@@ -47,5 +52,5 @@ function item({ id, title }, current, running, actions) {
   if (running.has(id)) open.append(el("span", { class: "unseen", text: t("thinking") }));
   const rename = iconButton("edit", t("renameThis", { title: name }), () => actions.rename(id));
   const remove = iconButton("delete", t("deleteThis", { title: name }), () => actions.remove(id));
-  return el("li", { class: running.has(id) && "running" }, open, rename, remove);
+  return el("li", { class: running.has(id) && "running", "data-id": id }, open, rename, remove);
 }
