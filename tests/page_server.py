@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,9 +43,11 @@ class PageServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     key: str = ""
+    loading: bool = False
     vision: bool = True
     context: int = 8192
     url: str = ""
+    stop: Callable[[], None] = lambda: None
 
     @property
     def port(self) -> int:
@@ -87,11 +89,16 @@ def serve(page: PageServer, port: int = 0) -> Iterator[PageServer]:
             raise RuntimeError(f"no server on port {port}")
         time.sleep(0.01)
     page.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop() -> None:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+    page.stop = stop
     try:
         yield page
     finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
+        stop()
 
 
 def _app(page: PageServer) -> Starlette:
@@ -124,6 +131,8 @@ async def _show(file: File, request: Request) -> Response:
 
 
 def _refused(page: PageServer, request: Request) -> Response | None:
+    if page.loading:
+        return JSONResponse({"error": {"message": "the model is being loaded", "code": "loading"}}, 503)
     if not page.key or request.headers.get("Authorization") == f"Bearer {page.key}":
         return None
     return JSONResponse({"error": {"message": "this server wants a key"}}, 401)

@@ -6,8 +6,10 @@ import { getPicture } from "./pictures.js";
 /**
  * @typedef {import("./store.js").Conversation} Conversation
  * @typedef {import("./store.js").Message} Message
- * @typedef {{conversation: Conversation, message: Message, controller: AbortController, began: number, wait: number}}
- *   Running `began` in milliseconds, `wait` are the seconds until the server is asked again
+ * @typedef {{conversation: Conversation, message: Message, controller: AbortController, began: number, wait: number,
+ *   leaving: boolean}}
+ *   Running `began` in milliseconds, `wait` are the seconds until the server is asked again; `leaving` when the page
+ *   is left, which breaks the connection and is no problem to tell
  * @typedef {{started: (running: Running) => void, progress: (running: Running) => void,
  *   ended: (running: Running) => void}} Listeners
  */
@@ -25,14 +27,14 @@ export function createAnswers(environment, on) {
     if (running.has(conversation.id)) return;
     const message = /** @type {Message} */ ({ role: "assistant", text: "", state: "running" });
     const controller = new AbortController();
-    const entry = { conversation, message, controller, began: performance.now(), wait: 0 };
+    const entry = { conversation, message, controller, began: performance.now(), wait: 0, leaving: false };
     conversation.messages.push(message);
     running.set(conversation.id, entry);
     on.started(entry);
     try {
       await receive(entry, environment(), () => on.progress(entry));
     } catch (error) {
-      fail(message, error, controller.signal);
+      if (!entry.leaving) fail(message, error, controller.signal);
     }
     running.delete(conversation.id);
     on.ended(entry);

@@ -275,13 +275,22 @@ function changedElsewhere(id) {
   show();
 }
 
+/** What is written stays as it is now; an answer that is kept as running was interrupted. */
+function leave() {
+  for (const entry of answers.all()) {
+    entry.leaving = true;
+    saveNow(entry.conversation);
+  }
+}
+
 function main() {
   bindChoice("theme", "auto", () => (document.documentElement.dataset.theme = settings.theme));
   bindChoice("language", chooseLanguage(navigator.languages), translate);
   byId("new").addEventListener("click", () => open(fresh()));
   document.addEventListener("keydown", escape);
   store.watchOtherTabs(changedElsewhere);
-  window.addEventListener("pagehide", () => answers.all().forEach((entry) => saveNow(entry.conversation)));
+  window.addEventListener("pagehide", leave);
+  window.addEventListener("pageshow", () => answers.all().forEach((entry) => (entry.leaving = false)));
   setInterval(() => answers.get(current.id) && messages.tick(), 1000);
   openComposer();
   composer.focus();

@@ -19,7 +19,11 @@ export function ask({ title, text, field, action }) {
     if (text) dialog.append(el("p", { text }));
     if (input) dialog.append(el("label", {}, el("span", { text: field.label }), input));
     dialog.append(el("div", { class: "choices" }, cancel, accept));
-    input?.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && dialog.close("yes"));
+    input?.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault(); // or the same key presses the button that has the focus after the dialog
+      dialog.close("yes");
+    });
     dialog.addEventListener("close", () => {
       dialog.remove();
       resolve(dialog.returnValue === "yes" ? (input?.value ?? "") : null);
