@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -122,19 +123,18 @@ def test_markdown(api: PageServer, tab: Watched) -> None:
     assert tab.answer.inner_html() == growing  # written in pieces or drawn at once: the same
 
 
-@pytest.mark.parametrize("stop", ["button", "Escape"])
-def test_stop(api: PageServer, tab: Watched, stop: str) -> None:
-    api.scripts = [Script([delta("Det var en gang"), threading.Event()])]
-    tab.say("Fortell")
-    expect(tab.answer).to_have_text("Det var en gang")
-    if stop == "button":
-        tab.at("#stop").click()
-    else:
-        tab.page.keyboard.press(stop)
-    expect(tab.note).to_contain_text("Stoppet.")
-    assert api.left.wait(5)  # the server saw it
-    expect(tab.answer).to_have_text("Det var en gang")
-    assert tab.script("document.activeElement.id") == "input"
+def test_stop(api: PageServer, tab: Watched) -> None:
+    stops = (tab.at("#stop").click, lambda: tab.page.keyboard.press("Escape"))
+    for number, stop in enumerate(stops):
+        api.left.clear()
+        api.scripts = [Script([delta(f"Det var {number}"), threading.Event()])]
+        tab.say("Fortell")
+        expect(tab.answer).to_have_text(f"Det var {number}")
+        stop()
+        expect(tab.note).to_contain_text("Stoppet.")
+        assert api.left.wait(5)  # the server saw it
+        expect(tab.answer).to_have_text(f"Det var {number}")
+        assert tab.script("document.activeElement.id") == "input"
 
 
 def test_an_answer_that_was_never_begun_can_be_stopped(api: PageServer, tab: Watched) -> None:
@@ -145,7 +145,7 @@ def test_an_answer_that_was_never_begun_can_be_stopped(api: PageServer, tab: Wat
     expect(tab.note).to_contain_text("Stoppet.")
     assert api.left.wait(5)
     tab.say("Og nå?")
-    expect(tab.answer).to_have_text("Du skrev: Hei\n\nOg nå?".replace("\n\n", ""))
+    expect(tab.answer).to_contain_text("Og nå?")
     assert [message["role"] for message in api.asked[1]["messages"]] == ["user"]
 
 
@@ -165,19 +165,20 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_what_went_wrong_is_said_and_can_be_tried_again(api: PageServer, tab: Watched, name: str) -> None:
-    script, texts = PROBLEMS[name]
-    api.scripts = [script]
-    tab.say("Hei")
-    for text in texts:
-        expect(tab.at(".problem")).to_contain_text(text)
-    if script.status == 200:
-        expect(tab.answer).to_have_text("Halv")
-    tab.at(".problem button").click()
-    expect(tab.answer).to_have_text("Du skrev: Hei")
-    expect(tab.at(".problem")).to_have_count(0)
-    assert api.asked[1]["messages"] == [{"role": "user", "content": "Hei"}]
+def test_what_went_wrong_is_said_and_can_be_tried_again(api: PageServer, tab: Watched) -> None:
+    for name, (script, texts) in PROBLEMS.items():
+        api.asked.clear()
+        api.scripts = [script]
+        tab.at("#new").click()
+        tab.say(name)
+        for text in texts:
+            expect(tab.at(".problem")).to_contain_text(text)
+        if script.status == 200:
+            expect(tab.answer).to_have_text("Halv")
+        tab.at(".problem button").click()
+        expect(tab.answer).to_have_text(f"Du skrev: {name}")
+        expect(tab.at(".problem")).to_have_count(0)
+        assert api.asked[1]["messages"] == [{"role": "user", "content": name}]
 
 
 def test_a_busy_server_is_waited_for(api: PageServer, tab: Watched) -> None:
@@ -622,14 +623,8 @@ def test_with_a_real_model(real: Serving, browser: Browser) -> None:
         tab.say("Skriv om Norge.")
         tab.done()
         expect(tab.note).to_contain_text("i konteksten")
-        asked = [{"role": "user", "content": "Skriv om Norge."}]
-        same = real.client.chat.completions.create(
-            model="nano-nb-7m-Q8_0",
-            messages=asked,
-            temperature=0,
-            max_tokens=20,
-            seed=2,  # type: ignore
-        )
+        asked: Any = [{"role": "user", "content": "Skriv om Norge."}]
+        same = real.client.chat.completions.create(model="nano", messages=asked, temperature=0, max_tokens=20, seed=2)
         text = (same.choices[0].message.content or "").split()
         assert len(text) > 1 and (tab.answer.text_content() or "").split() == text
         tab.at("#open-settings").click()
