@@ -52,6 +52,8 @@ class Vocabulary:
     def __init__(self, model: Any) -> None:
         self._model: Any = model
         self._vocab: Any = llama.llama_model_get_vocab(model)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def close(self) -> None:
@@ -94,6 +96,11 @@ class Vocabulary:
 
     def piece(self, id: int) -> bytes:
         """The bytes a generated token stands for; none for a control token."""
+        if (known := self._pieces.get(id)) is None:
+            known = self._pieces[id] = self._piece(id)
+        return known
+
+    def _piece(self, id: int) -> bytes:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
@@ -104,4 +111,6 @@ class Vocabulary:
 
     def is_end(self, id: int) -> bool:
         """Whether generating ends at this token."""
-        return bool(llama.llama_vocab_is_eog(self._vocab, id))
+        if (known := self._ends.get(id)) is None:
+            known = self._ends[id] = bool(llama.llama_vocab_is_eog(self._vocab, id))
+        return known
