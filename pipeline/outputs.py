@@ -16,6 +16,7 @@ from ..errors import BorealisError, InvalidInput
 from .plan import FilePlan
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class PartialFile:
@@ -37,8 +38,8 @@ class PartialFile:
         self.file.truncate(self.plan.size)
 
     def flush(self) -> None:
-        """Put on the disk what has been written so far."""
-        _fsync(self.file.fileno())
+        """Have what has been written so far put on the disk, without waiting for it where the system can do that."""
+        _start_writing(self.file.fileno())
 
     def sync(self) -> None:
         """Put every byte on the disk, and check that what stands there begins and ends as planned."""
@@ -161,15 +162,15 @@ else:
 
 
 @cache
-def _fallocate() -> Any:
-    """Linux's own call, or None. (`os.posix_fallocate` writes to every block where a file system has no such thing.)"""
+def _linux(name: str, *arguments: Any) -> Any:
+    """A function of Linux's C library, which gives 0 when all is well; None elsewhere, or in a library without it."""
     if sys.platform != "linux":
         return None
     try:
-        function = ctypes.CDLL(None, use_errno=True).fallocate
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):
         return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    function.argtypes = arguments
     return function
 
 
@@ -177,10 +178,21 @@ def _reserve(fd: int, size: int) -> None:
     """Blocks for `size` bytes, all at once: workers that write then do not wait for each other to find some.
 
     Raises OSError when the disk is full; a file system that cannot do it gives blocks as they are written.
+    (`os.posix_fallocate` would write to every block there.)
     """
-    reserve = _fallocate()
+    reserve = _linux("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if reserve and size and reserve(fd, 0, 0, size) and (error := ctypes.get_errno()) in FULL:
         raise OSError(error, os.strerror(error))
+
+
+def _start_writing(fd: int) -> None:
+    """Begin to put a file on the disk. An fsync would do, but workers that write meanwhile wait for its journal.
+
+    What goes wrong on the disk later is told by the fsync that every file ends with.
+    """
+    start = _linux("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    if start is None or start(fd, 0, 0, SYNC_FILE_RANGE_WRITE):
+        _fsync(fd)
 
 
 def _fsync(fd: int) -> None:
