@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Busy, Cancelled, EngineDied, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize
+    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize, quick_check
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .quality.report import Finding, Report, Section
@@ -46,6 +46,7 @@ __all__ = [
     "plan_convert_lora",
     "plan_mmproj",
     "plan_quantize",
+    "quick_check",
 ]
 
 _HOMES = {
@@ -75,6 +76,7 @@ _HOMES = {
     "plan_convert_lora": "api",
     "plan_mmproj": "api",
     "plan_quantize": "api",
+    "quick_check": "api",
 }
 
 

@@ -13,24 +13,39 @@ from .remembered import keep, recall
 WORKER = f"{__package__}.worker"
 
 
+class Child:
+    """The process, which may be started before it is known what it will be asked."""
+
+    def __init__(self, *ahead: str) -> None:
+        """`ahead` is what to open meanwhile: "gguf" (llama.cpp itself), or the path of a tokenizer.json."""
+        self.process = subprocess.Popen(
+            child_command(WORKER, *ahead), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.process.communicate()
+
+
 class Asked:
     """A request that `worker` is answering. `close()` ends the child, whether it has answered or not."""
 
-    def __init__(self, request: dict[str, Any], what: str, key: str = "") -> None:
+    def __init__(self, request: dict[str, Any], what: str, key: str = "", child: Child | None = None) -> None:
         """`what` is going on, for the message when the child dies. With a `key`, the answer is kept under it; one that
-        is there already is the answer, and no child is started.
+        is there already is the answer, and no child is started. `child` is one that has been, from now on ours.
         """
         self.what, self.key = what, key
         self._output = b"", b""
         self._known = recall(key) if key else None
         self._process: subprocess.Popen[bytes] | None = None
         if self._known is None:
-            self._process = subprocess.Popen(
-                child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
+            self._process = (child or Child()).process
             data = json.dumps(request).encode("ascii")
             self._thread = threading.Thread(target=self._talk, args=(self._process, data), name="asked")
             self._thread.start()
+        elif child:
+            child.close()
 
     def _talk(self, process: subprocess.Popen[bytes], data: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):  # it was ended

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
 from ..pipeline.sources import OpenSource, is_remote, open_local
+from .asked import Child
 from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import Own, read_own
+from .remembered import digest_of_file, is_known
 from .report import Finding, Report, Section
 from .tap import Tap
 from .tensors import check_names, check_weights
@@ -60,7 +63,7 @@ def check_file(
     header = read_gguf(path)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words = _words(str(path), header, source.kv, own, [*LINES, *texts], remember=quick)
+        words = _words(str(path), header, source.kv, own, [*LINES, *texts], quick=quick, remember=quick)
         if words:
             stack.callback(words.close)
         sections = [
@@ -82,12 +85,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _words(
-    path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str], *, remember: bool = False
+    path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str], **how: Any
 ) -> Words | None:
     """None for a file without a vocabulary, such as a vision part."""
     if not header.find("tokenizer.ggml.tokens"):
         return None
-    return Words(path, header, kv, own, lines, remember=remember)
+    return Words(path, header, kv, own, lines, **how)
 
 
 def _form(header: GGUFFile) -> Section:
@@ -155,20 +158,39 @@ class QuickCheck:
         codec: Codec,
         on_report: Callable[[Report], None] | None = None,
         open_source: OpenSource = open_local,
+        source: str | Path | None = None,
     ) -> None:
-        self.codec, self.on_report = codec, on_report
+        """`source` is what will be planned once this is entered, if that is known: see `_expect`."""
+        self.codec, self.on_report, self._source = codec, on_report, source
         self._tap = Tap(open_source)
         self._files: list[_File] = []
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
         self._begun: Future[None] | None = None
+        self._children: dict[str, Child] = {}
 
     def __enter__(self) -> "QuickCheck":
+        if self._source is not None:
+            self._pool.submit(self._expect, Path(self._source))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()  # before what it has begun is closed
         self._stack.close()
+        for child in self._children.values():
+            child.close()
+
+    def _expect(self, folder: Path) -> None:
+        """Start what will ask about the text side of a checkpoint, unless that is likely to be known.
+
+        Whether `folder` is one, and whether it can be trusted, is found out meanwhile: nothing is asked before.
+        """
+        tokenizer = folder / "tokenizer.json"
+        if not (folder / "config.json").is_file() or not tokenizer.is_file():
+            return
+        if not is_known(digest_of_file(tokenizer)):
+            self._children["gguf"] = Child("gguf")
+            self._children["tokenizer"] = Child(str(tokenizer))
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Begin, in a thread: what it finds is told by `finish`."""
@@ -189,7 +211,8 @@ class QuickCheck:
             if words is None and plan.model.origin:
                 own, near = read_own(plan.model.origin), not is_remote([plan])
                 # streaming leaves nothing on the disk but its output
-                words = _words(str(path), header, plan.model.kv, own, LINES, remember=near)
+                how = {"quick": True, "remember": near, "begun": self._children}
+                words = _words(str(path), header, plan.model.kv, own, LINES, **how)
                 if words:
                     self._stack.callback(words.close)
             self._files.append(_File(path, plan, header, words))

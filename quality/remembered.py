@@ -1,32 +1,47 @@
 """Answers of the child that tokenizes, kept for the quick check: equal questions about equal bytes have equal answers.
 
-A question is known by a digest of the request, of what it is about (a vocabulary, a tokenizer.json), and of the code
-that answers: the libraries' files and our own. So a new version of any of them is asked anew.
+A question is known by a digest of what it is about (a vocabulary, a tokenizer.json), and by one of the request and of
+the code that answers: the libraries' files and our own. So a new version of any of them is asked anew.
 """
 
 import hashlib
 import importlib.util
 import json
+import marshal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.types import KV
-from ..pipeline.layout import encode_kv
 from ..runtime.cache import cache_dir
 
 KEPT = 32
 OF_THE_WEIGHTS = ("general.file_type", "general.quantization_version")
 PACKAGES = ("llama_cpp", "tokenizers")
-OWN_CODE = (Path(__file__).with_name("worker.py"), Path(__file__).parents[1] / "runtime" / "vocabulary.py")
+PLAIN_MARSHAL = 2
+"""The version of its format in which equal values have equal bytes: later ones tell what is shared between them."""
+OWN_CODE = (
+    Path(__file__).with_name("worker.py"),
+    Path(__file__).with_name("cut.py"),
+    Path(__file__).parents[1] / "runtime" / "vocabulary.py",
+)
 
 
 def key_of(about: bytes, request: Mapping[str, Any]) -> str:
     """The name of the answer to `request`, of which paths are left out; `about` is a digest of what lies there."""
     asked = {name: value for name, value in request.items() if name not in ("gguf", "tokenizer")}
     told = json.dumps([about.hex(), sorted(request), asked, _code()])
-    return hashlib.sha256(told.encode("ascii")).hexdigest()[:40]
+    return f"{_start(about)}{hashlib.sha256(told.encode('ascii')).hexdigest()[:40]}"
+
+
+def _start(about: bytes) -> str:
+    return f"{about.hex()[:16]}-"
+
+
+def is_known(about: bytes) -> bool:
+    """Whether anything was asked about this before."""
+    return any(_folder().glob(f"{_start(about)}*.json"))
 
 
 def recall(key: str) -> dict[str, Any] | None:
@@ -63,11 +78,12 @@ def digest_of_file(path: Path) -> bytes:
 
 def digest_of_vocabulary(kv: Sequence[KV]) -> bytes:
     """Of all that a GGUF's metadata says, save what its weights are encoded as and how they came to be."""
-    digest = hashlib.sha256()
-    for entry in kv:
-        if entry.key not in OF_THE_WEIGHTS and not entry.key.startswith("quantize."):
-            digest.update(encode_kv(entry))
-    return digest.digest()
+    told = [
+        (entry.key, int(entry.type), entry.value, entry.item_type and int(entry.item_type))
+        for entry in kv
+        if entry.key not in OF_THE_WEIGHTS and not entry.key.startswith("quantize.")
+    ]
+    return hashlib.sha256(marshal.dumps(told, PLAIN_MARSHAL)).digest()
 
 
 def _seal(text: str) -> str:

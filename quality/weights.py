@@ -113,7 +113,8 @@ def compare(
     """
     results = [Comparison(pair) for pair in pairs]
     run = _Run(_ranges(results, quick), codec, quick, weighted, open_source)
-    run.work(jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
+    # so little is done at a time that threads would only wait for each other
+    run.work(1 if quick else jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
     for result in results:
         for rows in (result.bad, result.broken, result.inherited, result.different):
             rows.sort()
@@ -286,6 +287,8 @@ def read_ranges(reader: SourceRows, tensor: Tensor, ranges: Sequence[Range]) -> 
     """The rows of `ranges` one after another, as float32; good until the reader's next use."""
     if len(ranges) == 1:
         return reader.read(tensor, *ranges[0])
+    if all(count == 1 for _, count in ranges):
+        return reader.read_each(tensor, [first for first, _ in ranges])
     rows = np.empty((sum(count for _, count in ranges), tensor.n_per_row), np.float32)
     at = 0
     for first, count in ranges:

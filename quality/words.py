@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import KV
 from ..errors import BorealisError, InvalidInput
 from ..runtime.template import ChatTemplate
-from .asked import Asked
+from .asked import Asked, Child
 from .conversations import CONVERSATIONS
 from .own import Gaps, Own, read_gaps
 from .remembered import digest_of_file, digest_of_vocabulary, key_of
@@ -42,9 +43,15 @@ class Words:
         own: Own | None,
         lines: Sequence[str],
         *,
+        quick: bool = False,
         remember: bool = False,
+        begun: dict[str, Child] | None = None,
     ) -> None:
-        """`expected` is the source's metadata. Nothing is waited for here. With `remember`, nothing is asked twice."""
+        """`expected` is the source's metadata. Nothing is waited for here.
+
+        quick: the checkpoint's tokenizer is opened as far as the texts need it, and whole when anything is wrong.
+        remember: nothing is asked twice. begun: children to take, by what they were begun for.
+        """
         self.header, self.own, self.lines = header, own, lines
         self.expected = {kv.key: kv.value for kv in expected}
         self.tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
@@ -52,16 +59,15 @@ class Words:
         self.ours = {name: _render(self._template(), messages) for name, messages in CONVERSATIONS.items()}
         self.theirs = {name: _render(own.template if own else None, m) for name, m in CONVERSATIONS.items()}
         self._children: list[Asked] = []
+        self._begun = begun if begun is not None else {}
+        self._remember = remember
         self._gguf = self._ask(
             {"gguf": path, "texts": [*lines, *_texts(self.ours)], "ask": self.asked_ids},
             f"llama.cpp read the vocabulary of {path}",
             digest_of_vocabulary(header.kv) if remember else None,
         )
-        self._own = None
-        if own and own.tokenizer:
-            request = {"tokenizer": str(own.tokenizer), "texts": [*lines, *_texts(self.theirs)]}
-            about = digest_of_file(own.tokenizer) if remember else None
-            self._own = self._ask(request, f"tokenizers read {own.tokenizer}", about)
+        self._own = self._ask_own(own.tokenizer, less=quick) if own and own.tokenizer else None
+        self._less = quick
 
     def close(self) -> None:
         """End what is still under way."""
@@ -70,6 +76,29 @@ class Words:
 
     def sections(self) -> tuple[Section, ...]:
         """Token ids, special tokens and chat template; waits for the answers."""
+        sections = self._sections()
+        if self._less and self.own and self.own.tokenizer and self._doubtful(sections):
+            self._own, self._less = self._ask_own(self.own.tokenizer), False
+            return self._sections()
+        return sections
+
+    def _doubtful(self, sections: Sequence[Section]) -> bool:
+        """Whether something is wrong that may be the doing of a tokenizer opened in part."""
+        try:
+            gguf, own = self._gguf.answer(), self._own.answer() if self._own else {}
+        except BorealisError:
+            return False
+        n = len(self.lines)
+        failed = any(finding.status == "failed" for section in sections for finding in section.findings)
+        return "ids" in own and (failed or own["ids"][:n] != gguf["ids"][:n])
+
+    def _ask_own(self, tokenizer: Path, **how: bool) -> Asked:
+        """What the checkpoint's tokenizer makes of the lines and of its template's conversations."""
+        request = {"tokenizer": str(tokenizer), "texts": [*self.lines, *_texts(self.theirs)], **how}
+        about = digest_of_file(tokenizer) if self._remember else None
+        return self._ask(request, f"tokenizers read {tokenizer}", about)
+
+    def _sections(self) -> tuple[Section, ...]:
         try:
             gguf = self._gguf.answer()
         except BorealisError as error:
@@ -96,7 +125,8 @@ class Words:
         return read_gaps(self.own, len(self.tokens))
 
     def _ask(self, request: dict[str, Any], what: str, about: bytes | None = None) -> Asked:
-        self._children.append(Asked(request, what, key_of(about, request) if about else ""))
+        child = self._begun.pop("gguf" if "gguf" in request else "tokenizer", None)
+        self._children.append(Asked(request, what, key_of(about, request) if about else "", child))
         return self._children[-1]
 
     def _template(self) -> ChatTemplate | None:

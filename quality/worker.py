@@ -2,24 +2,32 @@
 
 llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
 {"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]} or {"logits": PATH, …}: each calls a
-function below, or `logits.measure`, whose result is the answer.
+function below, or `logits.measure`, whose result is the answer. Its arguments name what can be opened before.
 """
 
+import contextlib
+import gc
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from ..errors import BorealisError
 from ..runtime.child import die_quietly
+from .cut import cut
 
 
 def main() -> None:
     """Never raises: an error is an answer."""
     die_quietly()
+    gc.disable()  # it ends before there is anything to collect
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print to standard output goes to standard error
+    for ahead in sys.argv[1:]:
+        _open(ahead)
     request = json.load(sys.stdin.buffer)
     try:
         answer = _answer(request)
@@ -27,6 +35,31 @@ def main() -> None:
         answer = {"error": str(error)}
     pipe.write(json.dumps(answer).encode("ascii"))
     pipe.close()
+    sys.stderr.flush()
+    os._exit(0)  # nobody waits for hundreds of thousands of strings to be freed
+
+
+def _open(ahead: str) -> None:
+    """Do what the request will need. What is wrong is told when it comes, if it comes."""
+    if ahead == "gguf":
+        _llama().begin()
+        return
+    with contextlib.suppress(BorealisError, ImportError):
+        _document(ahead)
+        import tokenizers  # noqa: F401
+
+
+def _llama() -> Any:
+    """llama.cpp's vocabularies. numpy, which comes along, has threads that spin at first, on cores that encode."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from ..runtime import vocabulary
+
+    return vocabulary
+
+
+@cache
+def _document(tokenizer: str) -> dict[str, Any]:
+    return read_json_object(Path(tokenizer), limit=MAX_TOKENIZER_JSON)
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -41,20 +74,15 @@ def of_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:
     """`ids` of the texts as llama.cpp has them, with special tokens; `bos`; which tokens of `ask` are control tokens
     and ends. `back` tells of each text whether its ids give it back.
     """
-    from ..runtime.vocabulary import open_vocabulary
-
-    vocabulary = open_vocabulary(Path(gguf))
-    try:
-        return {
-            "ids": [vocabulary.tokenize(text, special=True) for text in texts],
-            "plain": [vocabulary.tokenize(vocabulary.token_text(id), special=False) for id in ask],
-            "back": [_comes_back(vocabulary, text) for text in texts],
-            "bos": vocabulary.bos,
-            "control": [id for id in ask if vocabulary.is_control(id)],
-            "ends": [id for id in ask if vocabulary.is_end(id)],
-        }
-    finally:
-        vocabulary.close()
+    vocabulary = _llama().open_vocabulary(Path(gguf))
+    return {
+        "ids": [vocabulary.tokenize(text, special=True) for text in texts],
+        "plain": [vocabulary.tokenize(vocabulary.token_text(id), special=False) for id in ask],
+        "back": [_comes_back(vocabulary, text) for text in texts],
+        "bos": vocabulary.bos,
+        "control": [id for id in ask if vocabulary.is_control(id)],
+        "ends": [id for id in ask if vocabulary.is_end(id)],
+    }
 
 
 def _comes_back(vocabulary: Any, text: str) -> bool:
@@ -62,17 +90,18 @@ def _comes_back(vocabulary: Any, text: str) -> bool:
     return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
 
 
-def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False) -> dict[str, Any]:
+def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False, less: bool = False) -> dict[str, Any]:
     """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text.
 
-    `bare` is without its normalizer.
+    `bare` is without its normalizer; `less`, without what these texts have no use for (see `cut`).
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return {"missing": True}
     try:
-        own = Tokenizer.from_file(tokenizer)
+        own: Any = _cut(tokenizer, texts) if less else None
+        own = own or Tokenizer.from_file(tokenizer)
         if bare:
             own = Tokenizer.from_str(json.dumps({**json.loads(own.to_str()), "normalizer": None}))
         own.no_padding()
@@ -81,3 +110,12 @@ def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False) -> dict[s
         return {"ids": [e.ids for e in encoded], "around": own.encode("").ids}
     except Exception as error:  # the library raises bare Exceptions
         return {"error": f"{tokenizer}: tokenizers cannot use it ({' '.join(str(error).split())})"}
+
+
+def _cut(tokenizer: str, texts: list[str]) -> Any:
+    """The tokenizer cut down to `texts`; None where that does not work, for whatever reason: the whole one knows."""
+    from tokenizers import Tokenizer
+
+    with contextlib.suppress(Exception):
+        made = cut(_document(tokenizer), texts)
+        return made and Tokenizer.from_str(made)

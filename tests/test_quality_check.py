@@ -309,6 +309,8 @@ def test_rows_for_comparing_are_the_executors(tmp_path: Path) -> None:
     with SourceRows(api.CODEC) as reader:
         assert np.array_equal(reader.read(model.tensors[0], 17, 40), matrix[17:57])
         assert np.array_equal(reader.read(model.tensors[1], 0, 1)[0], norm)
+        assert np.array_equal(reader.read_each(model.tensors[0], [299, 0, 7]), matrix[[299, 0, 7]])
+        assert np.array_equal(reader.read_each(model.tensors[1], [0])[0], norm)
 
 
 def test_reports_for_machines(nano: Path, nano_q8: Path) -> None:
