@@ -20,6 +20,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from machine import Watched
+
 from borealis_gguf.pipeline.execute import available_cores
 
 PRESETS = ["Q4_K_M", "Q5_K_M", "Q6_K"]
@@ -41,7 +43,7 @@ sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.by
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds of wall time, its peak resident memory, the bytes of its output."""
+    """One process: seconds of wall time, the peak of its and its children's memory together, bytes of its output."""
 
     what: str
     seconds: float
@@ -54,8 +56,9 @@ def measure(what: str, command: list[str], out: Path | None = None, env: dict[st
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(env or {})}
     )
-    complaints = child.stderr.read() if child.stderr else b""
-    _, status, usage = os.wait4(child.pid, 0)
+    with Watched(child) as watched:
+        complaints = child.stderr.read() if child.stderr else b""
+        _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -64,7 +67,7 @@ def measure(what: str, command: list[str], out: Path | None = None, env: dict[st
     if out and out.is_dir():
         written = sum(path.stat().st_size for path in out.glob("*.gguf"))
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(what, seconds, usage.ru_maxrss * unit / 1e6, written / 1e6)
+    return Run(what, seconds, max(watched.peak, usage.ru_maxrss * unit) / 1e6, written / 1e6)
 
 
 def ours(*args: str | Path | int) -> list[str]:

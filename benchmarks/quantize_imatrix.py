@@ -6,22 +6,19 @@ Then, on the same files, how far ours is from what disk and memory allow. (`copy
 """
 
 import argparse
-import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import gguf
 import numpy as np
 from against_llama_cpp import QUANTIZE, Run, measure, ours, warm
+from machine import BLOCK, limits, rates
 from shapes import write_checkpoint
 
 from borealis_gguf import execute, plan_convert
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.pipeline.execute import available_cores
-
-BLOCK = 1 << 22
 
 
 def write_imatrix(path: Path, source: Path) -> None:
@@ -57,30 +54,6 @@ def same_tensors(a: Path, b: Path) -> bool:
                     return False
                 rest -= min(rest, BLOCK)
     return True
-
-
-def rates(folder: Path, source: Path) -> dict[str, float]:
-    """GB/s of this machine, one thread: reading the warm file, copying memory, writing a file to the disk."""
-    buffer = bytearray(BLOCK)
-    began, done = time.perf_counter(), 0
-    with source.open("rb", buffering=0) as file:
-        while n := file.readinto(buffer):
-            done += n
-    read = done / (time.perf_counter() - began) / 1e9
-    a, b = np.ones(1 << 28, np.uint8), np.empty(1 << 28, np.uint8)
-    np.copyto(b, a)
-    began = time.perf_counter()
-    np.copyto(b, a)
-    memory = a.size / (time.perf_counter() - began) / 1e9
-    out = folder / "rate"
-    began = time.perf_counter()
-    with out.open("wb", buffering=0) as file:
-        for _ in range(256):
-            file.write(buffer)
-        os.fsync(file.fileno())
-    write = 256 * BLOCK / (time.perf_counter() - began) / 1e9
-    out.unlink()
-    return {"read": read, "memory": memory, "write": write}
 
 
 def medians(what: str, runs: list[Run]) -> Run:
@@ -124,10 +97,8 @@ def main() -> None:
     print(f"ours is {result['llama.cpp'].seconds / result['ours'].seconds:.1f} times faster,", end=" ")
     print(f"two jobs against one: {result['ours, 1 job'].seconds / result['ours'].seconds:.2f}")
     print("the same tensors:", same_tensors(mine, theirs))
-    speed = rates(args.folder, source)
-    print("this machine, GB/s:", ", ".join(f"{what} {rate:.1f}" for what, rate in speed.items()))
-    floor = source.stat().st_size / 1e9 / speed["read"] + mine.stat().st_size / 1e9 / speed["write"]
-    print(f"reading and writing alone, one after the other: {floor:.2f} s")
+    seconds = result["ours"].seconds
+    print(limits(source.stat().st_size, mine.stat().st_size, rates(args.folder, source), seconds))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""Where a run's time goes: seconds each worker spent reading, encoding, checking and writing, and the rest.
+"""Where a run's time goes: what each worker does when, what is left over, and what more workers bring.
 
-python benchmarks/timeline.py SOURCE PRESET... [-j JOBS] [-o FOLDER]
+    python benchmarks/timeline.py SOURCE PRESET... -o FOLDER [-j 1 2] [--runs 3] [--cold] [--trace timeline.json]
+
+For each number of jobs: medians of seconds and, of the last run, what each thread spent on reading, encoding, checking
+and writing, and how many pages it had to be given. `--trace` writes the last run as Chrome and Perfetto show it.
 """
 
 import argparse
+import json
+import resource
+import statistics
 import threading
 import time
 from collections import defaultdict
@@ -11,32 +17,82 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine import forget, limits, rates
+
 from borealis_gguf import api
 from borealis_gguf.pipeline import execute as executor
 from borealis_gguf.pipeline.outputs import PartialFile
-from borealis_gguf.pipeline.plan import Codec
+from borealis_gguf.pipeline.plan import Codec, FilePlan
 
-SPENT: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+Span = tuple[str, str, float, float]
+"""Thread, what it did, from when, for how long."""
+SPANS: list[Span] = []
+FAULTS: dict[str, int] = defaultdict(int)
 
 
 def timed(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        began = time.perf_counter()
+        name, faults, began = threading.current_thread().name, page_faults(), time.perf_counter()
         try:
             return function(*args)
         finally:
-            SPENT[threading.current_thread().name][what] += time.perf_counter() - began
+            SPANS.append((name, what, began, time.perf_counter() - began))
+            FAULTS[name] += page_faults() - faults
 
     return call
+
+
+def page_faults() -> int:
+    """Of this thread, where the system counts by thread."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_minflt
+
+
+def once(plans: list[FilePlan], codec: Codec, jobs: int) -> float:
+    """Seconds of the executor; its spans stand in SPANS."""
+    SPANS.clear()
+    FAULTS.clear()
+    for plan in plans:
+        plan.path.unlink(missing_ok=True)
+    began = time.perf_counter()
+    executor.execute(plans, codec, jobs=jobs)
+    return time.perf_counter() - began
+
+
+def shown(wall: float) -> str:
+    """What each thread did in the last run."""
+    spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for thread, what, _, seconds in SPANS:
+        spent[thread][what] += seconds
+    lines = []
+    for thread, parts in sorted(spent.items()):
+        each = ", ".join(f"{what} {seconds:.2f}" for what, seconds in sorted(parts.items()))
+        lines.append(f"  {thread}: {each}, rest {wall - sum(parts.values()):.2f} s; {FAULTS[thread]} page faults")
+    return "\n".join(lines)
+
+
+def trace() -> str:
+    """The last run as trace events, in microseconds."""
+    threads = sorted({span[0] for span in SPANS})
+    start = min(span[2] for span in SPANS)
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": n, "args": {"name": name}} for n, name in enumerate(threads)
+    ]
+    for thread, what, began, seconds in SPANS:
+        place = {"pid": 1, "tid": threads.index(thread)}
+        events.append({"ph": "X", "name": what, "ts": 1e6 * (began - start), "dur": 1e6 * seconds, **place})
+    return json.dumps({"traceEvents": events})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("presets", nargs="+")
-    parser.add_argument("-j", "--jobs", type=int, default=executor.available_cores())
+    parser.add_argument("-j", "--jobs", type=int, nargs="+", default=[1, executor.available_cores()])
     parser.add_argument("-o", "--output", type=Path, default=Path())
     parser.add_argument("--imatrix", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="have the system forget the source before each run")
+    parser.add_argument("--trace", type=Path, metavar="FILE")
     args = parser.parse_args()
     codec = Codec(
         timed("encode", api.CODEC.encode),
@@ -49,14 +105,26 @@ def main() -> None:
     PartialFile.flush = timed("flush", PartialFile.flush)
     PartialFile.sync = timed("sync", PartialFile.sync)
     began = time.perf_counter()
-    plans = api.plan_quantize(args.source, args.presets, args.output, imatrix=args.imatrix)
-    planned = time.perf_counter()
-    executor.execute(plans, codec, jobs=args.jobs)
-    wall = time.perf_counter() - planned
-    print(f"plan {planned - began:.2f} s, execute {wall:.2f} s")
-    for thread, parts in sorted(SPENT.items()):
-        shown = ", ".join(f"{what} {seconds:.2f}" for what, seconds in sorted(parts.items()))
-        print(f"{thread}: {shown}, rest {wall - sum(parts.values()):.2f}")
+    plans = list(api.plan_quantize(args.source, args.presets, args.output, imatrix=args.imatrix))
+    print(f"plan {time.perf_counter() - began:.2f} s")
+    sources = sorted({slice.path for plan in plans for t in plan.tensors for slice in t.tensor.source.slices()})
+    seconds: dict[int, list[float]] = {jobs: [] for jobs in args.jobs}
+    details: dict[int, str] = {}
+    for _ in range(args.runs):
+        for jobs, walls in seconds.items():
+            if args.cold:
+                forget(*sources)
+            walls.append(once(plans, codec, jobs))
+            details[jobs] = shown(walls[-1])
+    middle = {jobs: statistics.median(walls) for jobs, walls in seconds.items()}
+    for jobs, wall in middle.items():
+        gain = middle[args.jobs[0]] / wall
+        print(f"{jobs} jobs: {wall:.2f} s of {', '.join(f'{s:.2f}' for s in sorted(seconds[jobs]))}; {gain:.2f} times")
+        print(details[jobs])
+    if args.trace:
+        args.trace.write_text(trace(), encoding="utf-8")
+    read, written = sum(path.stat().st_size for path in sources), sum(plan.size for plan in plans)
+    print(limits(read, written, rates(plans[0].path.parent, sources[0]), min(middle.values())))
 
 
 if __name__ == "__main__":

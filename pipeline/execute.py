@@ -22,7 +22,7 @@ from ..errors import BorealisError, Cancelled
 from . import lowrank
 from .outputs import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
-from .sources import Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
+from .sources import Announced, Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -104,6 +104,9 @@ def execute(
         if is_remote(plans):
             run.ahead = ReadAhead(batches(run.tasks), open_source, run.stop)
             stack.callback(run.ahead.close)
+        else:
+            run.tasks = announced = Announced(run.tasks)
+            stack.callback(announced.close)
         with _flushing(files, run):
             run.work(jobs or available_cores(), total, on_progress)
         for path, stamp in stamps.items():

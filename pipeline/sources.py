@@ -1,9 +1,15 @@
-"""Sources that are far away: opened by whoever knows how, and read ahead of the workers in larger pieces.
+"""Where rows come from: files of this machine, announced to it early; others are read ahead in larger pieces.
 
-Row ranges as small as the workers like them would each wait for the network. So consecutive tasks of a tensor make a
-batch, which is one read, and `READERS` threads read batches while the workers encode those that have come.
+Workers take row ranges in turn, which looks like no pattern to the system: it would fetch each when it is asked for.
+So it is told of every range some tasks before.
+
+Of sources that are far away, opened by whoever knows how, ranges as small as the workers like them would each wait for
+the network. So consecutive tasks of a tensor make a batch, which is one read, and `READERS` threads read batches while
+the workers encode those that have come.
 """
 
+import contextlib
+import os
 import queue
 import threading
 from collections import deque
@@ -11,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from io import RawIOBase
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +31,9 @@ OpenSource = Callable[[Slice, threading.Event], RawIOBase]
 
 FETCH_BYTES = 8 << 20
 """Bytes of one remote read: at 100 MB/s it takes as long as a request to the other side of the world."""
+
+ANNOUNCED = 32
+"""Tasks that the system knows of before their turn: some 16 MB."""
 
 READERS = 8
 """Remote reads at a time, each over its own connection: one alone rarely fills a line."""
@@ -43,6 +53,42 @@ def open_local(slice: Slice, stop: threading.Event) -> RawIOBase:
     if slice.remote is not None:
         raise BorealisError(f"{slice.path}: lies on {slice.remote.url}, and nobody here can open that")
     return slice.path.open("rb", buffering=0)
+
+
+class Announced:
+    """`work`, of which the system hears `ahead` tasks early what they will read. Not for two threads at a time."""
+
+    def __init__(self, work: Iterator[Task], ahead: int = ANNOUNCED) -> None:
+        self._work, self._ahead = work, ahead
+        self._waiting: deque[Task] = deque()
+        self._file: tuple[Path, int] | None = None
+
+    def __iter__(self) -> "Announced":
+        return self
+
+    def __next__(self) -> Task:
+        while len(self._waiting) <= self._ahead and (task := next(self._work, None)):
+            self._announce(task)
+            self._waiting.append(task)
+        if not self._waiting:
+            raise StopIteration
+        return self._waiting.popleft()
+
+    def _announce(self, task: Task) -> None:
+        """On systems that can be told (not on Windows, nor on a Mac); what goes wrong here does so when it is read."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        path = task.tensor.source.slice.path
+        with contextlib.suppress(OSError):
+            if self._file is None or self._file[0] != path:
+                self.close()
+                self._file = path, os.open(path, os.O_RDONLY)
+            os.posix_fadvise(self._file[1], *task.source_range(), os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file[1])
+            self._file = None
 
 
 def is_remote(plans: Sequence[FilePlan]) -> bool:

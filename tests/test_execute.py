@@ -21,6 +21,7 @@ from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.outputs import PartialFile
 from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor, TensorPlan, TensorSource
+from borealis_gguf.pipeline.sources import Announced
 from borealis_gguf.pipeline.tasks import tasks
 from borealis_gguf.quantize import ggml
 
@@ -352,3 +353,25 @@ def test_a_disk_that_fills_up_is_one_clean_error(tmp_path: Path) -> None:
     assert "BorealisError" in process.stderr.splitlines()[-1]
     assert "File too large" in process.stderr.splitlines()[-1]
     assert only_inputs(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no way to tell this system")
+def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256), "b.weight": (10, 512)}, T.BF16)
+    plan = lay_out(tmp_path / "out.gguf", model, [T.Q8_0, T.Q4_K])
+    work = list(tasks([plan], 1024))
+    heard: list[tuple[int, int]] = []
+
+    def advise(fd: int, start: int, nbytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED and os.fstat(fd).st_size >= start + nbytes
+        heard.append((start, nbytes))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    announced = Announced(iter(work), ahead=3)
+    taken = [(task, len(heard)) for task in announced]
+    announced.close()
+    assert [task for task, _ in taken] == work
+    assert heard == [task.source_range() for task in work]
+    assert [known for _, known in taken] == [min(n + 4, len(work)) for n in range(len(work))]

@@ -1,0 +1,54 @@
+"""What the quick check adds to a run: a whole 4b to Q4_K_M with and without it, in turn, in one run.
+
+    python benchmarks/check_cost.py FOLDER --layers 34
+
+"first" has never seen the vocabulary; "next" remembers what llama.cpp and the tokenizer said of it.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+from pathlib import Path
+
+from against_llama_cpp import Run, measure, ours, warm
+from shapes import write_checkpoint
+
+from borealis_gguf.pipeline.execute import available_cores
+
+WAYS = {"none": ["--no-check"], "first": [], "next": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", default="4b")
+    parser.add_argument("--layers", type=int, default=34)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=available_cores())
+    args = parser.parse_args()
+    checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
+    if not (checkpoint / "config.json").exists():
+        write_checkpoint(checkpoint, args.size, args.layers)
+    out, cache = args.folder / "checked.gguf", args.folder / "cache"
+    command = ours("quantize", "Q4_K_M", "-m", checkpoint, "-o", out, "-j", args.jobs, "-q")
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    for _ in range(args.runs):
+        for way, options in WAYS.items():
+            if way == "first":
+                shutil.rmtree(cache, ignore_errors=True)
+            out.unlink(missing_ok=True)
+            os.sync()
+            warm(checkpoint)
+            runs[way].append(measure(way, [*command, *options], out, {"BOREALIS_GGUF_CACHE": str(cache)}))
+    out.unlink()
+    shutil.rmtree(cache)
+    plain = statistics.median(run.seconds for run in runs["none"])
+    for way, each in runs.items():
+        seconds = statistics.median(run.seconds for run in each)
+        peak = max(run.peak_mb for run in each)
+        print(f"{way:6} {seconds:6.2f} s, {100 * (seconds / plain - 1):5.1f} % more, {peak:5.0f} MB peak")
+
+
+if __name__ == "__main__":
+    main()
