@@ -209,7 +209,8 @@ class Engine(Vocabulary):
     def logits_at(self, n: int) -> np.ndarray:
         """The logits after cell `n` of the last `decode` (-1: the last cell): a view, float32 [n_vocab]."""
         found: Any = llama.llama_get_logits_ith(self._context, n)
-        return np.ctypeslib.as_array(found, (self.n_vocab,))
+        row = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(found.contents))
+        return np.frombuffer(row, np.float32)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
         """What the model makes of `ids`: the logits after each of `positions`, float32 [len(positions), n_vocab]."""

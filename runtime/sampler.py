@@ -57,18 +57,22 @@ class Sampler:
         if self._greedy:
             return int(self.engine.logits_at(n).argmax())
         if self._grammar is None:
-            return llama.llama_sampler_sample(self._chain, self.engine.context, n)
-        logits = self.engine.logits_at(n)
-        id = self._pick(_all(logits))
+            return self._drawn(n)
+        id = self._drawn(n) if not self._reach else self._pick(_all(self.engine.logits_at(n)))
         if not self._allowed(id):
-            allowed = _all(logits)
+            allowed = _all(self.engine.logits_at(n))
             self._apply(self._grammar, allowed)
             id = self._pick(allowed)
             if not self._allowed(id):  # accepting it would end the process
                 raise BorealisError("the answer cannot go on under its schema with the tokens of this model")
-        llama.llama_sampler_accept(self._chain, id)
+        if self._reach:
+            llama.llama_sampler_accept(self._chain, id)
         llama.llama_sampler_accept(self._grammar, id)
         return id
+
+    def _drawn(self, n: int) -> int:
+        """What the chain draws, all in llama.cpp. It counts as said: only a repeat penalty would mind."""
+        return llama.llama_sampler_sample(self._chain, self.engine.context, n)
 
     def _pick(self, tokens: np.ndarray) -> int:
         held = self._apply(self._chain, tokens)

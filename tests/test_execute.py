@@ -17,6 +17,7 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
+from borealis_gguf.pipeline import outputs
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.outputs import PartialFile
@@ -375,3 +376,24 @@ def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
     assert [task for task, _ in taken] == work
     assert heard == [task.source_range() for task in work]
     assert [known for _, known in taken] == [min(n + 4, len(work)) for n in range(len(work))]
+
+
+@pytest.mark.parametrize("system", ["as it is", "that can only wait"])
+def test_a_flush_in_mid_run_puts_nothing_off_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    synced: list[int] = []
+    wait = outputs._fsync
+    monkeypatch.setattr(outputs, "_fsync", lambda fd: (synced.append(fd), wait(fd)))
+    if system == "that can only wait":
+        monkeypatch.setattr(outputs, "_linux", lambda *_: None)
+    plan = lay_out(tmp_path / "x.gguf", raw_model(tmp_path / "raw", SHAPES, T.BF16), [T.BF16] * 3)
+    file = PartialFile(plan)
+    file.begin()
+    file.flush()
+    starts_alone = sys.platform == "linux" and system == "as it is"
+    assert len(synced) == (0 if starts_alone else 1)
+    file.sync()
+    assert len(synced) == (1 if starts_alone else 2)
+    file.publish()
+    assert plan.path.stat().st_size == plan.size
