@@ -1,7 +1,7 @@
 """Gemma 3 text models in miniature whose logits say whether a GGUF computes what the checkpoint does.
 
-Each has its size's relations: how many heads share a key, whether rows of `hidden` and of the heads fit blocks of 256,
-the stretch of the global layers, 27b's 62 layers, at which llama.cpp takes hidden/heads for the attention's scale.
+Each has its size's relations: how many heads share a key, whether rows of `hidden` fit blocks of 256, the stretch of
+the global layers, 27b's 62 layers, at which llama.cpp takes hidden/heads for the attention's scale.
 Windows are tiny, so that a prompt of a hundred tokens goes past them several times, and each has a global layer.
 """
 
