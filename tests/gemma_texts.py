@@ -38,8 +38,10 @@ SIZES = (
     Size("4b", 8, 512, 512, 8, 4, 32, 32),
     Size("12b", 13, 256, 512, 16, 8, 32, 32),
     Size("27b", 62, 256, 256, 4, 2, 48, 64),
+    Size("27b-heads", 62, 336, 64, 2, 1, 128, 168),
 )
-"""As in the real ones, heads × head_dim is never hidden. 27b: hidden/heads is 64, head_dim 48."""
+"""As in the real ones, heads × head_dim is never hidden. 27b: hidden/heads is 64, head_dim 48; the last has the real
+one's heads of 128 and its query_pre_attn_scalar of 168, but fewer of them, so that few rows fit a block."""
 
 
 def miniature(size: Size, dialect: str) -> Miniature:
