@@ -17,6 +17,9 @@ from .tokenizer import TURNS, TokenType, added_tokens, looks_special
 from .tokenizer_json import halves
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
+PRINTABLE = tuple(map(chr, (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))))
+LETTERS = frozenset((*PRINTABLE, *(chr(0x100 + n) for n in range(0x100 - len(PRINTABLE)))))
+"""What ByteLevel makes of the 256 bytes, as GPT-2 has it: printable ones stay, the rest are counted from Ā."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,14 @@ def bpe_kv(
 
 
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
+    """Fallback to bytes is for letters without a token; where every byte's letter has one, it is never taken."""
+    vocabulary = model.get("vocab")
+    harmless = isinstance(vocabulary, dict) and vocabulary.keys() >= LETTERS
     faults = [
         f"{key} is {quote(str(model.get(key)))}"
         for key, allowed in (
             ("type", ("BPE", None)),
-            ("byte_fallback", (False, None)),
+            ("byte_fallback", (False, None, *[True] * harmless)),
             ("dropout", (None, 0, 0.0)),
             ("continuing_subword_prefix", (None, "")),
             ("end_of_word_suffix", (None, "")),

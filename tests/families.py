@@ -253,6 +253,16 @@ def mistral(**changes: Any) -> dict[str, Any]:
 ALL = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 NORA_TOKENIZER = bpe_json(NORA, NORA_NORMALIZER, ignore_merges=True, post_processor=BOS)
 ADD_SPACE = "tokenizer.ggml.add_space_prefix"
+TEMPLATE = "tokenizer.chat_template"
+
+
+def nora(byte_fallback: bool = False, **settings: Any) -> Files:
+    """The NORA models' tokenizer, as the 11b's public files define it; the 7b's may say `byte_fallback`."""
+    value = json.loads(json.dumps(NORA_TOKENIZER))
+    value["model"]["byte_fallback"] = byte_fallback
+    return bpe(value, mask_token="<mask>", clean_up_tokenization_spaces=False, **settings)
+
+
 FAMILIES = (
     Family(
         "normistral-7b-warm-mini",
@@ -302,10 +312,71 @@ FAMILIES = (
         mistral(
             vocab_size=N_BPE + 9, head_dim=32, num_hidden_layers=1, max_position_embeddings=4096, sliding_window=None
         ),
-        tokenizer=bpe(NORA_TOKENIZER, chat_template=CHATML, mask_token="<mask>", clean_up_tokenization_spaces=False),
+        tokenizer=nora(chat_template=CHATML),
         shapes=llama_shapes,
         pre="tekken",
-        purposeful=("tokenizer.chat_template",),
+        purposeful=(TEMPLATE,),
+    ),
+    Family(
+        "normistral-7b-scratch-mini",
+        mistral(hidden_size=128, intermediate_size=448, num_attention_heads=8, num_hidden_layers=3),
+        dtype="F32",
+        shards=2,
+        tokenizer=sentencepiece(*ALL, add_prefix_space=True),
+        shapes=llama_shapes,
+    ),
+    Family(
+        "normistral-7b-warm-nora",
+        mistral(vocab_size=N_BPE),
+        shards=2,
+        tokenizer=nora(),
+        shapes=llama_shapes,
+        pre="tekken",
+    ),
+    Family(
+        "normistral-7b-warm-instruct-nora",
+        mistral(
+            vocab_size=N_BPE + 1,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            sliding_window=4096,
+            rope_theta=None,
+            rope_parameters={"rope_theta": 1e4, "rope_type": "default"},
+        ),
+        dtype="F16",
+        tokenizer=nora(byte_fallback=True, chat_template=CHATML),
+        shapes=llama_shapes,
+        pre="tekken",
+        purposeful=(TEMPLATE,),
+        files={"generation_config.json": {"bos_token_id": 1, "eos_token_id": [2, 6], "pad_token_id": 3}},
+    ),
+    Family(
+        "normistral-7b-scratch-nora",
+        mistral(vocab_size=N_BPE + 17, hidden_size=128, num_attention_heads=8, num_hidden_layers=3),
+        dtype="F32",
+        tokenizer=nora(byte_fallback=True),
+        shapes=llama_shapes,
+        pre="tekken",
+    ),
+    Family(
+        "norbloom-7b-scratch-nora",
+        {
+            "architectures": ["BloomForCausalLM"],
+            "model_type": "bloom",
+            "hidden_size": 128,
+            "n_layer": 3,
+            "n_head": 4,
+            "layer_norm_epsilon": 1e-5,
+            "seq_length": 2048,
+            "vocab_size": N_BPE + 1,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 3,
+        },
+        tokenizer=nora(),
+        shapes=bloom_shapes,
+        tolerance=5e-4,
+        pre="tekken",
     ),
     Family(
         "norbloom-7b-scratch-mini",

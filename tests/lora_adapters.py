@@ -121,6 +121,9 @@ PATTERNS = Lora(
 EMBEDDING = Lora(
     "embedding", {"fan_in_fan_out": True}, {"embed_tokens": 4, "k_proj": 4}, dtype="F16", saved=("embed_tokens",)
 )
+FAN_IN = Lora("fan-in", {"fan_in_fan_out": True}, dict.fromkeys(("q_proj", "o_proj", "up_proj", "down_proj"), 4))
+"""None of these matrices is square, and none is stored as [in, out]: PEFT turns the switch off, with a warning."""
+
 WITHOUT_CARD = Lora("Borealis-norsk-7B", {"lora_alpha": 3}, {"v_proj": 4, "down_proj": 4}, dtype="BF16")
 
 FOR_NANO = Lora(
@@ -136,13 +139,46 @@ MERGES: dict[str, tuple[tuple[Lora, float], ...]] = {
     "patterns": ((PATTERNS, 1.0),),
     "embedding": ((EMBEDDING, 0.5),),
     "two": ((PLAIN, 0.25), (WITHOUT_CARD, -1.5)),
+    "fan-in": ((FAN_IN, 0.5),),
 }
 """What PEFT merges, and how each adapter is scaled."""
+
+CONV1D = Family(
+    "gpt2-lora-base",
+    {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2}
+    | {"n_positions": 32, "vocab_size": 100},
+    dtype="F32",
+    tokenizer=lambda folder: None,
+    shapes=lambda config: {
+        "transformer.wte.weight": (100, 64),
+        "transformer.wpe.weight": (32, 64),
+        "transformer.h.0.attn.c_attn.weight": (64, 192),
+        "transformer.h.0.attn.c_proj.weight": (64, 64),
+        "transformer.h.0.mlp.c_fc.weight": (64, 256),
+        "transformer.h.0.mlp.c_proj.weight": (256, 64),
+    },
+)
+"""A kind of model that stores matrices as [in, out]. It cannot be converted, but adapters are merged before that."""
+
+IN_OUT = Lora(
+    "in-out",
+    {"fan_in_fan_out": True},
+    {"c_attn": 4, "c_fc": 4},
+    prefix="base_model.model.",
+    shapes={name: shape[::-1] for name, shape in CONV1D.shapes(CONV1D.config).items()},
+)
 
 FILES = (PLAIN, WITHOUT_CARD)
 """Those that llama.cpp's converter writes as it should."""
 
-FAMILY_FILES = ("normistral-7b-warm-mini", "norbloom-7b-scratch-mini", "qwen2-mini")
+FAMILY_FILES = (
+    "normistral-7b-warm-mini",
+    "norbloom-7b-scratch-mini",
+    "qwen2-mini",
+    "normistral-11b-mini",
+    "normistral-7b-warm-instruct-mini",
+    "normistral-7b-warm-instruct-nora",
+)
 LINEAR_NAMES = (*ALL_LINEAR, "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 

@@ -10,13 +10,15 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .checkpoints import Miniature
 from .families import FAMILIES
-from .lora_adapters import FAMILY_FILES, FILES, MERGES, base, lora_of
+from .lora_adapters import CONV1D, FAMILY_FILES, FILES, IN_OUT, MERGES, Lora, base, lora_of
 from .make_goldens import merge, read
 
 GOLDENS = Path(__file__).parent / "data" / "goldens-lora"
@@ -46,16 +48,17 @@ def sample(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1)[:: 37 if values.size < 1 << 16 else 1009].astype("<f4")
 
 
-def peft_merge(python: str, case: str, dtype: str) -> dict[str, str]:
+def peft_merge(python: str, model: Miniature, loras: Sequence[tuple[Lora, float]]) -> dict[str, str]:
+    """Some numbers of each of the model's tensors, merged; tensors that the model's files lack are left out."""
     from safetensors.numpy import load_file
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, out = base(dtype).write(folder), folder / "merged.safetensors"
-        adapters = [str(word) for lora, scale in MERGES[case] for word in (lora.write(folder), scale)]
-        torch_name = {"F32": "float32", "BF16": "bfloat16"}[dtype]
+        source, out = model.write(folder), folder / "merged.safetensors"
+        adapters = [str(word) for lora, scale in loras for word in (lora.write(folder), scale)]
+        torch_name = {"F32": "float32", "BF16": "bfloat16"}[model.dtype]
         subprocess.run([python, "-c", PEFT, str(source), torch_name, str(out), *adapters], check=True)
-        merged = sorted(load_file(out).items())
+        merged = sorted((name, values) for name, values in load_file(out).items() if name in model.tensors())
         return {name: base64.b64encode(sample(values).tobytes()).decode() for name, values in merged}
 
 
@@ -79,7 +82,9 @@ def write(name: str, golden: Any) -> None:
 def main(script: str, python: str, *cases: str) -> None:
     GOLDENS.mkdir(parents=True, exist_ok=True)
     for case in cases or MERGES:
-        write(f"merged-{case}", {dtype: peft_merge(python, case, dtype) for dtype in ("F32", "BF16")})
+        write(f"merged-{case}", {dtype: peft_merge(python, base(dtype), MERGES[case]) for dtype in ("F32", "BF16")})
+    if not cases:
+        write("merged-in-out", peft_merge(python, CONV1D, [(IN_OUT, 0.5)]))
     for lora in () if cases else FILES:
         with tempfile.TemporaryDirectory() as name:
             source, path = base("BF16").write(Path(name)), lora.write(Path(name))

@@ -1,7 +1,9 @@
 """Models of real shapes whose weights are holes of the file: they take no disk, and no memory where they are mapped."""
 
+import json
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 from gguf import GGUFWriter
 
 from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
+
+from .families import Family
 
 ALIGNMENT = 32
 T = GGMLQuantizationType
@@ -49,6 +53,21 @@ def write_sparse(path: Path, shape: Shape, type: GGMLQuantizationType = T.F16) -
     _keys(writer, shape)
     kinds = {name: (dims, type if len(dims) > 1 else T.F32) for name, dims in _tensors(shape).items()}
     return _write(writer, path, kinds)
+
+
+def write_sparse_checkpoint(folder: Path, family: Family) -> Path:
+    """The checkpoint of `family` with tensors of BF16, all zero."""
+    path = replace(family, shapes=lambda config: {}).write(folder)
+    header: dict[str, object] = {}
+    offset = 0
+    for name, dims in family.shapes(family.config).items():
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [offset, offset + 2 * prod(dims)]}
+        offset += 2 * prod(dims)
+    text = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+    return path
 
 
 def _write(writer: GGUFWriter, path: Path, tensors: Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]) -> Path:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from borealis_gguf.checkpoint.folder import Checkpoint
 from borealis_gguf.checkpoint.types import KV
-from borealis_gguf.convert.bpe import Bpe, bpe_kv, read_bpe
+from borealis_gguf.convert.bpe import LETTERS, Bpe, bpe_kv, read_bpe
 from borealis_gguf.convert.norwegian import LINES
 from borealis_gguf.convert.pre_type import BLOOM, CASES, GPT4O, LLAMA3, PRE_TYPES, QWEN2, TEKKEN
 from borealis_gguf.convert.template_spaces import emulated_steps
@@ -129,6 +129,37 @@ def test_token_types_and_padding(tmp_path: Path) -> None:
     assert found.tokens[N_BPE:] == ("<|tool|>", "<b>", "<start_of_turn>", f"[PAD{N_BPE + 3}]", f"[PAD{N_BPE + 4}]")
     assert found.types[N_BPE:] == (3, 4, 3, 5, 5)
     assert found.types[:8] == (3,) * 7 + (1,)
+
+
+def test_letters_are_those_of_the_byte_level() -> None:
+    assert frozenset(pre_tokenizers.ByteLevel.alphabet()) == LETTERS and len(LETTERS) == 256
+
+
+@pytest.mark.parametrize("structure", ["gpt-2", "qwen2"])
+def test_a_fallback_to_bytes_that_is_never_taken_changes_nothing(structure: str, tmp_path: Path) -> None:
+    """Every byte's letter is a token, so there is nothing to fall back for: with `<0x..>` tokens there or not."""
+    value = bpe_json(STRUCTURES[structure][0], ignore_merges=STRUCTURES[structure][1])
+    plain = read(tmp_path, value)
+    value["model"]["byte_fallback"] = True
+    assert read(tmp_path, value) == plain
+    value["model"]["vocab"] |= {f"<0x{byte:02X}>": N_BPE + byte for byte in range(256)}
+    kv = keys(read(tmp_path, value, N_BPE + 256), value)
+    lines = [*LINES_AND_MORE, "\x00\x7f\xad \u2028", "\U0010ffff"]
+    assert measure(kv, tmp_path / "tokenizer.json", lines).different == 0
+    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("".join(lines)).ids
+    assert max(ids) < N_BPE
+
+
+@pytest.mark.parametrize("letter", ["\u0100", "\u00ff", "!"])
+def test_a_fallback_to_bytes_that_could_be_taken_is_refused(letter: str, tmp_path: Path) -> None:
+    """One byte whose letter is no token is enough."""
+    value = bpe_json(STRUCTURES["gpt-2"][0])
+    model = value["model"]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if letter not in token}
+    model["merges"] = [merge for merge in model["merges"] if letter not in "".join(merge)]
+    read(tmp_path, value)
+    model["byte_fallback"] = True
+    refused(tmp_path, value, "byte_fallback is 'True'; llama.cpp has no tokenizer that does this")
 
 
 # --- what GGUF cannot express ---------------------------------------------------------------------------------------
@@ -272,7 +303,8 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
 
     vocabulary = bpe_json([])["model"]["vocab"]
     refused(tmp_path, changed(type="WordPiece"), "type is 'WordPiece'")
-    refused(tmp_path, changed(byte_fallback=True), "byte_fallback is 'True'")
+    refused(tmp_path, changed(byte_fallback="yes"), "byte_fallback is 'yes'")
+    refused(tmp_path, changed(byte_fallback=True, vocab=None), "byte_fallback is 'True'")
     refused(tmp_path, changed(dropout=0.1), "dropout is '0.1'")
     refused(tmp_path, changed(end_of_word_suffix="</w>"), "end_of_word_suffix")
     refused(tmp_path, changed(vocab={}), "must be an object of tokens")

@@ -7,19 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert import describe, file_type, outtypes
+from borealis_gguf.convert.norwegian import LINES
+from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.quantize.presets import find_preset
 from borealis_gguf.runtime.model import load
+from borealis_gguf.runtime.template import ChatTemplate
 
 from .asking import encode, generate
 from .checkpoints import write_json
-from .families import FAMILIES, WINDOWED, Family, bloom_shapes
+from .families import CHATML, FAMILIES, INST, WINDOWED, Family, bloom_shapes
 from .llama_logits import llama_logits
 from .lora_adapters import Lora
 from .make_family_goldens import LENGTHS, LOGITS, positions, prompts
@@ -190,14 +194,26 @@ def test_a_head_that_repeats_the_embedding_is_dropped(tmp_path: Path) -> None:
 
 # --- quantized and run ----------------------------------------------------------------------------------------------
 
+
+def wide(family: Family, **changes: Any) -> Family:
+    """`family` with rows that fit blocks of 256."""
+    changes = changes or {"hidden_size": 256, "intermediate_size": 512}
+    return replace(family, name=f"wide-{family.name}", config=family.config | changes)
+
+
+SPEAKING = tuple(
+    wide(by_name(name))
+    for name in ("normistral-7b-warm-instruct-mini", "normistral-7b-warm-instruct-nora", "normistral-11b-mini")
+)
+"""Those with a chat template. The 11b's heads are narrower than its columns: rows of 128 fit no block of 256."""
+
 WIDE = (
-    replace(MISTRAL, name="wide-mistral", config=MISTRAL.config | {"hidden_size": 256, "intermediate_size": 512}),
-    replace(BLOOM, name="wide-bloom", config=BLOOM.config | {"hidden_size": 256, "n_head": 8}),
-    replace(
-        by_name("qwen2-mini"),
-        name="wide-qwen2",
-        config=by_name("qwen2-mini").config | {"hidden_size": 256, "intermediate_size": 512},
-    ),
+    wide(MISTRAL),
+    wide(BLOOM, hidden_size=256, n_head=8),
+    wide(by_name("qwen2-mini")),
+    wide(by_name("normistral-7b-scratch-mini")),
+    wide(by_name("norbloom-7b-scratch-nora"), hidden_size=256, n_head=8),
+    *SPEAKING,
 )
 
 
@@ -220,8 +236,43 @@ def test_what_was_quantized_runs(family: Family, tmp_path: Path) -> None:
     api.execute([plan])
     with load(plan.path, context=128) as model:
         ids = encode(model, "Hovedstaden i Norge heter", raw=True)
-        assert (ids[0] == 1) == (family.name == "wide-mistral")  # the only one that adds a BOS
+        assert (ids[0] == 1) == (family.name not in ("wide-norbloom-7b-scratch-mini", "wide-qwen2-mini"))  # a BOS
         assert len(generate(model, "Hovedstaden i Norge heter", raw=True, max_tokens=8, seed=1)) > 0
+
+
+@pytest.mark.parametrize("family", SPEAKING, ids=lambda f: f.name)
+def test_what_was_quantized_chats(family: Family, tmp_path: Path) -> None:
+    """What the model reads is what the checkpoint's tokenizer makes of what its template renders."""
+    source = family.write(tmp_path)
+    (plan,) = api.plan_quantize(source, ["Q4_K_M"], tmp_path)
+    api.execute([plan])
+    wanted = Tokenizer.from_file(str(source / "tokenizer.json")).encode(
+        ChatTemplate(INST if family.pre is None else CHATML, "<s>").render([{"role": "user", "content": QUESTION}]),
+        add_special_tokens=False,
+    )
+    with load(plan.path, context=128) as model:
+        assert encode(model, QUESTION) == wanted.ids
+        assert len(generate(model, QUESTION, max_tokens=8, seed=1)) > 0
+
+
+NORA = [family for family in FAMILIES if family.pre == "tekken"]
+QUESTION = "Hva heter hovedstaden i Norge?\nSvar på nynorsk, er du snill: æøå."
+CUT = {5, 22}
+"""Of LINES, that with upper-case Æ and Ø, and that with emoji: more than 24 bytes in a row."""
+
+
+@pytest.mark.parametrize("family", NORA, ids=lambda f: f.name)
+def test_ids_are_those_of_the_nora_tokenizer(family: Family, tmp_path: Path) -> None:
+    """All that llama.cpp leaves out is the normalizer, and words that it cuts elsewhere. (Its converter stops at such
+    a vocabulary: "BPE pre-tokenizer was not recognized".)"""
+    source = family.write(tmp_path)
+    model, _ = describe(open_checkpoint(source), "bf16")
+    theirs = Tokenizer.from_file(str(source / "tokenizer.json"))
+    assert theirs.normalizer is not None
+    found = tokenize(model.kv, [theirs.normalizer.normalize_str(line) for line in LINES])
+    wanted = [tuple(theirs.encode(line, add_special_tokens=False).ids) for line in LINES]
+    differ = {i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b}
+    assert differ == CUT
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,17 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.lora import read_adapter
 from borealis_gguf.checkpoint.pattern import matches
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
-from borealis_gguf.convert.adapters import plain_name
+from borealis_gguf.convert.adapters import plain_name, plan_merge
 from borealis_gguf.errors import InvalidInput
+from borealis_gguf.pipeline.execute import execute
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.plan import Model, Tensor, TensorSource
 
 from .checkpoints import MINIATURES, Miniature, config
-from .lora_adapters import ALL_LINEAR, EMBEDDING, FILES, MERGES, PATTERNS, PLAIN, Lora, base
+from .lora_adapters import ALL_LINEAR, CONV1D, EMBEDDING, FILES, IN_OUT, MERGES, PATTERNS, PLAIN, Lora, base
 from .make_lora_goldens import GOLDENS, OUTTYPES, sample
 from .test_convert_goldens import as_golden, digests, without_file_type
+from .tiny import CODEC
 
 TERMS = 2
 ULP = {"F32": 2.0**-23, "BF16": 2.0**-8}
@@ -94,6 +98,22 @@ def test_merges_as_peft_does(tmp_path: Path, case: str, dtype: str) -> None:
         if dtype == "BF16" and case not in ("two", "embedding"):
             # the very bits, but for sums on the edge between two numbers
             assert np.count_nonzero(got != expected) <= len(got) // 500, name
+
+
+def test_matrices_stored_as_in_and_out_are_merged_as_peft_does(tmp_path: Path) -> None:
+    """With fan_in_fan_out; no architecture of ours has them, so the merge is taken as it is before conversion."""
+    checkpoint, adapter = open_checkpoint(CONV1D.write(tmp_path)), read_adapter(IN_OUT.write(tmp_path))
+    tensors = [Tensor(name, TensorSource(slice), slice.shape) for name, slice in checkpoint.tensors.items()]
+    merged = plan_merge(checkpoint, [(adapter, 0.5)]).apply(tensors)
+    plan = lay_out(tmp_path / "x.gguf", Model((), merged), [T.F32] * len(merged))
+    execute([plan], CODEC)
+    want = golden("merged-in-out")
+    assert sorted(want) == sorted(checkpoint.tensors)
+    for t in plan.tensors:
+        theirs = np.frombuffer(base64.b64decode(want[t.tensor.name]), "<f4")
+        got = sample(values(plan.path, t.offset, t.nbytes, t.type))
+        assert (np.abs(got - theirs) <= TERMS * ULP["F32"] * np.maximum(np.abs(theirs), 1)).all(), t.tensor.name
+    assert [t.tensor.name.split(".")[-2] for t in plan.tensors if t.tensor.source.updates] == ["c_attn", "c_fc"]
 
 
 def test_merging_changes_what_the_adapter_names_and_nothing_else(tmp_path: Path) -> None:
