@@ -209,7 +209,7 @@ class Engine(Vocabulary):
     def logits_at(self, n: int) -> np.ndarray:
         """The logits after cell `n` of the last `decode` (-1: the last cell): a view, float32 [n_vocab]."""
         found: Any = llama.llama_get_logits_ith(self._context, n)
-        row = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(found.contents))
+        row: Any = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(found.contents))
         return np.frombuffer(row, np.float32)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:

@@ -19,6 +19,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 NANO = Path(__file__).parents[1] / "examples" / "nano-nb-7m"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The repository's root is the package: pytest would import it under the name of its folder, which may be none."""
+    root = Path(__file__).parents[1]
+    for package in {node for item in items for node in item.listchain() if isinstance(node, pytest.Package)}:
+        if package.path == root:
+            package.setup = lambda: None  # type: ignore[method-assign]
+
+
 @pytest.fixture(autouse=True)
 def quiet_llama_cpp() -> Iterator[None]:
     """llama.cpp's log goes to `oracle.LOG`; llama-cpp-python puts its own callback back at every load."""
