@@ -1,0 +1,25 @@
+"""The kernels' sources and the flags setup.py compiles them with."""
+
+import hashlib
+import runpy
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "quantize" / "kernels"
+
+
+def settings() -> dict[str, Any]:
+    """The names of setup.py, its call left out: STRICT, X86_ISAS and ONCE among them."""
+    with patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def digest() -> str:
+    """SHA-256 of all that decides which bytes the kernels give: their sources, and the flags."""
+    build = settings()
+    whole = hashlib.sha256(repr((build["STRICT"], build["X86_ISAS"])).encode())
+    for path in sorted(KERNELS.iterdir()):
+        whole.update(f"\n{path.name}\n".encode() + path.read_bytes())
+    return whole.hexdigest()
