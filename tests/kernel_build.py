@@ -18,9 +18,9 @@ def settings() -> dict[str, Any]:
 
 
 def digest() -> str:
-    """SHA-256 of all that decides which bytes the kernels give: their sources, and the flags."""
+    """SHA-256 of what decides the kernels' bytes: the flags, and the sources, with whatever ends of lines."""
     build = settings()
     whole = hashlib.sha256(repr((build["STRICT"], build["X86_ISAS"])).encode())
     for path in SOURCES:
-        whole.update(f"\n{path.name}\n".encode() + path.read_bytes())
+        whole.update(f"\n{path.name}\n{path.read_text(encoding='utf-8')}".encode())
     return whole.hexdigest()
