@@ -1,5 +1,7 @@
 /* Runs every encoder of every instruction set over allocations of exactly the right size, for the sanitizers to watch,
- * and compares the instruction sets' bytes. Built and run by sanitize_kernels.py. */
+ * and compares the instruction sets' bytes. The last line has digests of them, to compare with another build's: of
+ * ordinary weights, and of all, where the sign of a NaN scale after an overflow is the machine's. Built and run by
+ * sanitize_kernels.py. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +49,20 @@ static float weight(int kind) {
     return kind == 0 ? ordinary : kind == 1 ? (float)(bits % 9) / 4 - 1 : kind == 4 ? 0 : any;
 }
 
+/* Importance of one of 2 kinds: small numbers and zeros, or any bits that are finite. */
+static float importance_of(int weighing) { return weighing == 1 ? (float)(random_bits() % 5) : weight(2); }
+
+/* Digests (FNV-1a) of the bytes of ordinary weights and of all. */
+static uint64_t ordinary_bytes = 0xcbf29ce484222325u, all_bytes = 0xcbf29ce484222325u;
+
+static void note(const uint8_t *bytes, size_t n, bool ordinary) {
+    for (size_t i = 0; i < n; i++) {
+        all_bytes = (all_bytes ^ bytes[i]) * 0x100000001b3u;
+        if (ordinary)
+            ordinary_bytes = (ordinary_bytes ^ bytes[i]) * 0x100000001b3u;
+    }
+}
+
 static void *exactly(size_t size) {
     void *memory = malloc(size);
     if (memory == NULL)
@@ -71,34 +87,37 @@ static void *make_rows(int source, int64_t n, int kind) {
     return rows;
 }
 
-/* Types that leave weights to ggml whose squares' sums could overflow: those with a lattice. */
-static bool leaves_large_weights(int type) {
+/* Types that leave to ggml weights whose squares' sums could overflow, and importance that could: those with a lattice. */
+static bool has_lattice(int type) {
     return (type >= TYPE_IQ2_XXS && type <= TYPE_IQ1_S) || type == TYPE_IQ3_S || type == TYPE_IQ2_S || type == TYPE_IQ1_M;
 }
 
-/* Encodes one case with all instruction sets; returns the number of faults. */
-static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_row, int kind, bool weighted) {
+/* Encodes one case with all instruction sets, without importance where `weighing` is 0; returns the number of faults. */
+static int try_case(struct format f, int source, int64_t n_rows, int64_t n_per_row, int kind, int weighing) {
     const size_t nbytes = (size_t)(n_rows * n_per_row / f.block * f.bytes);
     void *rows = make_rows(source, n_rows * n_per_row, kind);
-    float *importance = weighted ? exactly((size_t)n_per_row * 4) : NULL;
+    float *importance = weighing ? exactly((size_t)n_per_row * 4) : NULL;
     uint8_t *first = NULL;
     int faults = 0;
-    for (int64_t i = 0; weighted && i < n_per_row; i++)
-        importance[i] = (float)(random_bits() % 5);
+    for (int64_t i = 0; weighing && i < n_per_row; i++)
+        importance[i] = importance_of(weighing);
     for (int isa = 0; isa < 3; isa++) {
         if (!borealis_can_encode(isa, f.type))
             continue;
         uint8_t *out = exactly(nbytes);
         const int finite = borealis_encode(isa, f.type, rows, source, n_rows, n_per_row, importance, out);
-        if (kind < 3 && source == TYPE_F32 && finite != 1 && !(kind == 2 && leaves_large_weights(f.type)))
+        if (kind < 3 && source == TYPE_F32 && finite != 1 && !(kind == 2 && has_lattice(f.type)))
             faults++, printf("type %d isa %d: finite weights called not finite\n", f.type, isa);
-        if (first == NULL)
+        if (first == NULL) {
             first = out;
-        else if (finite == 1 && memcmp(first, out, nbytes) != 0)
+            note(out, finite == 1 ? nbytes : 0, (kind < 2 || kind == 4) && weighing < 2);
+        } else if (finite == 1 && memcmp(first, out, nbytes) != 0)
             faults++, printf("type %d isa %d kind %d: bytes differ from the baseline's\n", f.type, isa, kind);
         if (first != out)
             free(out);
     }
+    if (first == NULL)
+        faults++, printf("type %d: no encoder\n", f.type);
     free(first);
     free(importance);
     free(rows);
@@ -146,9 +165,10 @@ static int try_product(int64_t n_rows, int64_t n_per_row, int64_t rank) {
             free(sums);
             continue;
         }
-        if (first == NULL)
+        if (first == NULL) {
             first = sums;
-        else if (memcmp(first, sums, nbytes) != 0)
+            note((uint8_t *)sums, nbytes, true);
+        } else if (memcmp(first, sums, nbytes) != 0)
             faults++, printf("low-rank update, isa %d: bytes differ from the baseline's\n", isa);
         if (first != sums)
             free(sums);
@@ -169,17 +189,19 @@ int main(void) {
         for (int s = 0; s < 3; s++)
             for (int r = 0; r < 5; r++)
                 for (int kind = 0; kind < 5; kind++)
-                    for (int weighted = 0; weighted < 2; weighted++) {
-                        if (!borealis_can_encode(0, FORMATS[f].type) || (!weighted && needs_importance(FORMATS[f].type)))
+                    for (int weighing = 0; weighing < 3; weighing++) {
+                        const int type = FORMATS[f].type;
+                        if (weighing == 0 ? needs_importance(type) : weighing == 2 && has_lattice(type))
                             continue;
                         const int n_per_row = FORMATS[f].block == 1 ? 1 + 37 * r : FORMATS[f].block * (1 + r);
-                        faults += try_case(FORMATS[f], SOURCES[s], ROWS[r], n_per_row, kind, weighted);
+                        faults += try_case(FORMATS[f], SOURCES[s], ROWS[r], n_per_row, kind, weighing);
                         cases++;
                     }
     for (int n_rows = 1; n_rows < 10; n_rows += 2)
         for (int n_per_row = 1; n_per_row < 130; n_per_row += 21)
             for (int rank = 1; rank < 9; rank += 3, cases++)
                 faults += try_product(n_rows, n_per_row, rank);
-    printf("%d cases, %d faults\n", cases, faults);
+    printf("%d cases, %d faults, ordinary bytes %016llx, all bytes %016llx\n", cases, faults,
+           (unsigned long long)ordinary_bytes, (unsigned long long)all_bytes);
     return faults != 0 || cases == 0;
 }

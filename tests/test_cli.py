@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from borealis_gguf.cli.quantize import quantize
+from borealis_gguf.quantize import native
 from borealis_gguf.quantize.presets import PRESETS
 
 BOOT = "from borealis_gguf.cli.main import main; main()"
@@ -191,6 +192,22 @@ def test_help_is_quick_and_has_examples() -> None:
 def test_help_lists_every_preset() -> None:
     names = set((quantize.help or "").split())
     assert {preset.name for preset in PRESETS if preset.type is not None} <= names
+
+
+def test_bench_encoders_for_machines() -> None:
+    done = run(
+        "bench", "encoders", "q8_0", "IQ2_XXS", "--source", "bf16", "--seconds", "0.001", "--repetitions", "2", "--json"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    speeds = json.loads(done.stdout)
+    assert list(speeds) == ["weights_per_second"]
+    cases = [("Q8_0", False), ("Q8_0", True), ("IQ2_XXS", True)]  # IQ2_XXS cannot be without importance
+    rows = [(type, importance, isa) for type, importance in cases for isa in native.available_isas()]
+    assert [(row["type"], row["importance"], row["kernels"]) for row in speeds["weights_per_second"]] == rows
+    for row in speeds["weights_per_second"]:
+        assert set(row) == {"type", "importance", "kernels", "ggml", "ours", "ratio", "equal"}
+        assert row["equal"] is True
+        assert row["ggml"] > 0 and row["ours"] > 0 and row["ratio"] == row["ours"] / row["ggml"]
 
 
 def test_version() -> None:

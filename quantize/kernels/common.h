@@ -27,10 +27,12 @@
 #define ISA(name) name##_baseline
 #endif
 
+/* Four lanes use SSE2 where it is. BOREALIS_PORTABLE leaves it out: tests then run on x86 what other machines run. */
 #if W > 4
 #include <immintrin.h>
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && !defined(BOREALIS_PORTABLE)
 #include <emmintrin.h>
+#define WITH_SSE2
 #endif
 
 /* Below this a group of weights counts as zero. */
@@ -89,7 +91,7 @@ INLINE bool m_any(vm m) { return _mm256_movemask_ps((__m256)m) != 0; }
 #else
 INLINE vi i_select(vm m, vi a, vi b) { return (a & m) | (b & ~m); }
 INLINE vf f_select(vm m, vf a, vf b) { return (vf)i_select(m, (vi)a, (vi)b); }
-#if defined(__SSE2__)
+#if defined(WITH_SSE2)
 INLINE bool m_any(vm m) { return _mm_movemask_ps((__m128)m) != 0; }
 #else
 INLINE bool m_any(vm m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
@@ -122,7 +124,7 @@ INLINE vi f_trunc(vf a) { return (vi)_mm256_cvttps_epi32((__m256)a); }
 INLINE vi i_min(vi a, vi b) { return i_select(a < b, a, b); }
 INLINE vi i_max(vi a, vi b) { return i_select(a > b, a, b); }
 INLINE vf f_rint(vf a) { return (a + 12582912.0f) - 12582912.0f; }
-#if defined(__SSE2__)
+#if defined(WITH_SSE2)
 INLINE vf f_min(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
 INLINE vf f_max(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 INLINE vf f_sqrt(vf a) { return (vf)_mm_sqrt_ps((__m128)a); }
@@ -251,7 +253,7 @@ INLINE void transpose(vi r[W]) {
         r[i] = (vi)_mm256_permute2x128_si256(s[i], s[i + 4], 0x20);
         r[i + 4] = (vi)_mm256_permute2x128_si256(s[i], s[i + 4], 0x31);
     }
-#elif defined(__SSE2__)
+#elif defined(WITH_SSE2)
     const __m128i a = _mm_unpacklo_epi32((__m128i)r[0], (__m128i)r[1]), b = _mm_unpackhi_epi32((__m128i)r[0], (__m128i)r[1]);
     const __m128i c = _mm_unpacklo_epi32((__m128i)r[2], (__m128i)r[3]), d = _mm_unpackhi_epi32((__m128i)r[2], (__m128i)r[3]);
     r[0] = (vi)_mm_unpacklo_epi64(a, c);

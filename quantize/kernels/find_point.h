@@ -16,7 +16,7 @@ INLINE uint32_t m_bits(vm m) {
     return m;
 #elif W == 8
     return (uint32_t)_mm256_movemask_ps((__m256)m);
-#elif defined(__SSE2__)
+#elif defined(WITH_SSE2)
     return (uint32_t)_mm_movemask_ps((__m128)m);
 #else
     return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
