@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cache import cache_dir
 from ..checkpoint.types import KV
 from ..pipeline.layout import encode_kv
-from ..runtime.cache import cache_dir
 
 KEPT = 32
 OF_THE_WEIGHTS = ("general.file_type", "general.quantization_version")
