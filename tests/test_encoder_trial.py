@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 import borealis_gguf
 from borealis_gguf import cache
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
+from borealis_gguf.errors import Cancelled
 from borealis_gguf.quantize import ggml, native, remembered
+from borealis_gguf.quantize.trial import Trial
 
 from .conftest import NANO
 from .test_cli import BOOT
@@ -156,6 +159,19 @@ def test_a_ggml_that_answers_otherwise_keeps_the_file_from_its_name_and_encodes_
     usual = ours.quantize("usual", "IQ3_S", "--no-check", LLAMA_CPP_LIB_PATH="")
     assert (usual.returncode, usual.stderr) == (0, "")
     assert list(ours.files("usual").values()) != list(ours.files("ggml").values())
+
+
+def test_whoever_stops_a_run_does_not_wait_for_ggml() -> None:
+    stop, answered = threading.Event(), threading.Event()
+    asking = threading.Thread(target=answered.wait, args=(30,))
+    asking.start()
+    stop.set()
+    with pytest.raises(Cancelled, match="nothing was written"):
+        Trial("baseline", (), asking).confirm(stop)
+    assert asking.is_alive()
+    answered.set()
+    asking.join()
+    assert Trial("baseline", (), asking).confirm(threading.Event()) is None
 
 
 @ON_X86
