@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BorealisError, Busy, Cancelled, EngineDied, InvalidInput
+from .errors import BorealisError, Busy, Cancelled, EncoderWarning, EngineDied, InvalidInput
 
 if TYPE_CHECKING:
     from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize, quick_check
@@ -22,6 +22,7 @@ __all__ = [
     "Candidate",
     "Chosen",
     "Conversation",
+    "EncoderWarning",
     "EngineDied",
     "Event",
     "FilePlan",

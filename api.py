@@ -31,9 +31,10 @@ from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
+from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
-from .quantize import ggml, native
+from .quantize import ggml, native, trial
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
 from .quantize.importance import importance_of
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
@@ -241,6 +242,7 @@ def execute(
     With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
     with what was found. Raises BorealisError when one does not pass. Of streamed sources, what is compared is kept
     as it comes by: no weight is fetched twice. `check` may be what `quick_check` gave before the plans were made.
+    A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
     with ExitStack() as stack:
         quick = check if isinstance(check, QuickCheck) else quick_check(on_report=on_report) if check else None
@@ -254,8 +256,31 @@ def execute(
             stop=stop,
             allow_nonfinite=allow_nonfinite,
             open_source=quick.open_source if quick else open_source,
-            verifier=quick,
+            verifier=_Verifiers(quick, stop),
         )
+
+
+class _Verifiers:
+    """What has a say before files get their names: the trial of the encoders, and the quick check if it is wanted."""
+
+    def __init__(self, quick: QuickCheck | None, stop: threading.Event | None) -> None:
+        self.quick = quick
+        self.stop = stop
+        self.trial: trial.Trial | None = None
+
+    def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
+        """Try the encoders that `files` need, before the first of them is used."""
+        if self.quick:
+            self.quick.begin(files)
+        encoded = {t.type for _, plan in files for t in plan.tensors if not is_copy(t.tensor, t.type)}
+        self.trial = trial.prepare(encoded)
+
+    def finish(self) -> None:
+        """Raises BorealisError for what keeps the files from their names."""
+        if self.trial:
+            self.trial.confirm(self.stop)
+        if self.quick:
+            self.quick.finish()
 
 
 def quick_check(source: str | Path | None = None, *, on_report: Callable[[Report], None] | None = None) -> QuickCheck:

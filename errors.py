@@ -1,4 +1,4 @@
-"""One exception family. The command line catches it once; its text is one line: what, where, what to do."""
+"""One exception family, and one warning. The command line shows each as a line: what, where, what to do."""
 
 
 class BorealisError(Exception):
@@ -29,3 +29,7 @@ class Busy(BorealisError):
 
 class EngineDied(BorealisError):
     """Native code ended the model's process. The next request starts it again."""
+
+
+class EncoderWarning(RuntimeWarning):
+    """ggml encodes where the package's own encoders were meant to: the bytes are the same, and take longer."""

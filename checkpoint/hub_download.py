@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidInput
 from .files import quote, shown
 from .hub_errors import REDACTED, WEB, ask, redact
+from .hub_verify import verify
 from .patience import persist
 
 SCHEMES = ("hf://", WEB, "huggingface.co/", "hf.co/")
@@ -42,7 +43,7 @@ PREFIXES = ("model*", "tokenizer*", "chat_template*", "LICENSE*", "additional_ch
 UNWANTED = ("*..*", "*:*", "/*", *(prefix + separator for prefix in PREFIXES for separator in ("/*", "\\*")))
 
 Progress = Callable[[int, int], None]
-"""`on_progress(done, total)` in bytes; `total` grows while files are listed."""
+"""`on_progress(done, total)` in bytes; `total` grows while files are listed, and by those to verify in the end."""
 
 
 def parse_id(text: str) -> tuple[str | None, str | None]:
@@ -77,7 +78,8 @@ def _id_problem(repo_id: str, revision: str | None) -> str | None:
 def download(repo_id: str, revision: str | None, on_progress: Progress | None) -> Path:
     """The folder of a checkpoint's files in the Hub's cache, after fetching those that are missing or changed.
 
-    Raises InvalidInput, never with the token in its text; a BorealisError raised by `on_progress` stops it.
+    Files are verified before they are believed, see `hub_verify`. Raises BorealisError for one that is not the Hub's,
+    InvalidInput otherwise, never with the token in its text; a BorealisError raised by `on_progress` stops it.
     """
     check_id(repo_id, revision)
     path = _fetch(repo_id, revision, on_progress, list(WANTED))
@@ -106,25 +108,35 @@ def download_files(
 
 def _fetch(repo_id: str, revision: str | None, on_progress: Progress | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetched = (0, 0)
+
+    def fetching(done: int, total: int) -> None:
+        nonlocal fetched
+        fetched = (done, total)
+        if on_progress:
+            on_progress(done, total)
+
+    def verifying(done: int, total: int) -> None:
+        if on_progress:
+            on_progress(fetched[0] + done, fetched[1] + total)
 
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(REDACTED)
+    wanted: Any = {"allow_patterns": patterns, "ignore_patterns": list(UNWANTED)}
     folder = persist(
         repo_id,
         lambda: ask(
-            lambda: snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=list(UNWANTED),
-                tqdm_class=_reporter(on_progress),
-            ),
+            lambda: snapshot_download(repo_id, revision=revision, tqdm_class=_reporter(fetching), **wanted),
             repo_id,
             revision,
             kept=", what was downloaded is kept",
         ),
         attempts=3,  # the library has been patient itself, but not with everything
     )
+    names = sorted(file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file())
+    verify(repo_id, Path(folder), list(filter_repo_objects(names, **wanted)), verifying)
     return Path(folder)
 
 

@@ -36,9 +36,9 @@ class TemporaryFolder:
 
     def __init__(self, *names: str) -> None:
         root = Path(tempfile.mkdtemp(prefix="borealis-gguf-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
         self.path = root.joinpath(*names)
         self.path.mkdir(parents=True)
-        self.remove = weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
+from typing import Any
 
 import click
 
-from ..errors import BorealisError
+from ..errors import BorealisError, EncoderWarning
 from .bench import bench
 from .chat import chat
 from .check import check
@@ -46,6 +48,7 @@ def main() -> None:
     """Run the command line; exits 0, 1 (failed), 2 (unusable input), 130 (Ctrl-C) or 143 (terminated)."""
     signal.signal(signal.SIGTERM, _terminated)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     sys.exit(_guarded())
@@ -66,6 +69,17 @@ def _guarded() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+_python_shows = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Our own warning as one line; where in the code it was given says nothing to a user."""
+    if issubclass(category, EncoderWarning):
+        logging.getLogger("borealis_gguf").warning("%s", message)
+    else:
+        _python_shows(message, category, *place, **more)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:

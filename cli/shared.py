@@ -117,7 +117,8 @@ def source_options(command: F) -> F:
     return click.option(
         "--stream",
         is_flag=True,
-        help="Read a Hub model's weights over the network as they are needed; nothing but the output is stored.",
+        help="Read a Hub model's weights over the network as they are needed and store none of them. Its small files "
+        "(config, tokenizer) lie in a temporary folder until the end.",
     )(command)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cache import cache_dir
 from ..checkpoint.types import KV
-from ..runtime.cache import cache_dir
 
 KEPT = 32
 OF_THE_WEIGHTS = ("general.file_type", "general.quantization_version")

@@ -81,13 +81,19 @@ def library_folder() -> Path:
     return Path(spec.origin).parent / "lib"
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """`libggml-base`, loaded once and kept; raises BorealisError in one line when it is missing or unusable."""
+def library_path() -> Path:
+    """The file of `libggml-base`."""
     folder = library_folder()
     path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
     if path is None:
         raise BorealisError(f"{folder}: no ggml-base library; reinstall llama-cpp-python")
+    return path
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """`libggml-base`, loaded once and kept; raises BorealisError in one line when it is missing or unusable."""
+    path = library_path()
     try:
         loaded = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():

@@ -1,7 +1,12 @@
 """The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Without them ggml encodes.
 
 Before a type is first encoded, both sides encode a small sample; on any difference ggml is used, and one warning says
-so. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml, baseline, avx2 or avx512.
+so. Of the lattice types, whose tables take ggml seconds to build, that is ggml's answer as it is remembered for this
+very library, or else as it is recorded here, until `trial` has asked the loaded one.
+
+ggml also encodes what has no kernels, which is meant so and no cause to warn: Q1_0, Q2_0 and NVFP4, and the rows in
+which a weight is NaN or infinite. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml,
+baseline, avx2 or avx512.
 """
 
 import ctypes
@@ -9,6 +14,7 @@ import hashlib
 import os
 import platform
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -17,8 +23,8 @@ import numpy as np
 from gguf import quants
 
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
-from ..errors import InvalidInput
-from . import ggml
+from ..errors import EncoderWarning, InvalidInput
+from . import ggml, remembered
 
 T = GGMLQuantizationType
 
@@ -82,7 +88,7 @@ def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float
 
     False, with nothing done, where there are no kernels. The bits are those of `pipeline.lowrank.add_product`.
     """
-    isa = _chosen_isa(os.environ.get(SWITCH))
+    isa = chosen_isa()
     return isa is not None and add_product_with(isa, rows, up, down, scale)
 
 
@@ -142,17 +148,23 @@ def can_encode(isa: str, type: GGMLQuantizationType) -> bool:
 
 def encoder(type: GGMLQuantizationType) -> str | None:
     """The instruction set whose kernels encode `type` here, tried and found equal to ggml; None where ggml encodes."""
-    isa = _chosen_isa(os.environ.get(SWITCH))
-    return isa if isa is not None and can_encode(isa, type) and _trusted(isa, type) else None
+    isa = chosen_isa()
+    return isa if isa is not None and trusted_of(isa, (type,)) else None
+
+
+def chosen_isa() -> str | None:
+    """The instruction set whose kernels are meant to encode here; None where ggml is. Warns once without kernels."""
+    return _chosen_isa(os.environ.get(SWITCH))
 
 
 @cache
 def _chosen_isa(choice: str | None) -> str | None:
-    """The instruction set to use: `choice`, or else the widest. Warns once when there are no kernels at all."""
+    """`choice`, or else the widest."""
     isas = available_isas()
     if choice is None or choice == "":
         if not isas:
-            warnings.warn("no native encoders in this installation: ggml encodes, more slowly", RuntimeWarning, 4)
+            text = "no native encoders in this installation, so ggml encodes, more slowly; a C compiler at hand when"
+            warnings.warn(f"{text} borealis-gguf is installed gives them", EncoderWarning, 4)
         return isas[-1] if isas else None
     if choice == "ggml":
         return None
@@ -205,23 +217,46 @@ def _set_lattice(type: GGMLQuantizationType) -> bool:
     return library.borealis_set_lattice(type, dims, bits, wanted, codes.ctypes.data, len(codes)) == 0
 
 
+_told: set[tuple[str, GGMLQuantizationType]] = set()
+
+
+def trusted_of(isa: str, types: Iterable[GGMLQuantizationType]) -> list[GGMLQuantizationType]:
+    """Those of `types` that the kernels of `isa` encode as ggml does; one warning, once, names those they do not."""
+    able = [type for type in types if can_encode(isa, type)]
+    trusted = [type for type in able if _trusted(isa, type)]
+    wrong = [type for type in able if type not in trusted and (isa, type) not in _told]
+    if wrong:
+        _told.update((isa, type) for type in wrong)
+        names = ", ".join(type.name for type in wrong)
+        warnings.warn(f"{names}: the {isa} encoder differs from ggml's, which is used instead", EncoderWarning, 4)
+    return trusted
+
+
 @cache
 def _trusted(isa: str, type: GGMLQuantizationType) -> bool:
-    """Whether the kernels encode the sample as they must. Milliseconds, once per type; a warning if they do not."""
+    """Whether the kernels encode the sample as they must. Milliseconds, once per type."""
     expected = _expected(type)
-    equal = expected is None or sample_digest(type, isa) == expected
-    if not equal:
-        warnings.warn(f"{type.name}: the {isa} encoder differs from ggml's, which is used instead", RuntimeWarning, 4)
-    return equal
+    return expected is None or sample_digest(type, isa) == expected
+
+
+def forget_trust() -> None:
+    """Let every type be tried anew."""
+    _trusted.cache_clear()
 
 
 def _expected(type: GGMLQuantizationType) -> str | None:
-    """What the sample's digest must be: the loaded ggml's on x86-64. Other builds of ggml contract multiply-add and
-    give other bytes, and its tables of the lattice types take seconds to build: there the recorded answer of x86-64
-    is the reference."""
-    if platform.machine().lower() in ("x86_64", "amd64") and type not in ggml.GRID_TYPES:
-        return sample_digest(type, None)
-    return SAMPLE_DIGESTS.get(type.name)
+    """What the sample's digest must be, as far as that can be told at once."""
+    if not ggml_decides():
+        return SAMPLE_DIGESTS.get(type.name)
+    if type in ggml.GRID_TYPES:
+        return remembered.recall(type, sample_bytes()) or SAMPLE_DIGESTS.get(type.name)
+    return sample_digest(type, None)
+
+
+def ggml_decides() -> bool:
+    """Whether the loaded ggml is the reference. Builds of it for other processors contract multiply-add and give other
+    bytes: there the recorded answers of x86-64 are."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def sample_digest(type: GGMLQuantizationType, isa: str | None) -> str:
@@ -238,6 +273,12 @@ def sample_digest(type: GGMLQuantizationType, isa: str | None) -> str:
             encode_with(isa, rows, type, weights, out)
         digest.update(out.tobytes())
     return digest.hexdigest()[:16]
+
+
+@cache
+def sample_bytes() -> bytes:
+    """What tells one sample from another."""
+    return b"".join(array.tobytes() for array in _sample())
 
 
 def _sample() -> tuple[np.ndarray, np.ndarray]:

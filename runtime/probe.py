@@ -23,14 +23,15 @@ import numpy as np
 from gguf import GGMLQuantizationType as WriterType
 from gguf import GGUFWriter
 
+from ..cache import read_note, write_note
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError
-from .cache import cache_dir
 from .child import child_command, crash_name, die_quietly
 
 WIDTH = 256
 ARCHITECTURE = "gemma3"
 PACKAGE = "llama_cpp"
+NOTES = "probe"
 PROBE_VERSION = 1
 TYPES = {
     "token_embd.weight": GGMLQuantizationType.Q8_0,
@@ -58,7 +59,7 @@ def extra_buffers_work(
     Raises BorealisError when llama.cpp dies, or cannot be loaded, either way.
     """
     identity = machine_identity() if identity is None else identity
-    note = cache_dir() / "probe" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]}.json"
+    note = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     known = _recall(note, identity)
     if known is not None:
         return known
@@ -122,24 +123,14 @@ def _attempt(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
     return None, False
 
 
-def _recall(note: Path, identity: Any) -> bool | None:
-    try:
-        held = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = held.get("identity") == json.loads(json.dumps(identity)) if isinstance(held, dict) else False
+def _recall(name: str, identity: Any) -> bool | None:
+    held = read_note(NOTES, name)
+    known = held.get("identity") == json.loads(json.dumps(identity))
     return held["extra_buffers"] if known and isinstance(held.get("extra_buffers"), bool) else None
 
 
-def _remember(note: Path, identity: Any, answer: bool) -> None:
-    """A folder that cannot be written costs a probe every time, nothing else."""
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=note.parent, suffix=".tmp", delete=False) as file:
-            json.dump({"identity": identity, "extra_buffers": answer}, file)
-        Path(file.name).replace(note)
-    except OSError:
-        pass
+def _remember(name: str, identity: Any, answer: bool) -> None:
+    write_note(NOTES, name, {"identity": identity, "extra_buffers": answer})
 
 
 def write_probe_model(path: Path) -> None:

@@ -18,10 +18,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..cache import cache_dir
 from ..checkpoint.files import open_regular
 from ..checkpoint.gguf import read_gguf
 from ..errors import BorealisError, InvalidInput
-from .cache import cache_dir
 
 MAGIC = b"BOREALIS-GGUF CONVERSATION 1\n"
 SEAL = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO
 
-from .cache import cache_dir
+from ..cache import cache_dir
 from .visible import visible
 
 if TYPE_CHECKING:

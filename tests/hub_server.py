@@ -42,7 +42,8 @@ class Hub:
     """`repos` maps ids to files; `status` answers for an id with (status, X-Error-Code) instead, `files_only` just
     for its files. `faults` are used up, the first of a file's name at its first GET. With `cdn`, the server links to
     itself under another host name for weights, as the Hub does. `asked` is every request line, `tokens` every
-    Authorization header, `hosts` the same by the name of the host that got it, `ranges` every Range header."""
+    Authorization header, `hosts` the same by the name of the host that got it, `asked_ranges` every Range header, and
+    `ranges` those that were followed."""
 
     repos: dict[str, dict[str, bytes]]
     status: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Hub:
     tokens: set[str] = field(default_factory=set)
     hosts: dict[str, set[str]] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
+    asked_ranges: list[str] = field(default_factory=list)
     links: int = 0
     url: str = ""
 
@@ -74,6 +76,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 hub.hosts.setdefault(self.headers["Host"].partition(":")[0], set()).add(token)
             status, headers, body = answer(hub, self.path)
             asked = self.headers.get("Range")
+            hub.asked_ranges += [asked] if asked else []
             fault = self.fault(status)
             if asked and status == 200 and self.command == "GET" and not fault.ignore_range:
                 hub.ranges.append(asked)
@@ -154,22 +157,42 @@ def answer(hub: Hub, path: str) -> tuple[int, dict[str, str], bytes]:
         info = {"id": repo_id, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
         return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
     if tree:
-        rows = [{"type": "file", "path": name, "size": len(data), "oid": etag(data)} for name, data in files.items()]
+        rows = [tree_entry(name, data) for name, data in files.items()]
         return 200, {"Content-Type": "application/json"}, json.dumps(rows).encode()
     assert file is not None
     data = files.get(file[3])
     if data is None:
         return 404, {"X-Error-Code": "EntryNotFound"}, b""
-    if hub.cdn and file[3].endswith(".safetensors"):
+    if hub.cdn and is_large(file[3]):
         hub.links += 1
-        linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT}
+        linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT}
         location = f"http://localhost:{hub.port}/cdn/{repo_id}/{file[3]}?{SIGNATURE}&n={hub.links}"
         return 302, linked | {"Location": location}, b""
-    return 200, {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, data
+    etag = sha256(data) if is_large(file[3]) else git_sha1(data)
+    return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, data
 
 
-def etag(data: bytes) -> str:
+def is_large(name: str) -> bool:
+    """Whether the Hub keeps a file outside of git, where a pointer to it lies."""
+    return name.endswith((".safetensors", ".gguf"))
+
+
+def tree_entry(name: str, data: bytes) -> dict[str, object]:
+    """A file as the Hub lists it: with git's digest of it, or of the pointer and then with its own."""
+    entry = {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
+    if not is_large(name):
+        return entry
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(data)}\nsize {len(data)}\n".encode()
+    large = {"oid": sha256(data), "size": len(data), "pointerSize": len(pointer)}
+    return entry | {"oid": git_sha1(pointer), "lfs": large}
+
+
+def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def answer_cdn(hub: Hub, path: str) -> tuple[int, dict[str, str], bytes]:

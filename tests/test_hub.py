@@ -241,7 +241,8 @@ def test_download(hub: Hub, tmp_path: Path) -> None:
     fetched = sum(line.startswith("GET") and line.endswith("/model.safetensors") for line in hub.asked)
     assert fetched == 1
     total = sum(map(len, CHECKPOINT.values()))
-    assert answers[0]["progress"] == [[total, total]]
+    assert answers[0]["progress"] == [[2 * total, 2 * total]]  # fetched, then verified
+    assert [answer["progress"] for answer in answers[1:]] == [[], []]
     assert TOKEN not in output and f"Bearer {TOKEN}" in hub.tokens
 
 

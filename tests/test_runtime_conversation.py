@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from borealis_gguf.cache import cache_dir
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.runtime.cache import cache_dir
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
 from borealis_gguf.runtime.model import Model, aload, load
 from borealis_gguf.runtime.overflow import fitted

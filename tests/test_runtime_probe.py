@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from borealis_gguf.cache import cache_dir
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError
-from borealis_gguf.runtime.cache import cache_dir
 from borealis_gguf.runtime.model import load
 from borealis_gguf.runtime.probe import (
     TYPES,

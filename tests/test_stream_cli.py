@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,10 @@ class Machine:
         assert TOKEN not in done.stdout + done.stderr and SIGNATURE not in done.stdout + done.stderr
         return done
 
+    def start(self, *args: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", BOOT, *args]
+        return subprocess.Popen(command, cwd=self.work, env=self.env, stderr=subprocess.PIPE, encoding="utf-8")
+
     def files(self) -> set[str]:
         roots = (self.home, self.temporary, self.work)
         return {file.relative_to(root).as_posix() for root in roots for file in root.rglob("*") if file.is_file()}
@@ -75,6 +81,31 @@ def test_streaming_stores_the_output_and_nothing_else(hub: Hub, machine: Machine
     done = machine.run("quantize", "Q4_K_M", "Q8_0", "-m", REPO)
     assert (done.returncode, done.stderr) == (0, "")
     assert {name: sha(machine.work / name) for name in names} == streamed
+
+
+SLOW = Fault(stall=3.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    ("name", "faults"),
+    [("tokenizer.json", [SLOW]), (SHARD, [SLOW]), (SHARD, [Fault(), SLOW])],
+    ids=["small files", "headers", "weights"],
+)
+def test_the_temporary_folder_goes_when_the_program_is_stopped(
+    hub: Hub, machine: Machine, name: str, faults: list[Fault], sent: signal.Signals, exit_code: int
+) -> None:
+    hub.faults[name] = list(faults)
+    with machine.start("quantize", "Q8_0", "-m", REPO, "--stream") as process:
+        while hub.faults[name] and process.poll() is None:
+            time.sleep(0.02)
+        meanwhile = list(machine.temporary.iterdir())
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert [folder.name.startswith("borealis-gguf-") for folder in meanwhile] == [True]
+    assert not any(list(folder.iterdir()) for folder in (machine.temporary, machine.work))
 
 
 def test_converting_a_pinned_revision(hub: Hub, machine: Machine) -> None:

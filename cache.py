@@ -1,0 +1,48 @@
+"""Where notes about this machine are kept, and how: small JSON files, each of which may vanish at any time."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """BOREALIS_GGUF_CACHE, else the platform's folder for things that may be deleted at any time."""
+    chosen = os.environ.get("BOREALIS_GGUF_CACHE")
+    return Path(chosen) if chosen else _platform_cache() / "borealis-gguf"
+
+
+def read_note(folder: str, name: str) -> dict[str, Any]:
+    """The note `name` of a folder in the cache; empty if there is none, or none that can be read."""
+    try:
+        note = json.loads(_note(folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def write_note(folder: str, name: str, note: dict[str, Any]) -> None:
+    """Keep `note`, whole or not at all. A folder that cannot be written costs the work again, and is no fault."""
+    path = _note(folder, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(note, file)
+        Path(file.name).replace(path)
+    except OSError:
+        pass
+
+
+def _note(folder: str, name: str) -> Path:
+    return cache_dir() / folder / f"{name}.json"
+
+
+def _platform_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return Path(xdg) if xdg and Path(xdg).is_absolute() else Path.home() / ".cache"
