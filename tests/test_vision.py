@@ -91,7 +91,7 @@ def looked(model: Model, prompt: list[dict[str, Any]]) -> tuple[list[int], list[
     inside = local(model)
     ids, images = inside.encode(Ask(prompt))
     places = image_places(inside.engine, ids, len(images))
-    return ids, list(zip(places, map(inside._features, images), strict=True))
+    return ids, list(zip(places, map(inside.eyes.features, images), strict=True))
 
 
 @pytest.mark.parametrize(("mmproj", "tolerance"), [("f32", 1e-3), ("bf16", 1e-3), ("q8_0", 2e-3)])
