@@ -18,7 +18,7 @@ from .overflow import fitted, too_long
 from .prompt import check, encode_chat, image_places, parts, with_bos
 from .sampling import Sampling, override
 from .schema import grammar_of
-from .state_file import read_state, write_state
+from .state_file import model_identity, read_state, write_state
 from .template import ChatTemplate, Message
 from .tools import tool_grammar, with_tools
 
@@ -43,12 +43,13 @@ class Local:
         seed: Callable[[], int],
         *,
         mmproj: Path | None = None,
+        loras: Sequence[tuple[Path, float]] = (),
         max_queue: int | None = None,
         placement: str = "",
     ) -> None:
         from .scheduler import Scheduler
 
-        self.engine, self.template, self.sampling, self.seed = engine, template, sampling, seed
+        self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
         self.info = Info(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
         self.eyes = Eyes(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
@@ -189,7 +190,7 @@ class Local:
             except InvalidInput:  # nothing said yet, too long, or an image is gone: the messages are kept all the same
                 ids, images = [], []
             trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
-        write_state(Path(path), self.engine.path, dict(conversation), trace, state)
+        write_state(Path(path), self._identity(), dict(conversation), trace, state)
 
     def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
         from .sequences import common
@@ -202,11 +203,14 @@ class Local:
 
     def restore(self, path: str) -> dict[str, Any]:
         """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
-        conversation, trace, state = read_state(Path(path), self.engine.path)
+        conversation, trace, state = read_state(Path(path), self._identity(), self.engine.path.name)
         with self._open():
             if trace and len(trace) <= self.engine.n_context:
                 self._scheduler.call(lambda: self._take_up(trace, state))
         return conversation
+
+    def _identity(self) -> dict[str, Any]:
+        return model_identity(self.engine.path, self.loras)
 
     def _take_up(self, trace: list[int], state: bytes) -> None:
         sequences = self._scheduler.sequences

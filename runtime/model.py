@@ -251,6 +251,7 @@ def load_here(
             chosen,
             lambda: secrets.randbelow(MAX_SEED + 1) if first is None else first,
             mmproj=seeing,
+            loras=adapters,
             max_queue=max_queue,
             placement=placement.describe(),
         )
