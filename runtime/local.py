@@ -20,7 +20,7 @@ from .sampling import Sampling, override
 from .schema import grammar_of
 from .state_file import model_identity, read_state, write_state
 from .template import ChatTemplate, Message
-from .tools import tool_grammar, with_tools
+from .tools import offered, tool_grammar, with_tools
 
 if TYPE_CHECKING:
     from .embedder import Embedder
@@ -258,6 +258,8 @@ def _checked(options: Options) -> Options:
         raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
     if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
         raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
+    if options.schema is not None and offered(options):
+        raise InvalidInput("tools and a schema for the answer cannot be asked for together; leave one of them out")
     if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
         raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")
     return options
