@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Eyes:
         self._vision: Vision | None = None
         self._seen: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._tokens = 0
+        self._closing = threading.Lock()
 
     @property
     def tokens(self) -> int:
@@ -92,6 +94,7 @@ class Eyes:
     def close(self) -> None:
         """Forget images that wait, wait for the one being looked at, and free the memory; a second call is nothing."""
         self._thread.shutdown(cancel_futures=True)
-        if self._vision is not None:
-            self._vision.close()
-        self._vision = None
+        with self._closing:
+            if self._vision is not None:
+                self._vision.close()
+            self._vision = None
