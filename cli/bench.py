@@ -127,8 +127,11 @@ def run(
         model, prompt_tokens=prompt_tokens, tokens=tokens, parallel=parallel, repeats=repeats, threads=threads,
         context=context, device=device, gpu_layers=gpu_layers, on_progress=screen.progress,
     )  # fmt: skip
-    measured = list(speeds)
-    screen.clear()
+    measured = []
+    for speed in speeds:
+        screen.clear()
+        screen.note(f"{speed.parallel} at once: {speed.placement}")
+        measured.append(speed)
     if as_json:
         click.echo(json.dumps([asdict(speed) for speed in measured], indent=1))
         return

@@ -20,6 +20,7 @@ from .shared import PATH, loading_options
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always takes the likeliest token.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the answer, and errors, only.")
 @loading_options
 def run(
     model: str,
@@ -30,11 +31,12 @@ def run(
     max_tokens: int | None,
     seed: int | None,
     temperature: float | None,
+    quiet: bool,
     loading: dict[str, Any],
 ) -> None:
     """Ask a GGUF model, a file or one on the Hub, with its own chat template; the answer streams.
 
-    Without PROMPT, standard input is read.
+    Without PROMPT, standard input is read. Where the model runs, and why, is told on standard error.
 
     \b
     Examples:
@@ -69,7 +71,10 @@ def run(
     )
     show = visible if sys.stdout.isatty() else str
     with load(model, isolate=True, **loading) as loaded:
-        for event in loaded.complete(prompt, options) if raw else loaded.chat(messages, options):
+        answer = loaded.complete(prompt, options) if raw else loaded.chat(messages, options)
+        if not quiet:
+            click.echo(loaded.placement, err=True)
+        for event in answer:
             if isinstance(event, Text):
                 click.echo(show(event.text), nl=False, color=True)  # else it would change what goes to a file
     click.echo()

@@ -69,6 +69,8 @@ def serve(
 ) -> None:
     """Serve a GGUF model to programs that know OpenAI's API, and to a browser.
 
+    Differences: an answer makes at most one tool call, and tools and response_format are not taken together.
+
     \b
     Examples:
       borealis-gguf serve borealis-4b-Q4_K_M.gguf

@@ -23,6 +23,7 @@ class Speed:
     """Of `parallel` answers at once: tokens per second of all together, seconds to the first token, bytes.
 
     `wait` is for a prompt never seen before, `wait_shared` for one of which all but the last tokens are known.
+    placement: where the model was put, and why, in one line.
     """
 
     parallel: int
@@ -32,6 +33,7 @@ class Speed:
     wait_shared: float
     peak_memory: int
     loading: float
+    placement: str
 
 
 def bench_run(
@@ -66,7 +68,7 @@ def bench_run(
 
 def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], None] | None) -> Speed:
     samples: list[dict[str, float]] = []
-    once: dict[str, float] = {}
+    once: dict[str, Any] = {}
     what = f"{request['parallel']} at once"
     for message in _messages(request):
         if "sample" in message:
@@ -78,7 +80,7 @@ def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], No
     if not (samples and once):
         raise EngineDied(f"{request['path']}: the measuring process ended before it had measured")
     middle = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
-    return Speed(request["parallel"], **middle, peak_memory=int(once["peak_memory"]), loading=once["loading"])
+    return Speed(request["parallel"], **middle, **once)
 
 
 def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -56,7 +56,7 @@ def measure(request: dict[str, Any], send: Callable[..., None]) -> None:
             send(sample=sample(local, ids, request, number))
     finally:
         model.close()
-    send(once={"peak_memory": peak_memory(), "loading": loading})
+    send(once={"peak_memory": peak_memory(), "loading": loading, "placement": model.placement})
 
 
 def sample(local: Local, ids: Sequence[int], request: dict[str, Any], number: int) -> dict[str, float]:

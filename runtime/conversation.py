@@ -66,6 +66,10 @@ class Conversation:
         ]
         return self._ask([*self.messages, *told], options)
 
+    async def areply(self, results: Mapping[str, str], *, options: Options | None = None) -> Answer:
+        """`reply` without holding up the event loop."""
+        return await asyncio.to_thread(self.reply, results, options=options)
+
     def regenerate(self, *, options: Options | None = None) -> Answer:
         """Another answer to the last message of the user; the old one leaves the history."""
         asked = list(self.messages)
@@ -75,10 +79,18 @@ class Conversation:
             raise InvalidInput("nothing to answer again: nobody has said anything yet")
         return self._ask(asked, options)
 
+    async def aregenerate(self, *, options: Options | None = None) -> Answer:
+        """`regenerate` without holding up the event loop."""
+        return await asyncio.to_thread(self.regenerate, options=options)
+
     def save(self, path: str | Path) -> None:
         """Write the history and what is computed of it; `Model.load_conversation` takes it up again here."""
         kept = {"messages": self.messages, "overflow": self.overflow}
         self.model.backend.save(str(Path(path).absolute()), kept)
+
+    async def asave(self, path: str | Path) -> None:
+        """`save` without holding up the event loop."""
+        await asyncio.to_thread(self.save, path)
 
     def _ask(self, messages: list[dict[str, Any]], options: Options | None) -> Answer:
         def remember(answer: Answer) -> None:

@@ -22,7 +22,8 @@ class Options:
     """How one answer is made. None leaves the choice to the model file and to `load`.
 
     stop: texts that end the answer and are not part of it. schema: JSON schema the answer must follow; {} is any
-    JSON. tools: functions the model may ask for; tool_choice is "auto", "none", "required" or a function's name.
+    JSON. tools: functions the model may ask for, instead of a schema; an answer is text or one call, never more.
+    tool_choice: "auto", "none", "required" or a function's name.
     logprobs: how many alternatives to report for every token; 0 reports the chosen one alone.
     """
 

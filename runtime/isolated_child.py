@@ -109,11 +109,11 @@ def main() -> None:
         return
     except (ValueError, json.JSONDecodeError):
         return  # the parent died while it wrote
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(1) as pulse:
         for line in sys.stdin.buffer:
             request = unpack(line)
             if request["do"] == "cancel":
                 child.cancel(request["id"])
-            else:
-                pool.submit(child.handle, request)
+            else:  # how the model is can be told at once, even when all workers wait
+                (pulse if request["do"] == "stats" else workers).submit(child.handle, request)
         os._exit(0)  # whatever still runs, nobody waits for it

@@ -3,37 +3,33 @@
 import ctypes
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.file_names import model_stem
 from ..errors import BorealisError, InvalidInput
-from .events import Ask, Finished, Info, Options, Usage
+from .events import Ask, Info, Options
+from .eyes import Eyes
 from .image import Image, read_image, read_image_data
 from .overflow import fitted, too_long
 from .prompt import check, encode_chat, image_places, parts, with_bos
 from .sampling import Sampling, override
 from .schema import grammar_of
-from .state_file import read_state, write_state
+from .state_file import model_identity, read_state, write_state
 from .template import ChatTemplate, Message
-from .tools import tool_grammar, with_tools
+from .tools import offered, tool_grammar, with_tools
 
 if TYPE_CHECKING:
     from .embedder import Embedder
     from .engine import Engine
     from .scheduler import Job, Sink
-    from .vision import Vision
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 MAX_STOPS = 16
 MAX_TOP = 64
-KEPT_IMAGES = 8
 
 
 class Local:
@@ -47,18 +43,16 @@ class Local:
         seed: Callable[[], int],
         *,
         mmproj: Path | None = None,
+        loras: Sequence[tuple[Path, float]] = (),
         max_queue: int | None = None,
         placement: str = "",
     ) -> None:
         from .scheduler import Scheduler
 
-        self.engine, self.template, self.sampling, self.seed = engine, template, sampling, seed
-        self.mmproj = mmproj
-        self.info = Info(engine.n_context, engine.parallel, self.mmproj is not None, template is not None, placement)
+        self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
+        self.info = Info(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
+        self.eyes = Eyes(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
-        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="borealis-gguf images")
-        self._vision: Vision | None = None
-        self._seen: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._embedder: Embedder | None = None
         self._gate = threading.Condition()
         self._users = 0
@@ -83,13 +77,12 @@ class Local:
         with self._gate:
             self._closed = True
         self._scheduler.close()
-        self._eyes.shutdown(cancel_futures=True)
+        self.eyes.close()
         with self._gate:
             self._gate.wait_for(lambda: not self._users)
-            for part in (self._embedder, self._vision):
-                if part is not None:
-                    part.close()
-            self._embedder = self._vision = None
+            if self._embedder is not None:
+                self._embedder.close()
+            self._embedder = None
             self.engine.close()
 
     def start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
@@ -105,46 +98,28 @@ class Local:
         chosen = override(self.sampling, options.sampling)
         grammar = grammar_of(options.schema) if options.schema is not None else tool_grammar(options)
         ids, images = self.encode(ask)
+        places = image_places(self.engine, ids, len(images)) if images else []
         seed = self.seed() if options.seed is None else checked_seed(options.seed)
         sampler = Sampler(self.engine, chosen, seed, grammar)
-        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs)
-        if not images:
-            self._submit(job)
-            return lambda: self._scheduler.cancel(job)
-        return self._start_with_images(job, images)
-
-    def _submit(self, job: "Job") -> None:
+        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs, looking=bool(images))
         try:
             self._scheduler.submit(job)
         except BaseException:
-            job.sampler.close()
+            sampler.close()
             raise
+        if images:
+            self._look(job, places, images)
+        return lambda: self._scheduler.cancel(job)
 
-    def _start_with_images(self, job: "Job", images: Sequence[Image]) -> Callable[[], None]:
-        lock, ended = threading.Lock(), []
-
-        def look() -> None:
-            try:
-                with_images(job, image_places(self.engine, job.trace, len(images)), list(map(self._features, images)))
-                with lock:
-                    if not ended:
-                        self._submit(job)
-                        ended.append("submitted")
-            except BaseException as error:
-                known = isinstance(error, BorealisError)
-                job.sink(error if known else BorealisError(f"looking at an image failed: {error!r}"))
-
-        def cancel() -> None:
-            with lock:
-                if not ended:
-                    ended.append("cancelled")
-                    job.sampler.close()
-                    job.sink(Finished("cancelled", Usage(len(job.trace))))
-                elif ended == ["submitted"]:
-                    self._scheduler.cancel(job)
-
-        self._eyes.submit(look)
-        return cancel
+    def _look(self, job: "Job", places: Sequence[int], images: Sequence[Image]) -> None:
+        """The job has its place among those that wait; it may begin when its images have been looked at."""
+        scheduler, ids = self._scheduler, job.trace
+        self.eyes.look(
+            images,
+            lambda: scheduler.waits(job),
+            lambda features: scheduler.looked(job, *with_images(ids, places, features)),
+            lambda error: scheduler.drop(job, error),
+        )
 
     def encode(self, ask: Ask) -> tuple[list[int], list[Image]]:
         """The token ids of a request as far as they fit, and its images. Raises InvalidInput."""
@@ -158,7 +133,7 @@ class Local:
         messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
         check(messages)
         images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
-        each = self._image_tokens() if images else 0
+        each = self.eyes.tokens if images else 0
 
         def length(of: Sequence[Message]) -> int:
             count = sum(part.get("type") == "image" for part in parts(of))
@@ -182,28 +157,6 @@ class Local:
         if not 0 < len(ids) < self.engine.n_context:
             raise too_long(len(ids), self.engine.n_context)
         return ids
-
-    def _image_tokens(self) -> int:
-        return self._eyes.submit(lambda: self._open_eyes().tokens).result()
-
-    def _open_eyes(self) -> "Vision":
-        if self._vision is None:
-            if self.mmproj is None:
-                wanted = f"mmproj-{model_stem(self.engine.path)}-F16.gguf"
-                raise InvalidInput(
-                    f"{self.engine.path}: no {wanted} beside it to see images with; give one with --mmproj"
-                )
-            self._vision = self.engine.see(self.mmproj)
-        return self._vision
-
-    def _features(self, image: Image) -> np.ndarray:
-        digest = hashlib.sha256(image.data).digest()
-        if digest not in self._seen:
-            self._seen[digest] = self._open_eyes().features(image)
-            while len(self._seen) > KEPT_IMAGES:
-                self._seen.popitem(last=False)
-        self._seen.move_to_end(digest)
-        return self._seen[digest]
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text, without BOS; names of control tokens stay text."""
@@ -237,7 +190,7 @@ class Local:
             except InvalidInput:  # nothing said yet, too long, or an image is gone: the messages are kept all the same
                 ids, images = [], []
             trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
-        write_state(Path(path), self.engine.path, dict(conversation), trace, state)
+        write_state(Path(path), self._identity(), dict(conversation), trace, state)
 
     def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
         from .sequences import common
@@ -250,11 +203,14 @@ class Local:
 
     def restore(self, path: str) -> dict[str, Any]:
         """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
-        conversation, trace, state = read_state(Path(path), self.engine.path)
+        conversation, trace, state = read_state(Path(path), self._identity(), self.engine.path.name)
         with self._open():
             if trace and len(trace) <= self.engine.n_context:
                 self._scheduler.call(lambda: self._take_up(trace, state))
         return conversation
+
+    def _identity(self) -> dict[str, Any]:
+        return model_identity(self.engine.path, self.loras)
 
     def _take_up(self, trace: list[int], state: bytes) -> None:
         sequences = self._scheduler.sequences
@@ -273,15 +229,18 @@ class Local:
         return {**self._scheduler.stats(), "restarts_total": 0}
 
 
-def with_images(job: "Job", places: Sequence[int], features: Sequence[np.ndarray]) -> None:
-    """Open the prompt of `job` at `places` (ascending) for its images, float32 [tokens, n_embd] each."""
-    trace, shift = list(job.trace), 0
+def with_images(
+    ids: Sequence[int], places: Sequence[int], features: Sequence[np.ndarray]
+) -> tuple[list[int], dict[int, np.ndarray]]:
+    """The trace of a prompt opened at `places` (ascending) for its images, float32 [tokens, n_embd] each, and where
+    each of them is then."""
+    trace, images, shift = list(ids), {}, 0
     for place, image in zip(places, features, strict=True):
         name = -1 - int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
         trace[place + shift : place + shift] = [name] * len(image)
-        job.images[place + shift] = image
+        images[place + shift] = image
         shift += len(image)
-    job.trace = trace
+    return trace, images
 
 
 MAX_SEED = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random one
@@ -299,6 +258,8 @@ def _checked(options: Options) -> Options:
         raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
     if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
         raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
+    if options.schema is not None and offered(options):
+        raise InvalidInput("tools and a schema for the answer cannot be asked for together; leave one of them out")
     if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
         raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")
     return options

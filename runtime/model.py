@@ -60,11 +60,15 @@ class Model:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await self.aclose()
 
     def close(self) -> None:
         """End all answers and free the memory; a second call does nothing."""
         self.backend.close()
+
+    async def aclose(self) -> None:
+        """`close` without holding up the event loop."""
+        await asyncio.to_thread(self.close)
 
     @property
     def context(self) -> int:
@@ -118,6 +122,10 @@ class Model:
         """`chat` without holding up the event loop, should the model's process have to be started again."""
         return await asyncio.to_thread(self.chat, messages, options, overflow=overflow)
 
+    async def acomplete(self, prompt: str | Sequence[int], options: Options | None = None) -> Answer:
+        """`complete` without holding up the event loop."""
+        return await asyncio.to_thread(self.complete, prompt, options)
+
     def conversation(
         self, system: str | None = None, *, overflow: Overflow = "error", options: Options | None = None
     ) -> Conversation:
@@ -130,21 +138,41 @@ class Model:
         kept = self.backend.restore(str(Path(path).absolute()))
         return Conversation(self, kept["messages"], overflow=kept["overflow"], options=options)
 
+    async def aload_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
+        """`load_conversation` without holding up the event loop."""
+        return await asyncio.to_thread(self.load_conversation, path, options=options)
+
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
         """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
         return self.backend.embed(texts)
+
+    async def aembed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
+        """`embed` without holding up the event loop."""
+        return await asyncio.to_thread(self.embed, texts)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text, without BOS; names of control tokens stay text."""
         return self.backend.tokenize(text)
 
+    async def atokenize(self, text: str) -> list[int]:
+        """`tokenize` without holding up the event loop."""
+        return await asyncio.to_thread(self.tokenize, text)
+
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens have none."""
         return self.backend.detokenize(ids)
 
+    async def adetokenize(self, ids: Sequence[int]) -> str:
+        """`detokenize` without holding up the event loop."""
+        return await asyncio.to_thread(self.detokenize, ids)
+
     def stats(self) -> dict[str, float]:
         """Answers being made and waiting, tokens in memory, and totals since the start."""
         return self.backend.stats()
+
+    async def astats(self) -> dict[str, float]:
+        """`stats` without holding up the event loop."""
+        return await asyncio.to_thread(self.stats)
 
 
 def load(
@@ -251,6 +279,7 @@ def load_here(
             chosen,
             lambda: secrets.randbelow(MAX_SEED + 1) if first is None else first,
             mmproj=seeing,
+            loras=adapters,
             max_queue=max_queue,
             placement=placement.describe(),
         )

@@ -28,9 +28,12 @@ Sink = Callable[[Event | BaseException], None]
 """Gets the events of one answer; the last is Finished or an exception. Called from the engine's thread."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """One answer to make. `trace` is the prompt as `sequences` has it; `images` are features by their places."""
+    """One answer to make. `trace` is the prompt as `sequences` has it; `images` are features by their places.
+
+    While its images are `looking` for their features it waits like others, and is not begun.
+    """
 
     trace: Sequence[int]
     images: dict[int, np.ndarray]
@@ -39,6 +42,7 @@ class Job:
     max_tokens: int | None
     stop: Sequence[str] = ()
     logprobs: int | None = None
+    looking: bool = False
     cancelled: bool = False
     slot: Slot | None = None
     output: Output = field(init=False)
@@ -95,6 +99,25 @@ class Scheduler:
                 self.engine.abort()
             self._changed.notify()
 
+    def waits(self, job: Job) -> bool:
+        """Whether somebody still wants this answer, which has not begun."""
+        with self._changed:
+            return job in self._waiting and not job.cancelled
+
+    def looked(self, job: Job, trace: Sequence[int], images: dict[int, np.ndarray]) -> None:
+        """Let an answer begin whose images have been looked at."""
+        with self._changed:
+            job.trace, job.images, job.looking = trace, images, False
+            self._changed.notify()
+
+    def drop(self, job: Job, error: BorealisError) -> None:
+        """End an answer that has not begun; one that has ended already stays as it is."""
+        with self._changed:
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        self._end(job, error)
+
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the engine's thread between two steps, and give back what it returns or raises."""
         done = threading.Event()
@@ -148,7 +171,7 @@ class Scheduler:
     def _next(self) -> bool:
         """Wait for work and see to what has changed. False: the end."""
         with self._changed:
-            while not (self._closed or self._running or self._waiting or self._calls):
+            while not (self._closed or self._running or self._calls or any(map(_ripe, self._waiting))):
                 self._changed.wait()
             self.engine.abort(False)
             calls, closed = list(self._calls), self._closed
@@ -156,6 +179,9 @@ class Scheduler:
             waiting = [job for job in self._waiting if job.cancelled or closed]
             for job in waiting:
                 self._waiting.remove(job)
+        for job in [job for job in waiting if job.looking and not job.cancelled]:
+            waiting.remove(job)
+            self._end(job, BorealisError("the model is closed"))
         for job in [*waiting, *(job for job in self._running if job.cancelled or closed)]:
             self._finish(job, "cancelled")
         for call in calls:
@@ -166,7 +192,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self.sequences.free():
             with self._changed:
-                job = next((job for job in self._waiting if not self._worth_waiting(job)), None)
+                job = next((job for job in self._waiting if not (job.looking or self._worth_waiting(job))), None)
                 if job is None:
                     return
                 self._waiting.remove(job)
@@ -280,6 +306,11 @@ class Scheduler:
             self.sequences.release(job.slot)
             job.slot = None
         job.sink(event)
+
+
+def _ripe(job: Job) -> bool:
+    """Whether there is something to do for a job that waits."""
+    return not job.looking or job.cancelled
 
 
 def _told(error: Exception) -> BorealisError:

@@ -1,19 +1,21 @@
 """A conversation on disk: its messages, and the keys and values computed of it, sealed.
 
-    magic "BOREALIS-GGUF CONVERSATION 1\\n" · seal, 32 bytes: HMAC-SHA256 of all that follows · u64 length of the head
-    head, JSON: model (SHA-256 of the GGUF's header and its size), conversation, trace · state, llama.cpp's own bytes
+    magic "BOREALIS-GGUF CONVERSATION 2\\n" · seal, 32 bytes: HMAC-SHA256 of the next two · u64 length of the head
+    head, as `wire` packs it: model (see `model_identity`), conversation, trace, size and SHA-256 of the state
+    state, llama.cpp's own bytes
 
 llama.cpp believes what it reads back, so only a file that this user's program wrote on this machine is read: the key
-of the seal lies in the user's cache folder.
+of the seal lies in the user's cache folder. Before the seal is checked no more than MAX_HEAD is read, and after it no
+more than the head says.
 """
 
 import hashlib
 import hmac
-import json
 import os
 import secrets
 import struct
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,24 +24,32 @@ from ..cache import cache_dir
 from ..checkpoint.files import open_regular
 from ..checkpoint.gguf import read_gguf
 from ..errors import BorealisError, InvalidInput
+from .wire import pack, unpack
 
-MAGIC = b"BOREALIS-GGUF CONVERSATION 1\n"
+MAGIC = b"BOREALIS-GGUF CONVERSATION 2\n"
 SEAL = 32
-MAX_HEAD = 64 << 20
+MAX_HEAD = 256 << 20
+"""More than any context takes as text; images given as bytes are part of it."""
+
+PIECE = 4096
 
 
-def write_state(path: Path, model: Path, conversation: dict[str, Any], trace: list[int], state: bytes) -> None:
-    """Write all of it beside `path` and rename. Raises BorealisError when the folder takes no file."""
-    head = json.dumps({"model": model_identity(model), "conversation": conversation, "trace": trace}).encode("ascii")
+def write_state(path: Path, model: Any, conversation: dict[str, Any], trace: list[int], state: bytes) -> None:
+    """Write all of it beside `path` and rename. `model` is what `model_identity` says of it.
+
+    Raises InvalidInput for a conversation that is too large, BorealisError when the folder takes no file.
+    """
+    about = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    head = pack({"model": model, "conversation": conversation, "trace": trace, "state": about})
+    if len(head) > MAX_HEAD:
+        raise InvalidInput(f"{path}: a conversation of {len(head)} bytes; {MAX_HEAD} can be kept: give images as files")
     body = struct.pack("<Q", len(head)) + head
-    seal = hmac.new(_key(), body, hashlib.sha256)
-    seal.update(state)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             undo = ExitStack()
             undo.callback(Path(file.name).unlink, missing_ok=True)
             with undo:
-                for part in (MAGIC, seal.digest(), body, state):
+                for part in (MAGIC, _seal(body), body, state):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
@@ -50,29 +60,72 @@ def write_state(path: Path, model: Path, conversation: dict[str, Any], trace: li
         raise BorealisError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def read_state(path: Path, model: Path) -> tuple[dict[str, Any], list[int], bytes]:
-    """The conversation, the trace and the state. Raises InvalidInput for any file `write_state` did not write here."""
+def read_state(path: Path, model: Any, name: str) -> tuple[dict[str, Any], list[int], bytes]:
+    """The conversation, the trace and the state. `model` is as in `write_state`, `name` stands in errors.
+
+    Raises InvalidInput for any file `write_state` did not write here, and for one of another model.
+    """
     file, size = open_regular(path)
     with file:
         if file.read(len(MAGIC)) != MAGIC:
             raise InvalidInput(f"{path}: not a saved conversation")
-        seal, rest = file.read(SEAL), file.read(size)
-    if not hmac.compare_digest(seal, hmac.new(_key(), rest, hashlib.sha256).digest()):
-        raise InvalidInput(f"{path}: damaged, or saved by someone else or on another machine; it cannot be trusted")
-    length = struct.unpack_from("<Q", rest)[0]
-    head = json.loads(rest[8 : 8 + length])
-    if head["model"] != model_identity(model):
-        raise InvalidInput(f"{path}: a conversation with another model than {model.name}; load that one")
-    return head["conversation"], head["trace"], rest[8 + length :]
+        seal, length = file.read(SEAL), file.read(8)
+        body = length + file.read(min(int.from_bytes(length, "little"), MAX_HEAD, size))
+        if not hmac.compare_digest(seal, _seal(body)):
+            raise _damaged(path)
+        head = unpack(body[8:])
+        if head["model"] != model:
+            raise InvalidInput(f"{path}: {_other(head['model'], model, name)}")
+        state = file.read(min(head["state"]["size"], size) + 1)
+    if len(state) != head["state"]["size"] or hashlib.sha256(state).hexdigest() != head["state"]["sha256"]:
+        raise _damaged(path)
+    return head["conversation"], head["trace"], state
 
 
-def model_identity(model: Path) -> str:
-    """Changes when the file's metadata, tensors or size do."""
-    header = read_gguf(model)
-    digest = hashlib.sha256(str(model.stat().st_size).encode("ascii"))
-    with model.open("rb") as file:
-        digest.update(file.read(header.data_offset))
+def _damaged(path: Path) -> InvalidInput:
+    return InvalidInput(f"{path}: damaged, or saved by someone else or on another machine; it cannot be trusted")
+
+
+def _other(saved: Any, model: Any, name: str) -> str:
+    if saved["file"] != model["file"]:
+        return f"a conversation with another model than {name}; load that one"
+    return f"a conversation with {name}, but with other adapters or scales; load it with the same ones"
+
+
+def model_identity(model: Path, loras: Sequence[tuple[Path, float]] = ()) -> dict[str, Any]:
+    """What makes a computed state this model's and no other's, as JSON: its file, its adapters and their scales."""
+    return {"file": _file_identity(model), "loras": [[_file_identity(path), scale] for path, scale in loras]}
+
+
+def _file_identity(path: Path) -> str:
+    """Of a GGUF: its header, and of every tensor its beginning, middle and end.
+
+    Training, merging and quantizing change whole tensors. To read all of a large model would take seconds each time.
+    """
+    header = read_gguf(path)
+    digest = hashlib.sha256()
+    with ExitStack() as opened:
+        files = {
+            shard: opened.enter_context(open_regular(shard)[0])
+            for shard in dict.fromkeys([header.path, *(tensor.path for tensor in header.tensors.values())])
+        }
+        digest.update(files[header.path].read(header.data_offset))
+        for name, tensor in header.tensors.items():
+            digest.update(f"{name} {tensor.type.name} {tensor.shape}".encode("utf-8", "surrogateescape"))
+            for start in _pieces(tensor.nbytes):
+                files[tensor.path].seek(tensor.offset + start)
+                digest.update(files[tensor.path].read(min(PIECE, tensor.nbytes - start)))
     return digest.hexdigest()
+
+
+def _pieces(nbytes: int) -> Sequence[int]:
+    if nbytes <= 3 * PIECE:
+        return range(0, nbytes, PIECE)
+    return 0, (nbytes - PIECE) // 2, nbytes - PIECE
+
+
+def _seal(body: bytes) -> bytes:
+    return hmac.new(_key(), body, hashlib.sha256).digest()
 
 
 def _key() -> bytes:

@@ -1,11 +1,14 @@
 """Tool calls for models whose template knows none: an instruction, a grammar, and the way back to events.
 
-The model answers with text, or with {"name": …, "arguments": …}: an answer that begins with a brace is a call, and the
-grammar holds it to the schema of the function it names.
+The model answers with text, or with {"name": …, "arguments": …}: an answer that begins with a brace, perhaps after
+blanks, is a call, and the grammar holds it to the schema of the function it names. A call that the model puts into a
+code fence of its own accord is taken for one too, though nothing has held it to the schema. An answer is at most one
+call.
 """
 
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +25,15 @@ The functions, each with the JSON schema of its arguments:
 WHEN_AUTO = "Call one only if it helps; otherwise answer in plain text."
 WHEN_REQUIRED = "Now you must call one."
 CHOICES = ("auto", "none", "required")
+AUTO = r"""
+root ::= auto-blank* (auto-call | auto-text)?
+auto-text ::= [^{ \t\n\r] auto-any*
+auto-blank ::= [ \t\n\r]
+auto-any ::= [^\x00]
+"""
+CALL = re.compile(r"[ \t\n\r]*(?:```(?:json)?[ \t\n\r]*)?(?=\{)")
+MAY_BE_CALL = re.compile(r"[ \t\n\r]*(?:`{0,2}|```(?:j|js|jso|json)?[ \t\n\r]*)")
+CLOSED = re.compile(r"(?:[ \t\n\r]*```)?[ \t\n\r]*\Z")
 
 
 def offered(options: Options) -> Sequence[Tool]:
@@ -39,15 +51,10 @@ def tool_grammar(options: Options) -> str | None:
     tools = offered(options)
     if not tools:
         return None
-    if options.schema is not None:
-        raise InvalidInput("tools and a schema for the answer cannot be asked for together")
     calls = grammar_of({"anyOf": [_call_schema(tool) for tool in tools]})
     if options.tool_choice != "auto":
         return calls
-    renamed = "\n".join(
-        line.replace("root ::=", "call ::=", 1) if line.startswith("root ::=") else line for line in calls.splitlines()
-    )
-    return renamed + "\nroot ::= call | text\ntext ::= [^{] anything*\nanything ::= [^\\x00]\n"
+    return re.sub("^root ::=", "auto-call ::=", calls, flags=re.MULTILINE).rstrip() + AUTO
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
@@ -105,32 +112,40 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
 
 
 class Calls:
-    """Finds the call in the pieces of an answer: everything from a first brace on is kept until the end."""
+    """Finds the call in the pieces of an answer: what may be the beginning of one is kept back, and all of a call."""
 
     def __init__(self, options: Options) -> None:
         self.names = {tool.name for tool in offered(options)}
-        self._held = ""
-        self._call = False
-        self._begun = False
+        self._held: list[Text] = []
+        self._call: bool | None = None if self.names else False  # None: not clear yet
 
     def push(self, piece: Text) -> Text | None:
-        """The piece to show, or None while a call is being written."""
-        if self.names and not self._begun and piece.text:
-            self._begun, self._call = True, piece.text.startswith("{")
-        if not self._call:
+        """The piece to show, with what was kept back before it; None while a call is being written or may be."""
+        if self._call is False:
             return piece
-        self._held += piece.text
-        return None
+        self._held.append(piece)
+        if self._call is None:
+            begun = _joined(self._held).text
+            self._call = True if CALL.match(begun) else None if MAY_BE_CALL.fullmatch(begun) else False
+        return _joined(self._held) if self._call is False else None
 
     def end(self) -> list[Text | ToolCall]:
         """The call, or the text of one that was cut short."""
-        if not self._call:
+        if self._call is False or not self._held:
             return []
+        held = _joined(self._held)
+        return [self._found(held.text) or held]
+
+    def _found(self, text: str) -> ToolCall | None:
         try:
-            found = json.loads(self._held)
+            found = json.loads(CLOSED.sub("", CALL.sub("", text, count=1), count=1))
             name, arguments = found["name"], found["arguments"]
-        except (ValueError, TypeError, KeyError):
-            return [Text(self._held)]
-        if name not in self.names:
-            return [Text(self._held)]
-        return [ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments, ensure_ascii=False))]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        if not isinstance(name, str) or name not in self.names or not isinstance(arguments, dict):
+            return None
+        return ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments, ensure_ascii=False))
+
+
+def _joined(pieces: Sequence[Text]) -> Text:
+    return Text("".join(piece.text for piece in pieces), tuple(token for piece in pieces for token in piece.logprobs))

@@ -21,6 +21,7 @@ from .vocabulary import forget, keep_errors, reason
 
 mtmd: Any = llama_cpp.mtmd_cpp  # its declarations do not fit what its functions take
 KIND = "gemma3"
+POOL = 4  # where the file does not say it, as in all published sizes
 IMAGE_CHUNK = 1  # MTMD_INPUT_CHUNK_TYPE_IMAGE
 
 
@@ -31,14 +32,8 @@ class Vision:
         self, path: Path, model: Any, *, n_embd: int, threads: int, gpu: bool, device: str | None = None
     ) -> None:
         """`model` is llama.cpp's, with `n_embd`; `device` is ggml's name. Raises BorealisError, InvalidInput."""
-        header = read_mmproj(path)
-        if (dim := header.value("clip.vision.projection_dim")) != n_embd:
-            raise InvalidInput(
-                f"{path}: belongs to a model with embeddings of {dim}, not {n_embd}; give this model's own mmproj"
-            )
-        self.path = path
+        header = _of_this_model(path, n_embd)
         self.n_embd = n_embd
-        self._tokens = 0
         self.image_size: int = header.value("clip.vision.image_size", 0)
         self._context: Any = None
         mtmd.mtmd_helper_log_set(keep_errors, ctypes.c_void_p(0))
@@ -57,14 +52,6 @@ class Vision:
         if self._context is not None:
             mtmd.mtmd_free(self._context)
         self._context = None
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens an image is: all are stretched to one size."""
-        if not self._tokens:
-            blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-            self._tokens = self._with_chunk(self.path, blank, mtmd.mtmd_input_chunk_get_n_tokens)
-        return self._tokens
 
     def features(self, image: Image) -> np.ndarray:
         """What the model reads for `image`: float32 [tokens, n_embd]."""
@@ -128,3 +115,23 @@ def read_mmproj(path: Path) -> GGUFFile:
     if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size <= 4096):
         raise InvalidInput(f"{path}: images of {size} in patches of {patch}; make the file again from its checkpoint")
     return header
+
+
+def _of_this_model(path: Path, n_embd: int) -> GGUFFile:
+    header = read_mmproj(path)
+    if (dim := header.value("clip.vision.projection_dim")) != n_embd:
+        raise InvalidInput(
+            f"{path}: belongs to a model with embeddings of {dim}, not {n_embd}; give this model's own mmproj"
+        )
+    return header
+
+
+def image_tokens(path: Path, n_embd: int) -> int:
+    """How many tokens an image is to a model with `n_embd`: all are stretched to one square of patches, which are
+    pooled (clip_n_output_tokens of llama.cpp). Raises InvalidInput for another model's mmproj."""
+    header = _of_this_model(path, n_embd)
+    side = header.value("clip.vision.image_size", 0) // header.value("clip.vision.patch_size", 1)
+    pool = header.value("clip.vision.projector.scale_factor", POOL)
+    if not (isinstance(pool, int) and 0 < pool <= side and side % pool == 0):
+        raise InvalidInput(f"{path}: {side} x {side} patches pooled by {pool}; make the file again from its checkpoint")
+    return (side // pool) ** 2

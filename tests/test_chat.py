@@ -526,7 +526,7 @@ def test_a_real_terminal(nano_q8: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals that Python can open")
 def test_run_shows_control_characters(attacker: Path, tmp_path: Path) -> None:
     """To a file they go as they are."""
-    options = ("run", attacker, "Fortell om Norge.", "--seed", "4", "-n", "80")
+    options = ("run", attacker, "Fortell om Norge.", "--seed", "4", "-n", "80", "-q")
     with subprocess.Popen([sys.executable, "-c", BOOT, *map(str, options)], stdout=subprocess.PIPE, env=ENV) as done:
         plain = done.communicate()[0].decode("utf-8")
     assert "\x1b[2J" in plain

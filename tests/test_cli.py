@@ -93,8 +93,16 @@ def test_run_answers_from_argument_and_from_standard_input(nano_q8: Path) -> Non
     assert asked.returncode == 0, asked.stderr
     assert len(asked.stdout.split()) > 3
     assert "<end_of_turn>" not in asked.stdout
-    piped = run("run", nano_q8, "--seed", "2", "-n", "20", text="Skriv om Norge.\n")
-    assert piped.stdout == asked.stdout
+    piped = run("run", nano_q8, "--seed", "2", "-n", "20", "-q", text="Skriv om Norge.\n")
+    assert (piped.stdout, piped.stderr) == (asked.stdout, "")
+
+
+def test_run_tells_where_the_model_is(nano_q8: Path) -> None:
+    """On standard error; and not of a request that is refused."""
+    done = run("run", nano_q8, "Hei", "-n", "1", "--device", "cpu", "--context", "300")
+    assert re.fullmatch(r"all layers on CPU, context 300: .* weights, .* cache, .* to compute; .*\n", done.stderr)
+    refused = run("run", nano_q8, "Hei " * 300, "--device", "cpu", "--context", "300")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("Error: ")
 
 
 def test_modelfile_lies_beside_its_model(nano_q8: Path, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from borealis_gguf.cache import cache_dir
+from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError, InvalidInput
+from borealis_gguf.runtime import state_file
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
 from borealis_gguf.runtime.model import Model, aload, load
 from borealis_gguf.runtime.overflow import fitted
+from borealis_gguf.runtime.state_file import MAGIC, SEAL
 
 from .asking import encode, local, messages
 
@@ -214,6 +217,51 @@ def test_foreign_files_are_refused(nano_q8: Path, nano_q4: Path, model: Model, t
     (cache / "conversation.key").unlink()
     with pytest.raises(InvalidInput, match="saved by someone else or on another machine"):
         model.load_conversation(path)
+
+
+@pytest.mark.parametrize(("name", "part"), [("token_embd.weight", 0.5), ("blk.1.ffn_down.weight", 1), ("norm", 0)])
+def test_other_weights_are_another_model(nano_q8: Path, model: Model, tmp_path: Path, name: str, part: float) -> None:
+    """The same header and size, but for one block of one tensor."""
+    tensor = next(found for key, found in read_gguf(nano_q8).tensors.items() if name in key)
+    data = bytearray(nano_q8.read_bytes())
+    at = tensor.offset + int(part * (tensor.nbytes - 34)) // 34 * 34
+    data[at + 2 : at + 34] = bytes(byte ^ 1 for byte in data[at + 2 : at + 34])
+    (tmp_path / "other.gguf").write_bytes(data)
+    (tmp_path / "same.gguf").write_bytes(nano_q8.read_bytes())
+    conversation = model.conversation(options=SHORT)
+    conversation.send("Hei!").text()
+    conversation.save(tmp_path / "a.state")
+    with load(tmp_path / "same.gguf", context=512, extra_buffers=False) as same:
+        assert same.load_conversation(tmp_path / "a.state").messages == conversation.messages
+    wrong = r"a conversation with another model than other\.gguf; load that one"
+    with load(tmp_path / "other.gguf", context=512) as other, pytest.raises(InvalidInput, match=wrong):
+        other.load_conversation(tmp_path / "a.state")
+
+
+def test_no_more_is_read_than_a_conversation_can_be(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that claims to be larger than all memory, and one that is too large to be kept."""
+    path, head = tmp_path / "a.state", len(MAGIC) + SEAL
+    conversation = model.conversation(options=SHORT)
+    conversation.send("Hei!").text()
+    conversation.save(path)
+    whole = path.read_bytes()
+    with path.open("wb") as file:
+        file.write(whole[:head] + b"\xff" * 7 + b"\x7f" + whole[head + 8 :])
+        file.truncate(1 << 36)  # sparse
+    with pytest.raises(InvalidInput, match="damaged"):
+        model.load_conversation(path)
+    with path.open("wb") as file:
+        file.write(whole)
+        file.truncate(1 << 36)
+    with pytest.raises(InvalidInput, match="damaged"):
+        model.load_conversation(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(state_file, "MAX_HEAD", 300)
+    with pytest.raises(InvalidInput, match=r"a conversation of \d+ bytes; 300 can be kept"):
+        conversation.save(path)
+    assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a user's folder to the user by other means")

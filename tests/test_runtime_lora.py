@@ -10,6 +10,7 @@ import pytest
 
 from borealis_gguf import api
 from borealis_gguf.errors import BorealisError, InvalidInput
+from borealis_gguf.runtime.events import Options
 from borealis_gguf.runtime.model import load
 
 from .asking import alone, generate, local
@@ -67,6 +68,34 @@ def test_the_child_process_uses_them_too(nano: Path, nano_q8: Path, tmp_path: Pa
         want = generate(model, "Norge er", raw=True, max_tokens=8)
     assert alone(nano_q8, "Norge er", loras=[(plan.path, 1.0)], **ask) == want
     assert alone(nano_q8, "Norge er", **ask) != want
+
+
+def test_a_conversation_belongs_to_adapters_and_scales(
+    nano: Path, nano_q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path / "cache"))
+    plan = api.plan_convert_lora(FOR_NANO.write(tmp_path), nano, tmp_path)
+    api.execute([plan])
+    saved, changed = tmp_path / "a.state", tmp_path / "changed.gguf"
+    data = bytearray(plan.path.read_bytes())
+    data[-1] ^= 1
+    changed.write_bytes(data)
+
+    def again(*loras: tuple[Path, float]) -> int:
+        """How much was known already."""
+        with load(nano_q8, loras=loras, context=256) as model:
+            answer = model.load_conversation(saved).send("Og?", options=Options(max_tokens=2))
+            answer.text()
+            return answer.finished.usage.cached_tokens  # type: ignore[union-attr]
+
+    with load(nano_q8, loras=[(plan.path, 0.5)], context=256) as model:
+        conversation = model.conversation(options=Options(max_tokens=8, seed=1))
+        conversation.send("Hei!").text()
+        conversation.save(saved)
+    assert again((plan.path, 0.5)) > 10
+    for loras in ([], [(plan.path, 0.25)], [(plan.path, 0.5), (plan.path, 0.5)], [(changed, 0.5)]):
+        with pytest.raises(InvalidInput, match="but with other adapters or scales; load it with the same ones"):
+            again(*loras)
 
 
 def write_adapter(path: Path, tensors: dict[str, tuple[int, ...]], kind: str = "adapter", arch: str = "gemma3") -> Path:

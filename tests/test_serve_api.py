@@ -172,6 +172,7 @@ def test_a_stream_has_the_same_logprobs(client: openai.OpenAI) -> None:
 def test_a_forced_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "function": {"name": "vaer"}}
     asked: dict[str, Any] = {"model": "nano", "messages": NORWAY, "tools": [WEATHER], "seed": 1}
+    asked["parallel_tool_calls"] = True  # allowed; it is one call all the same
     made = client.chat.completions.create(**asked, tool_choice=choice).choices[0]
     assert (made.finish_reason, made.message.content) == ("tool_calls", None)
     (call,) = made.message.tool_calls or []
@@ -188,6 +189,8 @@ def test_a_forced_tool_is_called_with_arguments_of_its_schema(client: openai.Ope
         if call.function
     ]
     assert calls == [(0, "vaer", arguments)]
+    with pytest.raises(openai.BadRequestError, match="response_format: cannot be asked for together with tools"):
+        client.chat.completions.create(**asked, response_format={"type": "json_object"})
 
 
 def test_the_result_of_a_tool_goes_back(client: openai.OpenAI) -> None:

@@ -113,6 +113,7 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TOOL]}, "tool_choice.function.name"),
     ({"tool_choice": {"type": "function", "function": {}}, "tools": [TOOL]}, "tool_choice.function.name"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"functions": [{}]}, "functions"),

@@ -21,7 +21,7 @@ import pytest
 from borealis_gguf import api
 from borealis_gguf.checkpoint.file_names import mmproj_beside
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.events import Ask
+from borealis_gguf.runtime.events import Ask, Options
 from borealis_gguf.runtime.image import PNG, exif_orientation, read_image, resize, upright
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompt import image_places
@@ -91,7 +91,7 @@ def looked(model: Model, prompt: list[dict[str, Any]]) -> tuple[list[int], list[
     inside = local(model)
     ids, images = inside.encode(Ask(prompt))
     places = image_places(inside.engine, ids, len(images))
-    return ids, list(zip(places, map(inside._features, images), strict=True))
+    return ids, list(zip(places, map(inside.eyes.features, images), strict=True))
 
 
 @pytest.mark.parametrize(("mmproj", "tolerance"), [("f32", 1e-3), ("bf16", 1e-3), ("q8_0", 2e-3)])
@@ -147,6 +147,27 @@ def test_the_command_line(small: Path, tmp_path: Path) -> None:
     failed = command("run", small, PROMPT, "--image", picture, "--raw")
     assert failed.returncode == 2
     assert "--image needs the chat template" in failed.stderr
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_conversation_with_images_is_kept(
+    isolate: bool, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images given as bytes and as files."""
+    monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path / "cache"))
+    data, options = (IMAGES / "exact.png").read_bytes(), Options(max_tokens=6, seed=4)
+    loading: dict[str, Any] = {"context": 256, "threads": 1, "isolate": isolate}
+    with load(small, **loading) as model:
+        conversation = model.conversation(options=options)
+        said = conversation.send(PROMPT, images=[data, IMAGES / "turned.jpg"]).text()
+        conversation.save(tmp_path / "a.state")
+    with load(small, **loading) as model:
+        again = model.load_conversation(tmp_path / "a.state", options=options)
+        assert again.messages == conversation.messages
+        first, second, _ = again.messages[0]["content"]
+        assert first == {"type": "image", "data": data}
+        assert second == {"type": "image", "path": str(IMAGES / "turned.jpg")}
+        assert again.regenerate().text() == said != ""
 
 
 def test_what_cannot_be_asked(small: Path, tmp_path: Path) -> None:

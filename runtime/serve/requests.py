@@ -88,7 +88,11 @@ def read_chat(raw: bytes, vision: bool) -> Chat:
         tool_choice=_tool_choice(body, tools),
         logprobs=_chat_logprobs(body),
     )
-    body.flag("parallel_tool_calls")
+    if options.schema is not None and tools and options.tool_choice != "none":
+        raise wrong("response_format", "cannot be asked for together with tools; leave one of them out")
+    body.flag(
+        "parallel_tool_calls"
+    )  # true, OpenAI's default, allows several calls in an answer; here it is at most one
     if any(kind != "text" for kind in body.array("modalities", 8) or ()):
         raise wrong("modalities", "this server answers in text alone")
     return Chat(options, body.integer("n", 1, MAX_ANSWERS) or 1, *_streaming(body), messages)
