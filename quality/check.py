@@ -23,6 +23,7 @@ from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import Own, read_own
 from .report import Finding, Report, Section
+from .second import second_opinion
 from .tap import Tap
 from .tensors import check_names, check_weights
 from .texts import LINES
@@ -69,6 +70,7 @@ def check_file(
             *check_tensors(
                 header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
             ),
+            second_opinion(header, source, codec, quick=quick),
             *(words.sections() if words else ()),
         ]
         if logits and source.origin:
@@ -223,6 +225,7 @@ class QuickCheck:
                 importance=importance,
                 open_source=self._tap.open_kept,
             ),
+            second_opinion(file.header, model, self.codec, quick=True),
             *words,
         )
         against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)

@@ -52,7 +52,7 @@ def test_the_side_that_sees(miniature: Miniature, tmp_path: Path) -> None:
     api.execute([plan])
     report = api.check(plan.path, checkpoint)
     assert report.ok, as_text(report)
-    assert [section.title for section in report.sections] == ["metadata", "tensors", "weights"]
+    assert [section.title for section in report.sections] == ["metadata", "tensors", "weights", "second opinion"]
     bad = Weights(plan.path, tmp_path / "bad.gguf")
     bad.swap("v.blk.0.attn_q.weight", "v.blk.0.attn_k.weight")
     assert "it holds v.blk.0.attn_q.weight" in api.check(bad.path, checkpoint, quick=True).failures[0].line
