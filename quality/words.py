@@ -1,7 +1,7 @@
 """Everything about text: token ids, special tokens, the chat template. Asked first, collected when it is answered."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
@@ -10,7 +10,7 @@ from ..errors import BorealisError, InvalidInput
 from ..runtime.template import ChatTemplate
 from .asked import Asked
 from .conversations import CONVERSATIONS
-from .own import Gaps, Own, read_gaps
+from .own import Own, read_gaps
 from .remembered import digest_of_file, digest_of_vocabulary, key_of
 from .report import Finding, Section, failures_first, spelled
 
@@ -21,6 +21,16 @@ KINDS = ("bos", "eos")
 INSTALL = "pip install tokenizers"
 SPACE = "▁"
 """What SentencePiece writes for a space: in a text of itself it comes back as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excuse:
+    """What no GGUF can say (`text`; empty where ids agree), and the ids there are without it: `ids` of the lines, and
+    `chats`, those of conversations by name."""
+
+    text: str = ""
+    ids: Sequence[Sequence[int]] = ()
+    chats: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +98,18 @@ class Words:
         gaps = self._gaps(gguf, own)
         return (self._token_ids(gguf, own, problem, gaps), self._specials(gguf, own), self._chat(gguf, own, gaps))
 
-    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Gaps:
+    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Excuse:
         """What the tokenizer does and no GGUF can say; looked up only where ids differ."""
         texts = len(self.lines)
-        if not own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
-            return Gaps()
-        return read_gaps(self.own, len(self.tokens))
+        if not own or not self._own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
+            return Excuse()
+        text = read_gaps(self.own, len(self.tokens))
+        if not text:
+            return Excuse()
+        request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "chats": _texts(self.theirs)}
+        about = digest_of_file(self.own.tokenizer) if self._own.key and self.own.tokenizer else None
+        bare = self._ask(request, f"tokenizers read a part of {self.own.tokenizer}", about).answer()
+        return Excuse(text, bare["ids"], dict(zip(_rendered(self.theirs), bare["chats"], strict=True)))
 
     def _ask(self, request: dict[str, Any], what: str, about: bytes | None = None) -> Asked:
         self._children.append(Asked(request, what, key_of(about, request) if about else ""))
@@ -122,17 +138,19 @@ class Words:
 
     # ---- token ids
 
-    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Gaps) -> Section:
+    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Excuse) -> Section:
         n = len(self.lines)
         if own:
             bad = self._differences(own["ids"], gguf["ids"])
+            told: list[Finding] = []
             if bad and gaps.text:
-                return self._told(bad, gguf, gaps)
+                told, bad = self._told(own["ids"], gguf["ids"], gaps)
+            rest = ", were it not for that" if told else f", {sum(map(len, gguf['ids'][:n]))} tokens"
             if not bad:
-                bad = [Finding("ok", f"{n} texts, {sum(map(len, gguf['ids'][:n]))} tokens")]
+                bad = [Finding("ok", f"{n} texts{rest}")]
             elif len(bad) > 1:
                 bad.insert(0, Finding("failed", f"{len(bad)} of {n} texts become other tokens; some of them"))
-            return Section("token ids", failures_first(bad, 6))
+            return Section("token ids", failures_first([*told, *bad], 6))
         findings = []
         if problem:
             left = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
@@ -148,20 +166,19 @@ class Words:
         rows = zip(self.lines, theirs, ours, strict=False)
         return [self._line(text, a, b) for text, a, b in rows if a != b]
 
-    def _told(self, bad: Sequence[Finding], gguf: Mapping[str, Any], gaps: Gaps) -> Section:
-        """Differences that no GGUF can avoid are notes; without the normalizer's doing, and if there is nothing else
-        to excuse them, none may be left.
+    def _told(
+        self, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]], gaps: Excuse
+    ) -> tuple[list[Finding], list[Finding]]:
+        """Notes on differences that no GGUF can avoid, and those that are left: ids that are neither the tokenizer's
+        nor what is left of them without all that.
         """
-        findings = [
-            Finding("note", f"{len(bad)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}")
-        ]
-        findings.append(replace(bad[0], status="note"))
-        if gaps.normalizer and not gaps.others and self.own and self.own.tokenizer:
-            request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "bare": True}
-            bare = self._ask(request, f"tokenizers read {self.own.tokenizer}").answer()
-            left = self._differences(bare["ids"], gguf["ids"])
-            findings += left or [Finding("ok", f"{len(self.lines)} texts, were it not for that")]
-        return Section("token ids", failures_first(findings, 6))
+        rows = list(zip(self.lines, theirs, ours, gaps.ids, strict=False))
+        excused = [self._line(text, a, b) for text, a, b, bare in rows if a != b == bare]
+        left = [self._line(text, bare, b) for text, a, b, bare in rows if b not in (a, bare)]
+        if not excused:
+            return [], left
+        what = f"{len(excused)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}"
+        return [Finding("note", what), replace(excused[0], status="note")], left
 
     def _line(self, text: str, theirs: Sequence[int], ours: Sequence[int]) -> Finding:
         at = _first_difference(theirs, ours)
@@ -214,7 +231,7 @@ class Words:
 
     # ---- chat template
 
-    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Gaps) -> Section:
+    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Excuse) -> Section:
         title, has = "chat template", TEMPLATE_KEY in {kv.key for kv in self.header.kv}
         wanted = self.own.template is not None if self.own else has
         if not wanted and not has:
@@ -233,24 +250,26 @@ class Words:
         return Section(title, failures_first(findings, 4))
 
     def _conversations(
-        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Gaps
+        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Excuse
     ) -> list[Finding]:
-        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can."""
-        failed, same = [], 0
+        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can. What it cannot do
+        either is no fault; then ids must be those without that.
+        """
+        failed, same, excused = [], 0, 0
         for name, theirs in self.theirs.items():
             ours = self.ours[name]
             if name in their_ids and their_ids[name] == our_ids.get(name):
                 same += ours.text != theirs.text
+            elif name in gaps.chats and gaps.chats[name] == our_ids.get(name):
+                excused += 1
             elif (ours.text, ours.refusal) != (theirs.text, theirs.refusal):
                 failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
             elif name in their_ids:
-                failed.append(self._line(theirs.text or "", their_ids[name], our_ids[name]))
-        findings = (
-            [Finding("note", f"{same} conversations render other text, which is the same tokens")] if same else []
-        )
-        if failed and gaps.text:
-            told = f"{len(failed)} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
-            return [*findings, Finding("note", told)]
+                failed.append(self._line(theirs.text or "", gaps.chats.get(name, their_ids[name]), our_ids[name]))
+        told = f"{excused} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
+        findings = [Finding("note", told)] * bool(excused)
+        told = f"{same} conversations render other text, which is the same tokens"
+        findings += [Finding("note", told)] * bool(same)
         refused = sum(rendering.text is None for rendering in self.theirs.values())
         what = f"{len(self.theirs)} conversations, {refused} of them refused, as by the checkpoint's own template"
         return findings + (failed or [Finding("ok", what)])
