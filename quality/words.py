@@ -25,8 +25,8 @@ SPACE = "▁"
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """What no GGUF can say (`text`; empty where ids agree), and the ids there are without it: `ids` of the lines, and
-    `chats`, those of conversations by name."""
+    """What no GGUF can say (`text`; empty where ids agree), and the ids there are without it, if that could be asked:
+    `ids` of the lines, and `chats`, those of conversations by name."""
 
     text: str = ""
     ids: Sequence[Sequence[int]] = ()
@@ -99,13 +99,14 @@ class Words:
         return (self._token_ids(gguf, own, problem, gaps), self._specials(gguf, own), self._chat(gguf, own, gaps))
 
     def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Excuse:
-        """What the tokenizer does and no GGUF can say; looked up only where ids differ."""
+        """What the tokenizer does and no GGUF can say; looked up only where ids differ, or texts if ids are unknown."""
         texts = len(self.lines)
-        if not own or not self._own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
+        same = own["ids"][:texts] == gguf["ids"][:texts] if own else self.ours == self.theirs
+        if not self.own or same:
             return Excuse()
-        text = read_gaps(self.own, len(self.tokens))
-        if not text:
-            return Excuse()
+        text = read_gaps(self.own, len(self.expected.get("tokenizer.ggml.tokens", self.tokens)))
+        if not text or not own or not self._own:
+            return Excuse(text)
         request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "chats": _texts(self.theirs)}
         about = digest_of_file(self.own.tokenizer) if self._own.key and self.own.tokenizer else None
         bare = self._ask(request, f"tokenizers read a part of {self.own.tokenizer}", about).answer()
@@ -255,13 +256,15 @@ class Words:
         """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can. What it cannot do
         either is no fault; then ids must be those without that.
         """
-        failed, same, excused = [], 0, 0
+        failed, same, excused, spaces = [], 0, 0, 0
         for name, theirs in self.theirs.items():
             ours = self.ours[name]
             if name in their_ids and their_ids[name] == our_ids.get(name):
                 same += ours.text != theirs.text
             elif name in gaps.chats and gaps.chats[name] == our_ids.get(name):
                 excused += 1
+            elif not their_ids and gaps.text and _letters(ours) == _letters(theirs):
+                spaces += ours != theirs
             elif (ours.text, ours.refusal) != (theirs.text, theirs.refusal):
                 failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
             elif name in their_ids:
@@ -270,6 +273,8 @@ class Words:
         findings = [Finding("note", told)] * bool(excused)
         told = f"{same} conversations render other text, which is the same tokens"
         findings += [Finding("note", told)] * bool(same)
+        told = f"{spaces} conversations render other spaces; without token ids nobody can say whether that is right"
+        findings += [Finding("note", told)] * bool(spaces)
         refused = sum(rendering.text is None for rendering in self.theirs.values())
         what = f"{len(self.theirs)} conversations, {refused} of them refused, as by the checkpoint's own template"
         return findings + (failed or [Finding("ok", what)])
@@ -299,6 +304,11 @@ def _rendered(renderings: Mapping[str, Rendering]) -> list[str]:
 
 def _texts(renderings: Mapping[str, Rendering]) -> list[str]:
     return [r.text for r in renderings.values() if r.text is not None]
+
+
+def _letters(rendering: Rendering) -> tuple[str, str]:
+    """All but the spaces, which templates put where a tokenizer would have put them."""
+    return "".join((rendering.text or "").split()), rendering.refusal
 
 
 def _parted(theirs: Rendering, ours: Rendering) -> tuple[str, str]:
