@@ -208,6 +208,11 @@ SIGLIP_KEYS = {
     "projection_dim": "text hidden_size",
     "projector.scale_factor": "pooled side",
 }
+FLOATS = {
+    *("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"),
+    *("rope_theta", "rope_local_base_freq", "rope factor", "softcap"),
+}
+"""The settings that llama.cpp wants as float32; numbers among the others it wants as uint32, and loads no other."""
 
 # --- weights --------------------------------------------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from ..checkpoint.folder import open_checkpoint, read_json_object
 from ..checkpoint.gguf import GGUFFile
-from ..checkpoint.types import GGMLQuantizationType, Slice, row_nbytes
+from ..checkpoint.types import KV, GGMLQuantizationType, Slice, row_nbytes
 from ..errors import InvalidInput
 from ..pipeline.plan import Codec, Model
 from ..quantize import ggml
 from . import bounds
-from .definitions import Definition, Values, Weight, definition_of
+from .definitions import FLOATS, Definition, Values, Weight, definition_of
 from .report import Finding, Section, failures_first
 from .weights import row_sums, sampled_rows
 
@@ -60,15 +60,22 @@ def _keys(header: GGUFFile, definition: Definition, values: Values) -> list[Find
     """Every setting that the definition knows; one that it says is not there must not be there."""
     wanted = [("general.architecture", definition.architecture, "")]
     wanted += [(f"{definition.prefix}.{key}", values.get(name), name) for key, name in definition.keys.items()]
-    failed = [
-        Finding("failed", "key", key, f"{_shown(value)}{name and f' ({name})'}", _shown(header.value(key)))
-        for key, value, name in wanted
-        if not _same(value, header.value(key))
-    ]
+    failed = [finding for key, value, name in wanted for finding in _key(header.find(key), key, value, name)]
     tokens = len(header.value("tokenizer.ggml.tokens", ()))
     if "vocab_size" in values and tokens != values["vocab_size"]:
         failed.append(Finding("failed", "tokens", "", f"{values['vocab_size']} (vocab_size)", str(tokens)))
     return failed or [Finding("ok", f"{len(wanted)} keys are config.json's")]
+
+
+def _key(found: KV | None, key: str, value: Any, name: str) -> list[Finding]:
+    """What is wrong with a key that must have `value`, which transformers calls `name`."""
+    mine = found.value if found else None
+    if not _same(value, mine):
+        return [Finding("failed", "key", key, f"{_shown(value)}{name and f' ({name})'}", _shown(mine))]
+    kind = "STRING" if isinstance(value, str) else "FLOAT32" if name in FLOATS else "UINT32"
+    if found and found.type.name != kind:
+        return [Finding("failed", "key", key, f"the type {kind}", f"the type {found.type.name}")]
+    return []
 
 
 def _same(wanted: Any, found: Any) -> bool:

@@ -1,5 +1,6 @@
 """The second opinion: faults in convert's own tables, which both sides of every other comparison share, get no file."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.convert import bloom, gemma3, llama, qwen2, rows, siglip
+from borealis_gguf.convert import bloom, decoder, gemma3, llama, qwen2, rows, siglip
 from borealis_gguf.convert.describe import ARCHITECTURES, VISION
 from borealis_gguf.convert.rope import Scaling
 from borealis_gguf.convert.rows import Row
@@ -25,7 +27,10 @@ from .checkpoints import MINIATURES, TIED_HEAD, Miniature
 from .families import FAMILIES
 from .faults import Weights
 from .lora_adapters import lora_of
+from .make_config_defaults import CLASSES, RECORDED
+from .make_goldens import GOLDENS
 from .seeing import SEEING
+from .test_convert_goldens import golden
 from .test_quality_check import write_matrix
 
 EVERY = (*FAMILIES, *MINIATURES, TIED_HEAD, *SEEING)
@@ -37,6 +42,45 @@ PRESETS = ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_S", "Q2_K", "IQ4_XS", "Q5_0", "Q2_0",
 
 def opinion(plan: FilePlan, quick: bool) -> Section:
     return second_opinion(read_gguf(plan.path), plan.model, api.CODEC, quick=quick)
+
+
+# --- definitions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_defaults_are_those_of_transformers(name: str) -> None:
+    said = json.loads(RECORDED.read_text(encoding="utf-8"))[CLASSES[name]]
+    rope = said.get("rope_parameters", {})
+    said["rope_theta"] = rope.get("full_attention", rope).get("rope_theta")
+    said["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
+    said["sliding_window_pattern"] = said.get("_sliding_window_pattern")
+    defaults = getattr(definitions, name)
+    assert {key: value for key, value in defaults.items() if value is not None} == {
+        key: said[key] for key, value in defaults.items() if value is not None
+    }
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(GOLDENS.glob("*.json")) if path.stem != "nano-nb-7m"])
+def test_settings_are_those_that_llama_cpps_converter_writes(name: str) -> None:
+    config = BY_NAME[name.removeprefix("mmproj-")].config
+    _, definition = definitions.definition_of(config, vision=name.startswith("mmproj-"))
+    assert definition is not None
+    theirs: dict[str, tuple[str, Any]] = {
+        key: (type, value[0] if value else None) for key, type, *value in golden(name)["kv"]
+    }
+    values = definition.values(config)
+    for key, setting in definition.keys.items():
+        type, value = theirs.get(f"{definition.prefix}.{key}", ("", None))
+        wanted = values.get(setting)
+        assert (wanted is None) == (value is None), key
+        if wanted is not None:
+            assert type == (
+                "STRING" if setting == "rope_type" else "FLOAT32" if setting in definitions.FLOATS else "UINT32"
+            )
+            assert value == (float(np.float32(wanted)) if type == "FLOAT32" else wanted), key
+    assert theirs["general.architecture"][1] == definition.architecture
+    if not name.startswith("mmproj-"):
+        assert theirs["tokenizer.ggml.tokens"][1]["items"] == values["vocab_size"]
 
 
 # --- good files -----------------------------------------------------------------------------------------------------
@@ -260,6 +304,12 @@ FAULTS = (
         BLOOM,
         changed_keys(bloom, lambda config: replace(config, context=config.hidden)),
         r"bloom.context_length: key: expected 2048 \(context\); found 96",
+    ),
+    Fault(
+        "a number of another type",
+        MISTRAL,
+        lambda patch: patch.setattr(decoder, "F32", GGUFValueType.FLOAT64),
+        "llama.attention.layer_norm_rms_epsilon: key: expected the type FLOAT32; found the type FLOAT64",
     ),
     Fault("a token fewer", BLOOM, one_row_fewer, r"tokens: expected 1464 \(vocab_size\); found 1463"),
 )
