@@ -51,9 +51,16 @@ class Definition:
 
 def definition_of(config: Mapping[str, Any], *, vision: bool = False) -> tuple[str, Definition | None]:
     """What config.json calls its architecture, and its definition; None for one that is not defined here."""
-    inner = (config.get("text_config") or {}).get("architectures") or []
-    name = str([*inner, *(config.get("architectures") or []), ""][0])
+    lists = [part.get("architectures") for part in (_part(config, "text_config"), config)]
+    names = [names[0] for names in lists if isinstance(names, list) and names and isinstance(names[0], str)]
+    name = names[0] if names else ""
     return name, (VISION if vision else DEFINITIONS).get(name)
+
+
+def _part(values: Values, name: str) -> Mapping[str, Any]:
+    """An object inside a configuration; empty where there is none."""
+    part = values.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -123,7 +130,7 @@ def _decoder(defaults: Values) -> Callable[[Values], dict[str, Any]]:
 
 
 def _gemma3(config: Values) -> dict[str, Any]:
-    read = _said(GEMMA3, config.get("text_config") or config)
+    read = _said(GEMMA3, _part(config, "text_config") or config)
     kinds = read.get("layer_types") or ["sliding_attention"] * (read["sliding_window_pattern"] != 1)
     window = read["sliding_window"] if "sliding_attention" in kinds else None
     return read | _rope(read) | {"window": window, "softcap": read.get("final_logit_softcapping") or None}
@@ -140,10 +147,10 @@ def _bloom(config: Values) -> dict[str, Any]:
 
 
 def _siglip(config: Values) -> dict[str, Any]:
-    read = _said(SIGLIP, config.get("vision_config") or {})
+    read = _said(SIGLIP, _part(config, "vision_config"))
     side = isqrt(config.get("mm_tokens_per_image") or 256)
     pool = read["image_size"] // read["patch_size"] // side
-    text = _said(GEMMA3, config.get("text_config") or {})["hidden_size"]
+    text = _said(GEMMA3, _part(config, "text_config"))["hidden_size"]
     return read | {"text hidden_size": text, "pooled side": None if pool == 4 else pool}
 
 
@@ -153,9 +160,9 @@ def _said(defaults: Values, config: Values) -> dict[str, Any]:
 
 def _rope(read: Values) -> dict[str, Any]:
     """Rotary positions from either dialect: flat fields, or `rope_parameters`, there by kind of layer for Gemma 3."""
-    new = read.get("rope_parameters") or {}
-    full = {**new, **(new.get("full_attention") or {}), **(read.get("rope_scaling") or {})}
-    local = new.get("sliding_attention") or {}
+    new = _part(read, "rope_parameters")
+    full = {**new, **_part(new, "full_attention"), **_part(read, "rope_scaling")}
+    local = _part(new, "sliding_attention")
     kind = full.get("rope_type") or full.get("type") or "default"
     stretched = full if kind != "default" else {}
     return {

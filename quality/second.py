@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..checkpoint.folder import open_checkpoint, read_json_object
+from ..checkpoint.folder import MAX_TOKENIZER_JSON, Checkpoint, open_checkpoint, read_json_object
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice, row_nbytes
 from ..errors import InvalidInput
@@ -22,7 +22,7 @@ from ..pipeline.plan import Codec, Model
 from ..quantize import ggml
 from . import bounds
 from .definitions import FLOATS, Definition, Values, Weight, definition_of
-from .report import Finding, Section, failures_first
+from .report import Finding, Section, failures_first, spelled
 from .weights import row_sums, sampled_rows
 
 TITLE = "second opinion"
@@ -31,6 +31,10 @@ WRAPPERS = re.compile(
     r"(?:(?:model|language_model|transformer|vision_tower|vision_model|multi_modal_projector|multimodal_projector)\.)*"
 )
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+ROLES = {"bos_token": ("bos",), "eos_token": ("eos", "eot", "eom")}
+"""Where a tokenizer ends texts with one token and its configuration names another, the latter ends a turn."""
+
+CONTROL = 3
 RELATED = 0.5
 """Weights of another row have a correlation near 0, and those of the right one, however coarse their type, at least
 this part of what our encoder reaches."""
@@ -49,21 +53,23 @@ def second_opinion(header: GGUFFile, source: Model, codec: Codec, *, quick: bool
     if definition is None:
         return Section(TITLE, (Finding("note", f"none: {name} is defined only once"),))
     values = definition.values(config)
-    findings = _keys(header, definition, values)
+    findings = _keys(header, definition, values, source.origin)
     if not any(tensor.source.slice.remote for tensor in source.tensors):
         changed = {t.name for t in source.tensors if t.source.updates or t.source.precision is not None}
         findings += _weights(_Sides(header, source.origin, codec, changed), definition, values, quick)
     return Section(TITLE, failures_first(findings, 8))
 
 
-def _keys(header: GGUFFile, definition: Definition, values: Values) -> list[Finding]:
-    """Every setting that the definition knows; one that it says is not there must not be there."""
+def _keys(header: GGUFFile, definition: Definition, values: Values, origin: Path) -> list[Finding]:
+    """Every setting that the definition knows, where one that is not there must not be there, and both special tokens
+    that every model has."""
     wanted = [("general.architecture", definition.architecture, "")]
     wanted += [(f"{definition.prefix}.{key}", values.get(name), name) for key, name in definition.keys.items()]
     failed = [finding for key, value, name in wanted for finding in _key(header.find(key), key, value, name)]
     tokens = len(header.value("tokenizer.ggml.tokens", ()))
     if "vocab_size" in values and tokens != values["vocab_size"]:
         failed.append(Finding("failed", "tokens", "", f"{values['vocab_size']} (vocab_size)", str(tokens)))
+    failed += _special(header, origin)
     return failed or [Finding("ok", f"{len(wanted)} keys are config.json's")]
 
 
@@ -78,6 +84,24 @@ def _key(found: KV | None, key: str, value: Any, name: str) -> list[Finding]:
     return []
 
 
+def _special(header: GGUFFile, origin: Path) -> list[Finding]:
+    """What tokenizer_config.json calls by name, if tokenizer.json has it as a control token, has its role."""
+    checkpoint = Checkpoint(origin, None, {}, {})
+    settings, whole = checkpoint.file("tokenizer_config.json"), checkpoint.file("tokenizer.json")
+    said = read_json_object(settings, limit=MAX_TOKENIZER_JSON) if settings and whole else {}
+    tokens, types = (header.value(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
+    failed = []
+    for name, roles in ROLES.items():
+        text = said.get(name)
+        text = text.get("content") if isinstance(text, dict) else text
+        id = tokens.index(text) if text in tokens else -1
+        found = [header.value(f"tokenizer.ggml.{role}_token_id") for role in roles]
+        if 0 <= id < len(types) and types[id] == CONTROL and id not in found:
+            key = f"tokenizer.ggml.{roles[0]}_token_id"
+            failed.append(Finding("failed", "key", key, f"{id} ({name}, {spelled(str(text))})", _shown(found[0])))
+    return failed
+
+
 def _same(wanted: Any, found: Any) -> bool:
     if isinstance(wanted, (int, float)) and isinstance(found, (int, float)):
         return found == wanted or np.float32(found) == np.float32(wanted)
@@ -85,7 +109,7 @@ def _same(wanted: Any, found: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)[:60]
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,7 @@ def test_a_wrong_encoder_gets_no_file(tmp_path: Path, nano: Path) -> None:
 
 def test_a_wrong_header_gets_no_file(tmp_path: Path, nano: Path) -> None:
     (plan,) = api.plan_quantize(nano, ["Q8_0"], tmp_path)
-    with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000 \(and \d more\)"):
+    with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000 \(and \d+ more\)"):
         api.execute([_with_header(plan, "gemma3.rope.freq_base", 10000.0)])
     assert list(tmp_path.iterdir()) == []
 

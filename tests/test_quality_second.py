@@ -13,10 +13,12 @@ from gguf.constants import GGUFValueType
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
+from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert import bloom, decoder, gemma3, llama, qwen2, rows, siglip
 from borealis_gguf.convert.describe import ARCHITECTURES, VISION
 from borealis_gguf.convert.rope import Scaling
 from borealis_gguf.convert.rows import Row
+from borealis_gguf.convert.special import special_kv
 from borealis_gguf.errors import BorealisError
 from borealis_gguf.pipeline.plan import FilePlan, RowMap
 from borealis_gguf.quality import definitions
@@ -204,6 +206,15 @@ def layers_backwards(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rows, "_names", lambda row, n: [(n - 1 - i if n > 1 else i, name) for i, name in names(row, n)])
 
 
+def changed_special(kind: str, id: int) -> Patch:
+    key = f"tokenizer.ggml.{kind}_token_id"
+
+    def changed(*given: Any, **named: Any) -> tuple[KV, ...]:
+        return tuple(replace(kv, value=id) if kv.key == key else kv for kv in special_kv(*given, **named))
+
+    return lambda patch: patch.setattr("borealis_gguf.convert.bpe.special_kv", changed)
+
+
 def straight(self: RowMap, start: int, stop: int) -> np.ndarray:
     return np.arange(start, stop)
 
@@ -310,6 +321,12 @@ FAULTS = (
         MISTRAL,
         lambda patch: patch.setattr(decoder, "F32", GGUFValueType.FLOAT64),
         "llama.attention.layer_norm_rms_epsilon: key: expected the type FLOAT32; found the type FLOAT64",
+    ),
+    Fault(
+        "another end",
+        BLOOM,
+        changed_special("eos", 6),
+        r"tokenizer.ggml.eos_token_id: key: expected 2 \(eos_token, '</s>'\); found 6",
     ),
     Fault("a token fewer", BLOOM, one_row_fewer, r"tokens: expected 1464 \(vocab_size\); found 1463"),
 )
