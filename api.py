@@ -310,8 +310,9 @@ def check(
 ) -> Report:
     """Compare a GGUF with what it was made from: a checkpoint (a folder, or a Hub id) or another GGUF.
 
-    Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), token ids of
-    built-in lines and of those of the file `text`, special tokens and the chat template. `loras` were merged into the
+    Looked at are metadata, names and shapes, every weight (with `quick` a few rows of each tensor), settings and some
+    rows by tables that the conversion does not know, token ids of built-in lines and of those of the file `text`,
+    special tokens and the chat template. `loras` were merged into the
     GGUF, with these scales. `imatrix` is the one it was made with, if any: then its weights must be exact. `logits`
     compares those with transformers', if that is installed. `on_progress` counts weights.
     Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.

@@ -20,14 +20,23 @@ GPT2 = "ByteLevel's own"
 DIGITS = "each digit alone"
 LLAMA3 = CONTRACTIONS + WORD + r"|\p{N}{1,3}" + REST
 QWEN2 = CONTRACTIONS + WORD + r"|\p{N}" + REST
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+
+
+def _cased(upper: str, lower: str, end: str, digits: str) -> str:
+    """Words of which only the first letters are upper-case, or only the last are not."""
+    return (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{end}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{end}"
+        rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+TEKKEN = _cased(UPPER, LOWER, "", r"\p{N}")
+GPT4O = _cased(UPPER, LOWER, f"{CONTRACTIONS}?", r"\p{N}{1,3}")
+ROUGH_UPPER, ROUGH_LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
+ROUGH_TEKKEN = _cased(ROUGH_UPPER, ROUGH_LOWER, "", r"\p{N}")
+ROUGH_GPT4O = _cased(ROUGH_UPPER, ROUGH_LOWER, f"{CONTRACTIONS}?", r"\p{N}{1,3}")
+"""llama.cpp knows the case of A to Z only: to it every other letter is both upper and lower."""
+
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
@@ -37,7 +46,7 @@ class PreType:
 
     `ignore_merges`: a word that is a token is taken whole. `adds_bos`: unless a key says otherwise. `cleans`: spaces
     before punctuation are taken out when a whole text is decoded. `inexact`: where llama.cpp's splits are not quite
-    those of the regular expression they stand for.
+    those of the regular expression they stand for, and `actual` the one they are.
     """
 
     name: str
@@ -46,6 +55,7 @@ class PreType:
     adds_bos: bool = False
     cleans: bool = False
     inexact: str = ""
+    actual: str = ""
 
 
 SPACE_IN_FRONT = "ByteLevel's space in front"
@@ -59,8 +69,8 @@ PRE_TYPES = (
     PreType("dbrx", (LLAMA3,), cleans=True),
     PreType("qwen2", (QWEN2,)),
     PreType("stablelm2", (QWEN2,), cleans=True),
-    PreType("tekken", (TEKKEN,), ignore_merges=True, adds_bos=True, inexact=CASES),
-    PreType("gpt-4o", (GPT4O,), inexact=CASES),
+    PreType("tekken", (TEKKEN,), ignore_merges=True, adds_bos=True, inexact=CASES, actual=ROUGH_TEKKEN),
+    PreType("gpt-4o", (GPT4O,), inexact=CASES, actual=ROUGH_GPT4O),
     PreType("bloom", (BLOOM,), cleans=True),
     PreType("poro-chat", (BLOOM,)),
     PreType("viking", (BLOOM, DIGITS)),

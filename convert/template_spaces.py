@@ -14,6 +14,7 @@ from .bpe import Bpe
 from .chat_template import ChatTemplate
 from .pre_type import SPACE_IN_FRONT, Match
 from .special import token_text
+from .text_view import described
 
 MARK = "\ufdd0"
 """Never a character: it can stand between the stretches."""
@@ -21,8 +22,9 @@ MARK = "\ufdd0"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing done to a stretch of text: as Jinja, to the variable `part`, and as a function."""
+    """One thing done to a stretch of text, called `name`: as Jinja, to the variable `part`, and as a function."""
 
+    name: str
     jinja: str
     apply: Callable[[str], str]
 
@@ -32,7 +34,7 @@ def emulated_steps(match: Match) -> tuple[Step, ...]:
     steps = [step for entry in match.normalizer if (step := _step(entry))]
     if SPACE_IN_FRONT in match.others:
         jinja = "{% if not part.startswith(' ') %}{% set part = ' ' ~ part %}{% endif %}"
-        steps.append(Step(jinja, lambda text: text if text.startswith(" ") else " " + text))
+        steps.append(Step(SPACE_IN_FRONT, jinja, lambda text: text if text.startswith(" ") else " " + text))
     return tuple(steps)
 
 
@@ -55,22 +57,22 @@ def emulate(template: ChatTemplate, bpe: Bpe, config: Mapping[str, Any]) -> Chat
 
 def _step(step: Mapping[str, Any]) -> Step | None:
     """A step of a normalizer; None where a template cannot do it."""
-    pattern, content = step.get("pattern"), str(step.get("content"))
+    name, pattern, content = described(step), step.get("pattern"), str(step.get("content"))
     if step.get("type") == "Prepend":
         start = str(step.get("prepend"))
-        return Step(f"{{% set part = {_literal(start)} ~ part %}}", lambda text: start + text)
+        return Step(name, f"{{% set part = {_literal(start)} ~ part %}}", lambda text: start + text)
     if step.get("type") != "Replace" or not isinstance(pattern, dict):
         return None
     if "String" in pattern:
         old = str(pattern["String"])
         jinja = f"{{% set part = part.replace({_literal(old)}, {_literal(content)}) %}}"
-        return Step(jinja, lambda text: text.replace(old, content))
+        return Step(name, jinja, lambda text: text.replace(old, content))
     if pattern.get("Regex") in (" *\n", " *\\n") and content == "\n":
         jinja = (
             "{% set part %}{% for line in part.split('\\n') %}"
             "{{ line if loop.last else line.rstrip(' ') ~ '\\n' }}{% endfor %}{% endset %}"
         )
-        return Step(jinja, lambda text: re.sub(" *\n", "\n", text))
+        return Step(name, jinja, lambda text: re.sub(" *\n", "\n", text))
     return None
 
 

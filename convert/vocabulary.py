@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf.constants import GGUFValueType
 
@@ -20,6 +20,9 @@ from .special import LLAMA
 from .template_spaces import Step, emulate, emulated_steps
 from .text_view import TextView, text_view
 from .tokenizer import read_tokenizer, tokenizer_kv
+
+if TYPE_CHECKING:
+    from .token_gap import Gap
 
 log = logging.getLogger("borealis_gguf")
 
@@ -82,22 +85,32 @@ def _sentencepiece(checkpoint: Checkpoint, n_vocab: int, view: TextView, config:
 
 
 def _tell(where: str, kv: Sequence[KV], whole: Path | None, gaps: Sequence[str], steps: Sequence[Step]) -> None:
-    """One warning: what llama.cpp leaves out, how many lines it changes, what the chat template makes up for."""
+    """One warning: what llama.cpp leaves out, how many lines it changes, which of it the chat template does, and what
+    is different after that."""
     from .token_gap import measure  # loads llama.cpp
 
     what = f"llama.cpp's tokenizer leaves out {'; '.join(gaps)}"
-    in_chats = "; in chats the template does some of it" if steps else ""
+    in_chats = f"; in chats the template does {', '.join(step.name for step in steps)}" if steps else ""
     try:
         gap = measure(kv, whole) if whole else None
-        if whole and steps:
-            left = measure(kv, whole, steps=[step.apply for step in steps])
-            in_chats = f"; in chats, where the template does some of it, {left.different} of {left.lines}"
+        left = measure(kv, whole, steps=[step.apply for step in steps]) if whole and steps else None
     except ImportError:
-        gap = None
+        gap = left = None
     if gap is None:
         why = "no tokenizer.json to compare with" if whole is None else "pip install tokenizers"
         log.warning("%s: %s; how often ids differ was not measured (%s)%s", where, what, why, in_chats)
         return
-    line = f"{gap.different} of {gap.lines} Norwegian lines get other ids"
-    example = f", as {quote(gap.example, 60)}: {gap.ours[:8]} for {gap.theirs[:8]}" if gap.different else ""
-    log.log(logging.WARNING if gap.different else logging.INFO, "%s: %s: %s%s%s", where, what, line, in_chats, example)
+    line = f"{gap.different} of {gap.lines} Norwegian lines get other ids{_example(gap)}{in_chats}"
+    if left is not None:
+        line += f", and {left.different} of {left.lines} still get other ids{_example(left)}"
+    log.log(logging.WARNING if gap.different else logging.INFO, "%s: %s: %s", where, what, line)
+
+
+def _example(gap: "Gap") -> str:
+    """The first line that differs, from where its ids do."""
+    if not gap.different:
+        return ""
+    pairs = zip(gap.ours, gap.theirs, strict=False)
+    at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(gap.ours), len(gap.theirs)))
+    start = f" from its token {at} on" if at else ""
+    return f", as {quote(gap.example, 60)}{start}: {gap.ours[at : at + 8]} for {gap.theirs[at : at + 8]}"

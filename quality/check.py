@@ -26,6 +26,7 @@ from .metadata import check_metadata
 from .own import Own, read_own
 from .remembered import digest_of_file, is_known
 from .report import Finding, Report, Section
+from .second import second_opinion
 from .tap import Tap
 from .tensors import check_names, check_weights
 from .texts import LINES
@@ -53,14 +54,12 @@ def check_file(
 
     texts: lines of the user's to tokenize, beside the built-in ones. importance: what the tensors' encoder was given,
     by name. logits: compare those, too, which needs transformers. `on_progress` counts weights. Raises InvalidInput
-    when `path` is no GGUF; a GGUF with a fault fails.
+    when `path` is no GGUF, or its logits cannot be compared; a GGUF with a fault fails.
     """
     began = time.monotonic()
-    if logits:
-        require()
-        if not source.origin:
-            raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
     header = read_gguf(path)
+    if logits:
+        _can_compare_logits(path, header, source, against)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
         words = _words(str(path), header, source.kv, own, [*LINES, *texts], quick=quick, remember=quick)
@@ -72,11 +71,26 @@ def check_file(
             *check_tensors(
                 header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
             ),
+            second_opinion(header, source, codec, quick=quick),
             *(words.sections() if words else ()),
         ]
         if logits and source.origin:
             sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
+
+
+def _can_compare_logits(path: Path, header: GGUFFile, source: Model, against: str) -> None:
+    """Raises InvalidInput, in one line, when there is nothing that transformers could compute the same of."""
+    if not source.origin:
+        raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
+    if header.value("general.type") == "mmproj":
+        raise InvalidInput(f"{path}: an mmproj has no logits; check it without --logits, and its model with them")
+    if any(tensor.source.updates or tensor.source.precision is not None for tensor in source.tensors):
+        raise InvalidInput(
+            f"{path}: {against} has other logits than with adapters merged into it; leave out --logits, or merge them "
+            "with PEFT and check against that"
+        )
+    require()
 
 
 def read_lines(path: Path) -> list[str]:
@@ -246,6 +260,7 @@ class QuickCheck:
                 importance=importance,
                 open_source=self._tap.open_kept,
             ),
+            second_opinion(file.header, model, self.codec, quick=True),
             *words,
         )
         against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)

@@ -8,7 +8,7 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from ..convert.bpe import read_bpe
 from ..convert.chat_template import read_chat_template
-from ..convert.text_view import described, text_view
+from ..convert.text_view import text_view
 from ..runtime.template import ChatTemplate
 
 
@@ -35,31 +35,16 @@ def read_own(folder: Path) -> Own:
     return Own(folder, checkpoint.file("tokenizer.json"), template, dict(_ends(checkpoint)))
 
 
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """What the checkpoint's tokenizer does to texts and no GGUF can say: steps of its normalizer, and other things."""
-
-    normalizer: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.normalizer + self.others)
-
-
-def read_gaps(own: Own, n_vocab: int) -> Gaps:
-    """What is known to become other tokens, and is told when the checkpoint is converted."""
+def read_gaps(own: Own, n_vocab: int) -> str:
+    """What the checkpoint's tokenizer does to texts and no GGUF can say, in words; empty where there is nothing."""
     if not own.tokenizer:
-        return Gaps()
+        return ""
     json = read_json_object(own.tokenizer, limit=MAX_TOKENIZER_JSON)
     view = text_view(json)
     if view:
-        return Gaps(view.normalizer, view.splits)
-    bpe = read_bpe(
-        own.tokenizer, json, _optional(Checkpoint(own.folder, None, {}, {}), "tokenizer_config.json"), n_vocab
-    )
-    normalizer = tuple(map(described, bpe.match.normalizer))
-    return Gaps(normalizer, bpe.gaps[len(normalizer) :])
+        return ", ".join(view.gaps)
+    config = _optional(Checkpoint(own.folder, None, {}, {}), "tokenizer_config.json")
+    return ", ".join(read_bpe(own.tokenizer, json, config, n_vocab).gaps)
 
 
 def _optional(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

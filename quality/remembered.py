@@ -21,11 +21,9 @@ OF_THE_WEIGHTS = ("general.file_type", "general.quantization_version")
 PACKAGES = ("llama_cpp", "tokenizers")
 PLAIN_MARSHAL = 2
 """The version of its format in which equal values have equal bytes: later ones tell what is shared between them."""
-OWN_CODE = (
-    Path(__file__).with_name("worker.py"),
-    Path(__file__).with_name("cut.py"),
-    Path(__file__).parents[1] / "runtime" / "vocabulary.py",
-)
+ANSWERING = ("quality/worker.py", "quality/cut.py", "quality/bare.py", "runtime/vocabulary.py", "convert/pre_type.py",
+             "convert/template_spaces.py", "convert/text_view.py")  # fmt: skip
+OWN_CODE = tuple(Path(__file__).parents[1] / name for name in ANSWERING)
 
 
 def key_of(about: bytes, request: Mapping[str, Any]) -> str:

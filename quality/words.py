@@ -1,7 +1,7 @@
 """Everything about text: token ids, special tokens, the chat template. Asked first, collected when it is answered."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..errors import BorealisError, InvalidInput
 from ..runtime.template import ChatTemplate
 from .asked import Asked, Child
 from .conversations import CONVERSATIONS
-from .own import Gaps, Own, read_gaps
+from .own import Own, read_gaps
 from .remembered import digest_of_file, digest_of_vocabulary, key_of
 from .report import Finding, Section, failures_first, spelled
 
@@ -22,6 +22,16 @@ KINDS = ("bos", "eos")
 INSTALL = "pip install tokenizers"
 SPACE = "▁"
 """What SentencePiece writes for a space: in a text of itself it comes back as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excuse:
+    """What no GGUF can say (`text`; empty where ids agree), and the ids there are without it, if that could be asked:
+    `ids` of the lines, and `chats`, those of conversations by name."""
+
+    text: str = ""
+    ids: Sequence[Sequence[int]] = ()
+    chats: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +86,27 @@ class Words:
 
     def sections(self) -> tuple[Section, ...]:
         """Token ids, special tokens and chat template; waits for the answers."""
+        if self._less and self._differ():
+            self._ask_whole()
         sections = self._sections()
-        if self._less and self.own and self.own.tokenizer and self._doubtful(sections):
-            self._own, self._less = self._ask_own(self.own.tokenizer), False
+        if self._less and any(finding.status == "failed" for section in sections for finding in section.findings):
+            self._ask_whole()
             return self._sections()
         return sections
 
-    def _doubtful(self, sections: Sequence[Section]) -> bool:
-        """Whether something is wrong that may be the doing of a tokenizer opened in part."""
+    def _differ(self) -> bool:
+        """Whether the lines have other ids here and there, which may be the doing of a tokenizer opened in part."""
         try:
             gguf, own = self._gguf.answer(), self._own.answer() if self._own else {}
         except BorealisError:
             return False
         n = len(self.lines)
-        failed = any(finding.status == "failed" for section in sections for finding in section.findings)
-        return "ids" in own and (failed or own["ids"][:n] != gguf["ids"][:n])
+        return "ids" in own and own["ids"][:n] != gguf["ids"][:n]
+
+    def _ask_whole(self) -> None:
+        self._less = False
+        if self.own and self.own.tokenizer:
+            self._own = self._ask_own(self.own.tokenizer)
 
     def _ask_own(self, tokenizer: Path, **how: bool) -> Asked:
         """What the checkpoint's tokenizer makes of the lines and of its template's conversations."""
@@ -117,12 +133,19 @@ class Words:
         gaps = self._gaps(gguf, own)
         return (self._token_ids(gguf, own, problem, gaps), self._specials(gguf, own), self._chat(gguf, own, gaps))
 
-    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Gaps:
-        """What the tokenizer does and no GGUF can say; looked up only where ids differ."""
+    def _gaps(self, gguf: Mapping[str, Any], own: Mapping[str, Any]) -> Excuse:
+        """What the tokenizer does and no GGUF can say; looked up only where ids differ, or texts if ids are unknown."""
         texts = len(self.lines)
-        if not own or not self.own or own["ids"][:texts] == gguf["ids"][:texts]:
-            return Gaps()
-        return read_gaps(self.own, len(self.tokens))
+        same = own["ids"][:texts] == gguf["ids"][:texts] if own else self.ours == self.theirs
+        if not self.own or same:
+            return Excuse()
+        text = read_gaps(self.own, len(self.expected.get("tokenizer.ggml.tokens", self.tokens)))
+        if not text or not own or not self._own:
+            return Excuse(text)
+        request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "chats": _texts(self.theirs)}
+        about = digest_of_file(self.own.tokenizer) if self._own.key and self.own.tokenizer else None
+        bare = self._ask(request, f"tokenizers read a part of {self.own.tokenizer}", about).answer()
+        return Excuse(text, bare["ids"], dict(zip(_rendered(self.theirs), bare["chats"], strict=True)))
 
     def _ask(self, request: dict[str, Any], what: str, about: bytes | None = None) -> Asked:
         child = self._begun.pop("gguf" if "gguf" in request else "tokenizer", None)
@@ -152,17 +175,19 @@ class Words:
 
     # ---- token ids
 
-    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Gaps) -> Section:
+    def _token_ids(self, gguf: Mapping[str, Any], own: Mapping[str, Any], problem: str, gaps: Excuse) -> Section:
         n = len(self.lines)
         if own:
             bad = self._differences(own["ids"], gguf["ids"])
+            told: list[Finding] = []
             if bad and gaps.text:
-                return self._told(bad, gguf, gaps)
+                told, bad = self._told(own["ids"], gguf["ids"], gaps)
+            rest = ", were it not for that" if told else f", {sum(map(len, gguf['ids'][:n]))} tokens"
             if not bad:
-                bad = [Finding("ok", f"{n} texts, {sum(map(len, gguf['ids'][:n]))} tokens")]
+                bad = [Finding("ok", f"{n} texts{rest}")]
             elif len(bad) > 1:
                 bad.insert(0, Finding("failed", f"{len(bad)} of {n} texts become other tokens; some of them"))
-            return Section("token ids", failures_first(bad, 6))
+            return Section("token ids", failures_first([*told, *bad], 6))
         findings = []
         if problem:
             left = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
@@ -178,20 +203,19 @@ class Words:
         rows = zip(self.lines, theirs, ours, strict=False)
         return [self._line(text, a, b) for text, a, b in rows if a != b]
 
-    def _told(self, bad: Sequence[Finding], gguf: Mapping[str, Any], gaps: Gaps) -> Section:
-        """Differences that no GGUF can avoid are notes; without the normalizer's doing, and if there is nothing else
-        to excuse them, none may be left.
+    def _told(
+        self, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]], gaps: Excuse
+    ) -> tuple[list[Finding], list[Finding]]:
+        """Notes on differences that no GGUF can avoid, and those that are left: ids that are neither the tokenizer's
+        nor what is left of them without all that.
         """
-        findings = [
-            Finding("note", f"{len(bad)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}")
-        ]
-        findings.append(replace(bad[0], status="note"))
-        if gaps.normalizer and not gaps.others and self.own and self.own.tokenizer:
-            request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "bare": True}
-            bare = self._ask(request, f"tokenizers read {self.own.tokenizer}").answer()
-            left = self._differences(bare["ids"], gguf["ids"])
-            findings += left or [Finding("ok", f"{len(self.lines)} texts, were it not for that")]
-        return Section("token ids", failures_first(findings, 6))
+        rows = list(zip(self.lines, theirs, ours, gaps.ids, strict=False))
+        excused = [self._line(text, a, b) for text, a, b, bare in rows if a != b == bare]
+        left = [self._line(text, bare, b) for text, a, b, bare in rows if b not in (a, bare)]
+        if not excused:
+            return [], left
+        what = f"{len(excused)} of {len(self.lines)} texts become other tokens: no GGUF has {gaps.text}"
+        return [Finding("note", what), replace(excused[0], status="note")], left
 
     def _line(self, text: str, theirs: Sequence[int], ours: Sequence[int]) -> Finding:
         at = _first_difference(theirs, ours)
@@ -244,7 +268,7 @@ class Words:
 
     # ---- chat template
 
-    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Gaps) -> Section:
+    def _chat(self, gguf: Mapping[str, Any], own: Mapping[str, Any], gaps: Excuse) -> Section:
         title, has = "chat template", TEMPLATE_KEY in {kv.key for kv in self.header.kv}
         wanted = self.own.template is not None if self.own else has
         if not wanted and not has:
@@ -263,24 +287,30 @@ class Words:
         return Section(title, failures_first(findings, 4))
 
     def _conversations(
-        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Gaps
+        self, our_ids: Mapping[str, list[int]], their_ids: Mapping[str, list[int]], gaps: Excuse
     ) -> list[Finding]:
-        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can."""
-        failed, same = [], 0
+        """Equal texts, or at least equal tokens: a template may do what no GGUF's tokenizer can. What it cannot do
+        either is no fault; then ids must be those without that.
+        """
+        failed, same, excused, spaces = [], 0, 0, 0
         for name, theirs in self.theirs.items():
             ours = self.ours[name]
             if name in their_ids and their_ids[name] == our_ids.get(name):
                 same += ours.text != theirs.text
+            elif name in gaps.chats and gaps.chats[name] == our_ids.get(name):
+                excused += 1
+            elif not their_ids and gaps.text and _letters(ours) == _letters(theirs):
+                spaces += ours != theirs
             elif (ours.text, ours.refusal) != (theirs.text, theirs.refusal):
                 failed.append(Finding("failed", "rendering", name, *_parted(theirs, ours)))
             elif name in their_ids:
-                failed.append(self._line(theirs.text or "", their_ids[name], our_ids[name]))
-        findings = (
-            [Finding("note", f"{same} conversations render other text, which is the same tokens")] if same else []
-        )
-        if failed and gaps.text:
-            told = f"{len(failed)} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
-            return [*findings, Finding("note", told)]
+                failed.append(self._line(theirs.text or "", gaps.chats.get(name, their_ids[name]), our_ids[name]))
+        told = f"{excused} of {len(self.theirs)} conversations become other tokens: no GGUF has {gaps.text}"
+        findings = [Finding("note", told)] * bool(excused)
+        told = f"{same} conversations render other text, which is the same tokens"
+        findings += [Finding("note", told)] * bool(same)
+        told = f"{spaces} conversations render other spaces; without token ids nobody can say whether that is right"
+        findings += [Finding("note", told)] * bool(spaces)
         refused = sum(rendering.text is None for rendering in self.theirs.values())
         what = f"{len(self.theirs)} conversations, {refused} of them refused, as by the checkpoint's own template"
         return findings + (failed or [Finding("ok", what)])
@@ -310,6 +340,11 @@ def _rendered(renderings: Mapping[str, Rendering]) -> list[str]:
 
 def _texts(renderings: Mapping[str, Rendering]) -> list[str]:
     return [r.text for r in renderings.values() if r.text is not None]
+
+
+def _letters(rendering: Rendering) -> tuple[str, str]:
+    """All but the spaces, which templates put where a tokenizer would have put them."""
+    return "".join((rendering.text or "").split()), rendering.refusal
 
 
 def _parted(theirs: Rendering, ours: Rendering) -> tuple[str, str]:

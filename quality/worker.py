@@ -1,8 +1,9 @@
 """The child that tokenizes and computes: reads one request from standard input, writes one answer, ends.
 
 llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
-{"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]} or {"logits": PATH, …}: each calls a
-function below, or `logits.measure`, whose result is the answer. Its arguments name what can be opened before.
+{"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]}, the same with "chats", or {"logits":
+PATH, …}: each calls a function below, or `logits.measure`, whose result is the answer. The process's arguments name
+what can be opened before.
 """
 
 import contextlib
@@ -67,6 +68,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         from .logits import measure
 
         return {"prompts": measure(request.pop("logits"), **request)}
+    if "chats" in request:
+        return of_bare_tokenizer(**request)
     return of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
 
 
@@ -90,24 +93,18 @@ def _comes_back(vocabulary: Any, text: str) -> bool:
     return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
 
 
-def of_tokenizer(tokenizer: str, texts: list[str], bare: bool = False, less: bool = False) -> dict[str, Any]:
+def of_tokenizer(tokenizer: str, texts: list[str], less: bool = False) -> dict[str, Any]:
     """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text.
 
-    `bare` is without its normalizer; `less`, without what these texts have no use for (see `cut`).
+    `less` is without what these texts have no use for (see `cut`).
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return {"missing": True}
     try:
-        own: Any = _cut(tokenizer, texts) if less else None
-        own = own or Tokenizer.from_file(tokenizer)
-        if bare:
-            own = Tokenizer.from_str(json.dumps({**json.loads(own.to_str()), "normalizer": None}))
-        own.no_padding()
-        own.no_truncation()
-        encoded = own.encode_batch(texts, add_special_tokens=False)
-        return {"ids": [e.ids for e in encoded], "around": own.encode("").ids}
+        own = (_cut(tokenizer, texts) if less else None) or Tokenizer.from_file(tokenizer)
+        return {"ids": _ids(own, texts), "around": own.encode("").ids}
     except Exception as error:  # the library raises bare Exceptions
         return {"error": f"{tokenizer}: tokenizers cannot use it ({' '.join(str(error).split())})"}
 
@@ -119,3 +116,25 @@ def _cut(tokenizer: str, texts: list[str]) -> Any:
     with contextlib.suppress(Exception):
         made = cut(_document(tokenizer), texts)
         return made and Tokenizer.from_str(made)
+
+
+def of_bare_tokenizer(tokenizer: str, texts: list[str], chats: list[str]) -> dict[str, Any]:
+    """`ids` of the texts, and `chats`, those of conversations, without what the GGUF's tokenizer and the GGUF's chat
+    template cannot do; the library is there.
+    """
+    from tokenizers import Tokenizer
+
+    from .bare import bare
+
+    whole = _document(tokenizer)
+    try:
+        plain, chat = (Tokenizer.from_str(json.dumps(bare(whole, chat=chat))) for chat in (False, True))
+        return {"ids": _ids(plain, texts), "chats": _ids(chat, chats)}
+    except Exception as error:
+        return {"error": f"{tokenizer}: tokenizers cannot use a part of it ({' '.join(str(error).split())})"}
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]

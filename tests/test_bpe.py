@@ -194,9 +194,13 @@ def test_the_gap_is_measured_and_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert record.levelno == logging.WARNING
     assert "leaves out Prepend(' '); NFKC; Replace(" in record.getMessage()
     assert "30 of 30 Norwegian lines get other ids" in record.getMessage()
-    assert "in chats, where the template does some of it, 5 of 30" in record.getMessage()
-    assert "as 'Hovedstaden i Norge heter Oslo.': (" in record.getMessage()
-    assert "\n" not in record.getMessage()
+    told = record.getMessage()
+    assert "get other ids, as 'Hovedstaden i Norge heter Oslo.': (" in told
+    assert r"; in chats the template does Prepend(' '), Replace('\n' → '\n '), Replace(/ *\n/ → '\n'), and " in told
+    assert (
+        r"5 of 30 still get other ids, as '\xc6RLIG TALT: DETTE ER \xd8VERST P\xc5 \xc5RETS LISTE' from its tok" in told
+    )
+    assert "\n" not in told
 
 
 def test_a_normalizer_that_changes_nothing_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,7 +220,9 @@ def test_without_the_tokenizers_library_nothing_is_claimed(
     with caplog.at_level(logging.WARNING):
         kv = vocabulary_kv(write(tmp_path, NORA_TOKENIZER), N_BPE)
     assert value_of(kv, "ggml.pre") == "tekken"
-    assert "how often ids differ was not measured (pip install tokenizers)" in caplog.text
+    assert (
+        "how often ids differ was not measured (pip install tokenizers); in chats the template does Prep" in caplog.text
+    )
 
 
 # --- what the chat template makes up for ----------------------------------------------------------------------------

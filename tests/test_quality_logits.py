@@ -9,13 +9,16 @@ import pytest
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.errors import BorealisError
+from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.quality.logits import check_logits, prompts_of, read_recorded
 from borealis_gguf.quality.report import Section
 
 from . import faults
 from .faults import Edit, Plant, Weights, set_value, with_metadata
+from .lora_adapters import FOR_NANO
 from .make_check_logits import COUNT, RECORDED
+from .seeing import SEEING
+from .test_cli import run
 
 WEIGHTS: list[Plant] = [faults.permuted_head, faults.norm_without_one, faults.swapped_kinds, faults.negated]
 METADATA: dict[str, Edit] = {
@@ -75,3 +78,17 @@ def test_a_model_that_does_not_load_is_a_failed_finding(tmp_path: Path, nano: Pa
     bad.write_bytes(nano_q8.read_bytes()[:-4096])
     (finding,) = check_logits(str(bad), nano, replace(read_gguf(nano_q8), path=bad), 2, RECORDED).findings
     assert finding.status == "failed" and finding.what == "both models"
+
+
+def test_adapters_and_mmprojs_are_refused(tmp_path: Path, nano: Path) -> None:
+    """The checkpoint has other logits than what was merged, and what sees has none. No library is asked for first."""
+    lora, seeing = FOR_NANO.write(tmp_path), SEEING[0].write(tmp_path)
+    plans = [api.plan_convert(nano, tmp_path, loras=[(lora, 0.25)]), api.plan_mmproj(seeing, tmp_path)]
+    api.execute(plans)
+    with pytest.raises(InvalidInput, match=r"nano-nb-7m has other logits than with adapters merged into it; leave out"):
+        api.check(plans[0].path, nano, loras=[(lora, 0.25)], quick=True, logits=True)
+    with pytest.raises(InvalidInput, match=r"^.*mmproj-seeing-56-F16\.gguf: an mmproj has no logits; check it without"):
+        api.check(plans[1].path, seeing, quick=True, logits=True)
+    done = run("check", plans[1].path, "--against", seeing, "--logits")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("Error: ")

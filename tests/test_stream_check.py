@@ -43,8 +43,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def sections(reports: list[Report]) -> list[tuple[object, ...]]:
-    """All but the metadata, which for a Hub id tells where the model is from."""
-    return [tuple(s for s in report.sections if s.title != "metadata") for report in reports]
+    """All but the metadata, which for a Hub id tells where the model is from, and the opinion that fetches nothing."""
+    others = ("metadata", "second opinion")
+    return [tuple(s for s in report.sections if s.title not in others) for report in reports]
 
 
 def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path: Path) -> None:
@@ -58,6 +59,8 @@ def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path:
     requests = sorted(hub.ranges)
     assert sections(far) == sections(near)
     assert [[section.title for section in report.sections] for report in far] == [TITLES] * 2
+    opinions = [lines(report, "second opinion") for report in (far[0], near[0])]
+    assert opinions == [["ok 17 keys are config.json's"], [*opinions[0], opinions[1][1]]]
     assert lines(far[0], "weights")[1].startswith("ok Q8_0: 43 tensors, 344 rows: relative error 0.00")
     plans = api.plan_quantize(REPO, presets, tmp_path, stream=True)
     hub.ranges.clear()
