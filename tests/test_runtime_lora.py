@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.model import load
 
 from .asking import alone, generate, local
-from .lora_adapters import FOR_NANO, MERGES, PATTERNS, PLAIN, Lora, base
+from .lora_adapters import FOR_NANO, MERGES, PATTERNS, PLAIN, Lora, base, write_adapter
 
 SCALED = replace(PATTERNS, saved=(), settings=PATTERNS.settings | {"modules_to_save": None})
 IDS = [2, *range(300, 4000, 90)]
@@ -67,20 +66,6 @@ def test_the_child_process_uses_them_too(nano: Path, nano_q8: Path, tmp_path: Pa
         want = generate(model, "Norge er", raw=True, max_tokens=8)
     assert alone(nano_q8, "Norge er", loras=[(plan.path, 1.0)], **ask) == want
     assert alone(nano_q8, "Norge er", **ask) != want
-
-
-def write_adapter(path: Path, tensors: dict[str, tuple[int, ...]], kind: str = "adapter", arch: str = "gemma3") -> Path:
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_type(kind)
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 1.0)
-    for name, shape in tensors.items():
-        writer.add_tensor(name, np.ones(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 Q = "blk.0.attn_q.weight"
