@@ -275,7 +275,7 @@ def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
     real = small["KV"] + small["compute"] + logits + PIECE * 4 * shape.width
     assert small["output"] <= logits
     assert abs(said - real) <= 0.1 * real, (said, real)
-    assert said < 110 * MIB
+    assert said < 180 * MIB
     path.unlink()
 
 
