@@ -1,22 +1,25 @@
 """A thousand requests of random kind from 16 clients, some of whom go away: is every answer the one it gets alone?
 
-python benchmarks/soak.py MODEL.gguf [--requests 1000] [--clients 16] [--parallel 4] [--seed 1]
+python benchmarks/soak.py MODEL.gguf [--requests 1000] [--clients 16] [--parallel 4] [--seed 1] [--json FILE]
 
-Every request is asked once alone first, greedily. Then all clients ask at random; one in five breaks off, before the
-answer or in the middle of it, and one in twenty asks what must be refused. Ends with 1 if an answer differs, an error
-is not an intended one, or memory grows after the first 200 requests.
+A model with its mmproj beside it is asked about pictures too. Every request is asked once alone first, greedily. Then
+all clients ask at random; one in five breaks off, before the answer or in the middle of it, and one in twenty asks what
+must be refused. Ends with 1 if an answer differs, an error is not an intended one, or memory grows after the first 200
+requests (--early).
 """
 
 import argparse
 import asyncio
-import contextlib
+import base64
 import json
 import random
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,9 @@ import httpx2 as httpx
 PLACES = ("Oslo", "Bergen", "Tromsø", "Røros", "Ålesund", "Hammerfest", "Bodø", "Sørfold")
 STORY = "".join(f"{n}. I bygda nummer {n * n} bur det {n * 37} menneske som likar å fiske. " for n in range(1, 40))
 GROWTH = 0.03
-"""Of the memory after 200 requests: allocators round up."""
+"""Of the memory after the early requests: allocators round up."""
 LOWEST = 8 << 20
+LOGPROBS = {"logprobs": True, "top_logprobs": 3}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Tally:
     memory: list[tuple[int, int]] = field(default_factory=list)
 
 
-def questions() -> list[Question]:
+def questions(sees: bool) -> list[Question]:
     """Of every kind some; long and short prompts, with common beginnings."""
     asked = []
     for n, place in enumerate(PLACES):
@@ -62,6 +66,11 @@ def questions() -> list[Question]:
         asked.append(Question("/v1/chat/completions", {"messages": chat, **greedy}))
         asked.append(Question("/v1/chat/completions", {"messages": chat, **greedy, "n": 2}, streams=False))
         asked.append(Question("/v1/completions", {"prompt": STORY[: 200 * n + 50] + place, **greedy}))
+        asked.append(Question("/v1/chat/completions", {"messages": chat, **greedy, **LOGPROBS}, streams=False))
+        if sees:
+            picture = {"type": "image_url", "image_url": {"url": png(n)}}
+            looking = [{"role": "user", "content": [picture, {"type": "text", "text": place}]}]
+            asked.append(Question("/v1/chat/completions", {"messages": looking, **greedy}))
         schema = {"type": "object", "properties": {"stad": {"enum": list(PLACES)}}, "required": ["stad"]}
         form = {"type": "json_schema", "json_schema": {"name": "stad", "schema": schema}}
         asked.append(Question("/v1/chat/completions", {"messages": chat, **greedy, "response_format": form}))
@@ -71,6 +80,17 @@ def questions() -> list[Question]:
         embed = {"input": [place, STORY[:200]], "encoding_format": "float"}
         asked.append(Question("/v1/embeddings", embed, streams=False))
     return asked
+
+
+def png(n: int) -> str:
+    """A picture of 8 x 8 grey squares, as a data URL."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes((40 * n * x + 30 * y) % 256 for x in range(8)) for y in range(8))
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows))
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")).decode()
 
 
 REFUSED = (
@@ -90,16 +110,18 @@ def essence(body: dict[str, Any]) -> Any:
     for choice in body["choices"]:
         message = choice.get("message", choice)
         calls = [call["function"] for call in message.get("tool_calls") or ()]
-        said.append((message.get("content", message.get("text")), calls, choice["finish_reason"]))
+        tokens = (choice.get("logprobs") or {}).get("content") or ()
+        likely = [(token["token"], round(token["logprob"], 3), len(token["top_logprobs"])) for token in tokens]
+        said.append((message.get("content", message.get("text")), calls, choice["finish_reason"], likely))
     return said
 
 
 class Soak:
     """The server's address and what each question is answered with alone."""
 
-    def __init__(self, client: httpx.AsyncClient, model: str, pids: list[int]) -> None:
-        self.client, self.model, self.pids = client, model, pids
-        self.asked = questions()
+    def __init__(self, client: httpx.AsyncClient, model: str, sees: bool, pids: list[int], every: int) -> None:
+        self.client, self.model, self.pids, self.every = client, model, pids, every
+        self.asked = questions(sees)
         self.alone: list[Any] = []
         self.tally = Tally()
         self.done = 0
@@ -120,18 +142,15 @@ class Soak:
                 if fate < 0.05:
                     await self.refused(dice)
                 elif fate < 0.15:
-                    await self.leave_early(self.asked[at], dice)
+                    await self.leave_early(at, dice)
                 elif self.asked[at].streams and fate < 0.6:
                     await self.stream(at, dice if fate < 0.25 else None)
                 else:
-                    answer = await self.client.post(
-                        self.asked[at].path, json={"model": self.model, **self.asked[at].body}
-                    )
-                    self.compare(at, essence(answer.json()) if answer.is_success else answer.text)
+                    self.compare(at, await self.post(at))
             except httpx.HTTPError as error:
                 self.tally.wrong.append(f"{self.asked[at].path}: {error!r}")
             self.done += 1
-            if self.done % 50 == 0:
+            if self.done % self.every == 0:
                 self.tally.memory.append((self.done, sum(map(resident, self.pids))))
 
     def compare(self, at: int, found: Any) -> None:
@@ -148,12 +167,19 @@ class Soak:
         else:
             self.tally.wrong.append(f"{path} {body[:60]!r}: {answer.status_code} {answer.text[:200]}")
 
-    async def leave_early(self, question: Question, dice: random.Random) -> None:
-        """Break the connection while the answer is awaited."""
-        request = self.client.post(question.path, json={"model": self.model, **question.body})
-        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            await asyncio.wait_for(request, dice.uniform(0.001, 0.1))
-        self.tally.broken_off += 1
+    async def post(self, at: int) -> Any:
+        """What of the answer must be the same, or the text of an error."""
+        answer = await self.client.post(self.asked[at].path, json={"model": self.model, **self.asked[at].body})
+        return essence(answer.json()) if answer.is_success else answer.text
+
+    async def leave_early(self, at: int, dice: random.Random) -> None:
+        """Break the connection while the answer is awaited; one that comes sooner must be right."""
+        try:
+            found = await asyncio.wait_for(self.post(at), dice.uniform(0.001, 0.1))
+        except (TimeoutError, asyncio.TimeoutError):
+            self.tally.broken_off += 1
+        else:
+            self.compare(at, found)
 
     async def stream(self, at: int, breaking: random.Random | None) -> None:
         """Read a stream to its end, or with `breaking` some way."""
@@ -172,7 +198,7 @@ class Soak:
                 seen += 1
                 if most is not None and seen >= most:
                     break
-        (whole, _, end) = self.alone[at][0]
+        whole, _, end, _ = self.alone[at][0]
         if most is not None and reason is None:
             self.tally.broken_off += 1
             if not whole.startswith(text):
@@ -217,8 +243,9 @@ async def soak(arguments: argparse.Namespace, server: "subprocess.Popen[bytes]",
             if server.poll() is not None or time.monotonic() > deadline:
                 sys.exit("the server did not start")
             await asyncio.sleep(0.1)
-        name = (await client.get("/v1/models")).json()["data"][0]["id"]
-        run = Soak(client, name, [server.pid, *children(server.pid)])
+        model = (await client.get("/v1/models")).json()["data"][0]
+        pids = [server.pid, *children(server.pid)]
+        run = Soak(client, model["id"], model["meta"]["vision"], pids, max(1, arguments.early // 4))
         await run.learn()
         left = list(range(arguments.requests))
         dice = [random.Random(arguments.seed * 1000 + n) for n in range(arguments.clients)]
@@ -233,7 +260,11 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--early", type=int, default=200, help="requests after which memory may not grow")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
+    if arguments.requests < arguments.early + max(1, arguments.early // 4):
+        parser.error("with so few requests nothing can be seen after --early of them")
     port = free_port()
     code = "from borealis_gguf.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", str(arguments.model), "--port", str(port), "--quiet"]
@@ -244,13 +275,20 @@ def main() -> int:
             tally = asyncio.run(soak(arguments, server, port))
         finally:
             server.terminate()
+    early = max(size for done, size in tally.memory if done <= arguments.early)
+    late = max(size for done, size in tally.memory if done > arguments.early)
+    figures = {
+        "requests": arguments.requests, "clients": arguments.clients, "equal": tally.same,
+        "broken off": tally.broken_off, "refused": tally.refused, "wrong": len(tally.wrong),
+        "seconds": round(time.monotonic() - started), "memory early": early, "memory late": late,
+    }  # fmt: skip
     print(f"{tally.same} answers equal, {tally.broken_off} broken off, {tally.refused} refused as they must be, "
-          f"{len(tally.wrong)} wrong, in {time.monotonic() - started:.0f} s")  # fmt: skip
+          f"{len(tally.wrong)} wrong, in {figures['seconds']} s")  # fmt: skip
     for wrong in tally.wrong[:20]:
         print("  ", wrong)
-    early = max((size for done, size in tally.memory if done <= 200), default=0)
-    late = max((size for done, size in tally.memory if done > 200), default=0)
-    print(f"memory after 200 requests {early / 1e6:.0f} MB, later at most {late / 1e6:.0f} MB")
+    print(f"memory after {arguments.early} requests {early / 1e6:.0f} MB, later at most {late / 1e6:.0f} MB")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return int(bool(tally.wrong) or late > early + max(LOWEST, GROWTH * early))
 
 

@@ -68,14 +68,14 @@ class Device:
 def devices() -> tuple[Device, ...]:
     """The CPU first, then all others in llama.cpp's order. Raises BorealisError when llama.cpp cannot be used."""
     found: list[Device] = []
-    for index in range(_ggml("ggml_backend_dev_count")()):
-        found.append(_describe(_ggml("ggml_backend_dev_get")(index), found))
+    for index in range(ggml("ggml_backend_dev_count")()):
+        found.append(_describe(ggml("ggml_backend_dev_get")(index), found))
     return tuple(sorted(found, key=lambda device: device.type != "cpu"))
 
 
 def device_handle(name: str) -> int:
     """The `ggml_backend_dev_t` of the device that ggml calls so. Raises BorealisError when there is none."""
-    handle = _ggml("ggml_backend_dev_by_name")(name.encode())
+    handle = ggml("ggml_backend_dev_by_name")(name.encode())
     if not handle:
         raise BorealisError(f"{name}: llama.cpp has no such device; see borealis-gguf devices")
     return handle
@@ -93,12 +93,12 @@ _kept: list[Any] = []
 
 
 def _describe(handle: int, before: Sequence[Device]) -> Device:
-    registry = _ggml("ggml_backend_dev_backend_reg")(handle)
+    registry = ggml("ggml_backend_dev_backend_reg")(handle)
     title = _text("ggml_backend_reg_name", registry)
     kind = KINDS.get(title, title.lower())
-    type = TYPES[_ggml("ggml_backend_dev_type")(handle)]
+    type = TYPES[ggml("ggml_backend_dev_type")(handle)]
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _ggml("ggml_backend_dev_memory")(handle, ctypes.byref(free), ctypes.byref(total))
+    ggml("ggml_backend_dev_memory")(handle, ctypes.byref(free), ctypes.byref(total))
     memory = host_memory() if type == "cpu" else None
     return Device(
         kind,
@@ -119,7 +119,7 @@ class _Feature(ctypes.Structure):
 
 def _features(registry: int) -> tuple[str, ...]:
     """What a backend was compiled to use and found here, as it names it."""
-    address = _ggml("ggml_backend_reg_get_proc_address")(registry, b"ggml_backend_get_features")
+    address = ggml("ggml_backend_reg_get_proc_address")(registry, b"ggml_backend_get_features")
     if not address:
         return ()
     rows = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)(registry)
@@ -129,16 +129,18 @@ def _features(registry: int) -> tuple[str, ...]:
 
 
 def _text(function: str, handle: int) -> str:
-    return (_ggml(function)(handle) or b"").decode("utf-8", "replace")
+    return (ggml(function)(handle) or b"").decode("utf-8", "replace")
 
 
-@cache
-def _ggml(name: str) -> Any:
-    """A function of the loaded ggml. Where libraries have one namespace each, they are asked in turn."""
+def ggml(name: str, signature: tuple[Any, list[Any]] | None = None) -> Any:
+    """A function of the loaded ggml, of `signature` (result, arguments) if it is none of those above.
+
+    Where libraries have one namespace each, they are asked in turn.
+    """
     for library in _libraries():
         function = getattr(library, name, None)
         if function is not None:
-            function.restype, function.argtypes = _SIGNATURES[name]
+            function.restype, function.argtypes = signature or _SIGNATURES[name]
             return function
     raise BorealisError(f"llama.cpp's libraries have no {name}; reinstall llama-cpp-python")
 

@@ -234,6 +234,12 @@ class Engine(Vocabulary):
         return Vision(mmproj, self._model, n_embd=self.n_embd, threads=self.threads, gpu=self.on_gpu, device=device)
 
     @property
+    def ring(self) -> int:
+        """How many places sliding windows are kept in, which are used round and round; 0 without windows."""
+        cells = -(-self.n_context // 256) * 256
+        return -(-min(cells, self.window + BATCH) // 256) * 256 if self.window else 0
+
+    @property
     def context(self) -> Any:
         """llama.cpp's own, for `sampler`."""
         return self._context

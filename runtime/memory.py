@@ -2,14 +2,23 @@
 
 Bytes of weights and cache are exact. What the computation takes is llama.cpp's widest moment: up to 512 tokens at a
 time, with the tensors of one layer, or the logits, laid over those of the one before.
+
+On the CPU, weights are the part of the file that llama.cpp maps, and beside it the matrices that it lays out anew for
+this CPU (see `repack`). Those are in memory twice while the model is loaded: `spare` are the mapped ones, which nobody
+reads again, so that the system can have their memory back. Whether a model fits is asked without them.
 """
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.gguf_model import BLOCK
+from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import InvalidInput
+from .sequences import MARKS, MARKS_BYTES
 
 BATCH = 512
 """Tokens llama.cpp computes at a time: n_batch and n_ubatch."""
@@ -24,24 +33,33 @@ VISION_EXTRA = 16 << 20  # its transposed matrices and pictures
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes on one device."""
+    """Bytes on one device. `copies` are ours, of sliding windows; `spare` those of the weights that are not kept."""
 
     weights: int = 0
     cache: int = 0
     compute: int = 0
+    copies: int = 0
+    spare: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.compute
+        """What llama.cpp allocates or maps, and the copies."""
+        return self.weights + self.cache + self.compute + self.copies
+
+    @property
+    def lasting(self) -> int:
+        """What cannot be had back while the model is loaded."""
+        return self.total - self.spare
 
     def __add__(self, other: "Need") -> "Need":
-        return Need(self.weights + other.weights, self.cache + other.cache, self.compute + other.compute)
+        return Need(*(getattr(self, name) + getattr(other, name) for name in Need.__slots__))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What decides a model's memory. Of each block: its weights and its largest matrix in bytes, the bytes of a cache
-    cell, and whether it sees only the last `window` tokens."""
+    cell, whether it sees only the last `window` tokens, the bytes of its matrices that are laid out anew and those of
+    the copies, and the bytes of adapters."""
 
     blocks: tuple[int, ...]
     matrices: tuple[int, ...]
@@ -55,6 +73,13 @@ class Sizes:
     trained: int
     layer: int  # float32 numbers a token takes in the widest moment of a layer
     width: int
+    mapped: int  # bytes of the file in memory where no layer is on a GPU
+    packed: tuple[int, ...]
+    packs: tuple[int, ...]
+    output_packed: int
+    output_pack: int
+    adapters: tuple[int, ...]
+    output_adapter: int
 
     @property
     def n_layers(self) -> int:
@@ -62,23 +87,31 @@ class Sizes:
         return len(self.blocks) + 1
 
 
-def sizes(header: GGUFFile) -> Sizes:
-    """Read off a language model's header. Raises InvalidInput where a key is missing."""
-    return _Keys(header).sizes()
+Repack = Callable[[GGMLQuantizationType, tuple[int, ...]], int]
+"""Bytes of a matrix of this type and shape in the CPU's own layout; 0: it has none (see `repack.repacked`)."""
 
 
-def estimate(sizes: Sizes, context: int, parallel: int = 1, gpu_layers: int = 0, outputs: int = 0) -> tuple[Need, Need]:
+def sizes(header: GGUFFile, repack: Repack | None = None, adapters: Sequence[GGUFFile] = ()) -> Sizes:
+    """Read off a language model's header, and those of LoRA adapters. repack: None, without extra buffers.
+
+    Raises InvalidInput where a key is missing.
+    """
+    return _Keys(header).sizes(repack or (lambda type, shape: 0), adapters)
+
+
+def estimate(
+    sizes: Sizes, context: int, parallel: int = 1, gpu_layers: int = 0, outputs: int = 0, batch: int = BATCH
+) -> tuple[Need, Need]:
     """What the CPU and the GPU need for `parallel` sequences of `context` tokens each, in an F16 cache per sequence.
 
     gpu_layers: as llama.cpp counts, from the output downwards. outputs: tokens of a batch whose logits are wanted
-    (n_outputs_max); 0 is all. Weights count in full, though on the CPU they are mapped from the file, and the system
-    may drop those not in use. They count once: what llama.cpp repacks for the CPU takes the mapped ones' place, but
-    for a tied embedding of a repacked type, which is needed both ways.
+    (n_outputs_max); 0 is all. batch: tokens computed at a time. Weights count in full, though on the CPU they are
+    mapped from the file, and the system may drop those not in use.
     """
     start = max(0, sizes.n_layers - gpu_layers)  # the first block on the GPU
     cells = _rounded(context)
-    tokens = -(-min(BATCH, parallel * cells) // parallel) * parallel
-    windowed_cells = _rounded(min(cells, sizes.window + min(BATCH, parallel * cells)))
+    tokens = -(-min(batch, parallel * cells) // parallel) * parallel
+    windowed_cells = _rounded(min(cells, sizes.window + min(batch, parallel * cells)))
     masks = F16 * tokens * (cells + (windowed_cells if sizes.window else 0))
     layer = F32 * tokens * (sizes.layer + PLACES) + masks
     logits = F32 * min(tokens, outputs or tokens) * (sizes.n_vocab + 4 * sizes.width)
@@ -86,15 +119,22 @@ def estimate(sizes: Sizes, context: int, parallel: int = 1, gpu_layers: int = 0,
         parallel * (windowed_cells if windowed else cells) * nbytes
         for windowed, nbytes in zip(sizes.windowed, sizes.cells, strict=True)
     ]
+    copy = min(cells, sizes.window) * sum(
+        n for windowed, n in zip(sizes.windowed, sizes.cells, strict=True) if windowed
+    )
+    copies = min(MARKS_BYTES, MARKS * parallel * copy)
     host = F32 * parallel * sizes.n_vocab
+    packs, packed, beside = (sum(each[:start]) for each in (sizes.packs, sizes.packed, sizes.adapters))
     if gpu_layers <= 0:
-        weights = sizes.input + sum(sizes.blocks) + sizes.output
-        return Need(weights, sum(caches), max(layer, logits) + host), Need()
+        weights = sizes.mapped + packs + sizes.output_pack + beside + sizes.output_adapter
+        read = sizes.input + sum(sizes.blocks) + sizes.output - packed - sizes.output_packed
+        return Need(weights, sum(caches), max(layer, logits) + host, copies, max(0, sizes.mapped - read)), Need()
     embedded = masks + 2 * F32 * tokens * sizes.width
-    cpu = Need(sizes.input + sum(sizes.blocks[:start]), sum(caches[:start]), (layer if start else embedded) + host)
+    weights = sizes.input + sum(sizes.blocks[:start]) + packs + beside
+    cpu = Need(weights, sum(caches[:start]), (layer if start else embedded) + host, copies, packed)
     on_gpu = max(layer if start < len(sizes.blocks) else 0, logits)
     borrowed = max(sizes.matrices[:start], default=0)  # long prompts: the CPU's matrices visit the GPU one by one
-    weights = sum(sizes.blocks[start:]) + sizes.output + sizes.tied
+    weights = sum(sizes.blocks[start:]) + sizes.output + sizes.tied + sum(sizes.adapters[start:]) + sizes.output_adapter
     return cpu, Need(weights, sum(caches[start:]), on_gpu + borrowed)
 
 
@@ -107,6 +147,20 @@ def vision_need(mmproj: GGUFFile) -> Need:
     patches = (side // max(1, patch)) ** 2
     weights = sum(tensor.nbytes for tensor in mmproj.tensors.values())
     return Need(weights, 0, F32 * patches * (ff + 3 * width) + VISION_EXTRA)
+
+
+def _multiplied(name: str) -> bool:
+    """Whether a tensor is, if it is a matrix, one that the model multiplies with."""
+    return name.endswith(".weight") and not name.startswith(INPUT)
+
+
+def _mapped(tensors: Iterable[Slice]) -> int:
+    """Bytes of the files from the first to the last of `tensors`: what lies between is mapped with them."""
+    ranges: dict[Path, tuple[int, int]] = {}
+    for tensor in tensors:
+        first, last = ranges.get(tensor.path, (tensor.offset, 0))
+        ranges[tensor.path] = min(first, tensor.offset), max(last, tensor.offset + tensor.nbytes)
+    return sum(last - first for first, last in ranges.values())
 
 
 def _rounded(cells: int) -> int:
@@ -143,39 +197,69 @@ class _Keys:
             raise InvalidInput(f"{self.header.path}: {self.architecture}.{key} is not {self.n_blocks} numbers")
         return value
 
-    def sizes(self) -> Sizes:
-        blocks, matrices = [0] * self.n_blocks, [0] * self.n_blocks
-        before, after = 0, 0
-        for name, tensor in self.header.tensors.items():
-            match = BLOCK.match(name)
-            if match and int(match[1]) < self.n_blocks:
-                blocks[int(match[1])] += tensor.nbytes
-                matrices[int(match[1])] = max(matrices[int(match[1])], tensor.nbytes)
-            elif name.startswith(INPUT):
-                before += tensor.nbytes
-            else:
-                after += tensor.nbytes
-        embedding = self.header.tensors.get("token_embd.weight")
+    def sizes(self, repack: Repack, adapters: Sequence[GGUFFile]) -> Sizes:
+        tensors = self.header.tensors
+        embedding = tensors.get("token_embd.weight")
         if embedding is None or len(embedding.shape) != 2:
             raise InvalidInput(
                 f"{self.header.path}: token_embd.weight is no matrix here; this GGUF holds no language model"
             )
+        copies = {name: repack(tensor.type, tensor.shape) for name, tensor in tensors.items() if _multiplied(name)}
+        packed = {name: tensors[name].nbytes for name, copy in copies.items() if copy}
+        *blocks, before, after = self.shared({name: tensor.nbytes for name, tensor in tensors.items()})
+        *packs, _, output_pack = self.shared(copies)
+        *was_packed, _, output_packed = self.shared(packed)
+        added: Counter[str] = Counter()
+        for adapter in adapters:
+            added.update({name: tensor.nbytes for name, tensor in adapter.tensors.items()})
+        *beside, input_adapter, output_adapter = self.shared(added)
+        tied = "output.weight" not in tensors
         window, windowed = self.window()
         cells, layer = self.attention()
         return Sizes(
             tuple(blocks),
-            tuple(matrices),
+            self.largest(),
             cells,
             windowed,
             window,
             before,
             after,
-            0 if "output.weight" in self.header.tensors else embedding.nbytes,
+            embedding.nbytes if tied else 0,
             embedding.shape[0],
             self.number("context_length"),
             layer,
             self.number("embedding_length"),
+            _mapped([tensor for name, tensor in tensors.items() if name not in packed]),
+            tuple(was_packed),
+            tuple(packs),
+            output_packed,
+            output_pack + (repack(embedding.type, embedding.shape) if tied else 0),
+            tuple(beside),
+            input_adapter + output_adapter,
         )
+
+    def largest(self) -> tuple[int, ...]:
+        """Bytes of the largest matrix of each block."""
+        found = [0] * self.n_blocks
+        for name, tensor in self.header.tensors.items():
+            place = self.place(name)
+            if place < self.n_blocks:
+                found[place] = max(found[place], tensor.nbytes)
+        return tuple(found)
+
+    def shared(self, nbytes: Mapping[str, int]) -> list[int]:
+        """Bytes by tensor as bytes by block, and then those before and those after all blocks."""
+        found = [0] * (self.n_blocks + 2)
+        for name, count in nbytes.items():
+            found[self.place(name)] += count
+        return found
+
+    def place(self, name: str) -> int:
+        """The number of a tensor's block; one more for what is before all blocks, two for what is after."""
+        match = BLOCK.match(name)
+        if match and int(match[1]) < self.n_blocks:
+            return int(match[1])
+        return self.n_blocks + (0 if name.startswith(INPUT) else 1)
 
     def attention(self) -> tuple[tuple[int, ...], int]:
         """Bytes of a cache cell by block, and `layer` of Sizes: the wider of feed-forward and attention."""

@@ -257,7 +257,7 @@ def load_here(
     first = None if seed is None else checked_seed(seed)
     safe = extra_buffers_work() if extra_buffers is None else extra_buffers
     seeing = Path(mmproj) if mmproj else mmproj_beside(path)
-    placement = _place(header, seeing, device, gpu_layers, context, parallel)
+    placement = _place(header, seeing, device, gpu_layers, context, parallel, safe, [path for path, _ in adapters])
     with ExitStack() as undo:
         engine = engine_class()(
             path,
@@ -288,11 +288,19 @@ def load_here(
 
 
 def _place(
-    header: GGUFFile, mmproj: Path | None, device: str, gpu_layers: int | str, context: int | None, parallel: int
+    header: GGUFFile,
+    mmproj: Path | None,
+    device: str,
+    gpu_layers: int | str,
+    context: int | None,
+    parallel: int,
+    extra_buffers: bool,
+    adapters: Sequence[Path],
 ) -> Placement:
     """Where the model goes, as llama.cpp sees this machine. Raises InvalidInput when it fits nowhere."""
     try:
         from .devices import devices
+        from .repack import repacked
         from .vision import read_mmproj
     except (ImportError, OSError, RuntimeError) as error:
         raise unloadable(error) from error
@@ -305,6 +313,8 @@ def _place(
         devices=devices(),
         mmproj=read_mmproj(mmproj) if mmproj is not None else None,
         outputs=parallel,
+        repack=repacked if extra_buffers else None,
+        adapters=[read_gguf(adapter) for adapter in adapters],
     )
 
 

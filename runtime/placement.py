@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoint.gguf import GGUFFile
 from ..errors import InvalidInput
 from .devices import Device, device_array
-from .memory import CELLS, Need, Sizes, estimate, sizes, vision_need
+from .memory import CELLS, Need, Repack, Sizes, estimate, sizes, vision_need
 
 DEFAULT_CONTEXT = 8192
 """Tokens, unless the model has fewer or the caller says otherwise."""
@@ -39,7 +39,9 @@ class Placement:
         need = self.cpu + self.gpu
         times = f"{self.parallel} x " if self.parallel > 1 else ""
         where = f"{self.n_gpu_layers} of {self.n_layers} layers" if self.n_gpu_layers else "all layers"
-        taken = f"{in_words(need.weights)} weights, {in_words(need.cache)} cache, {in_words(need.compute)} to compute"
+        spare = f" ({in_words(need.spare)} of them only to load)" if need.spare else ""
+        cache = f"{in_words(need.cache + need.copies)} cache"
+        taken = f"{in_words(need.weights)} weights{spare}, {cache}, {in_words(need.compute)} to compute"
         split = f" ({in_words(self.gpu.total)} there)" if self.n_gpu_layers else ""
         return f"{where} on {self.device}, context {times}{self.context}: {taken}{split}; {self.reason}"
 
@@ -54,15 +56,18 @@ def choose(
     devices: Sequence[Device],
     mmproj: GGUFFile | None = None,
     outputs: int = 0,
+    repack: Repack | None = None,
+    adapters: Sequence[GGUFFile] = (),
 ) -> Placement:
     """Choose device, layers on it and context, and check that all of it fits. Pure: `devices` says what there is.
 
     device: auto, cpu, metal, cuda, cuda:N, vulkan:N or any other label of `devices`. gpu_layers: negative is all.
     context: tokens of each of the `parallel` sequences; None is the model's own, at most DEFAULT_CONTEXT, and less
     only where that does not fit. outputs: tokens of a batch whose logits are wanted, 0 is all.
-    Raises InvalidInput for what cannot be, naming the largest context that fits.
+    repack, adapters: see `memory.sizes`. Raises InvalidInput for what cannot be, naming the largest context that fits.
     """
-    request = _Request(header, sizes(header), parallel, outputs, vision_need(mmproj) if mmproj else Need())
+    seeing = vision_need(mmproj) if mmproj else Need()
+    request = _Request(header, sizes(header, repack, adapters), parallel, outputs, seeing)
     cpu = next((d for d in devices if d.type == "cpu"), None)
     if cpu is None:
         raise InvalidInput("no CPU among the devices; see borealis-gguf devices")
@@ -139,7 +144,7 @@ class _Option:
     def tightest(self, context: int) -> tuple[int, int, Device]:
         """(bytes left over, bytes needed, device) where it is tightest; a device that tells no memory never is."""
         cpu, gpu = self.needs(context)
-        on_host = cpu.total + (gpu.total if self.target.unified else 0) + HOST_MARGIN
+        on_host = cpu.lasting + (gpu.total if self.target.unified else 0) + HOST_MARGIN
         checks = [(self.cpu.free - on_host, on_host, self.cpu)] if self.cpu.total else []
         if self.n_gpu_layers and self.target.total:
             on_gpu = gpu.total + GPU_MARGIN

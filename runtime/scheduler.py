@@ -25,7 +25,7 @@ SHARED_BATCH = 128
 """Most tokens of prompts in a step while answers are being written: what those wait for."""
 
 Sink = Callable[[Event | BaseException], None]
-"""Gets the events of one answer; the last is Finished or an exception. Called from the engine's thread."""
+"""Gets the events of one answer; the last is Finished or an exception. Called by the engine's thread or `cancel`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +52,8 @@ class Job:
     begun: float = 0.0
     read: float = 0.0
     told: list[Chosen] = field(default_factory=list)
+    over: bool = False
+    lock: Any = field(default_factory=threading.RLock)  # of what is told
 
     def __post_init__(self) -> None:
         self.output = Output(self.stop)
@@ -61,6 +63,25 @@ class Job:
         now = time.monotonic()
         begun, read = self.begun or now, self.read or now
         return Usage(len(self.trace), self.cached, self.made, read - begun, now - read)
+
+    def tell(self, text: str) -> None:
+        """Pass text on, with what is known of its tokens."""
+        self.sink(Text(text, tuple(self.told)))
+        self.told.clear()
+
+    def end(self, event: Event | BaseException) -> None:
+        """Pass the last event on, if none was."""
+        with self.lock:
+            if not self.over:
+                self.over = True
+                self.sink(event)
+
+    def ended(self, reason: Reason) -> Finished:
+        """Tell what was held back of the text; what ends the answer then."""
+        with self.lock:
+            if not self.over and reason != "stop" and (rest := self.output.push(b"", last=True)):
+                self.tell(rest)
+            return Finished(reason, self.usage())
 
 
 class Scheduler:
@@ -76,6 +97,7 @@ class Scheduler:
         self._running: list[Job] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
+        self._computing: list[Job] = []
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="borealis-gguf engine", daemon=True)
         self._thread.start()
@@ -85,19 +107,27 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise BorealisError("the model is closed")
-            room = sum(not slot.busy for slot in self.sequences.all)
-            if self.max_queue is not None and len(self._waiting) >= self.max_queue + room:
-                raise Busy(f"{len(self._waiting)} requests are waiting already; try again later")
+            room = sum(not slot.busy for slot in self.sequences.all) + sum(job.cancelled for job in self._running)
+            waiting = sum(not job.cancelled for job in self._waiting)
+            if self.max_queue is not None and waiting >= self.max_queue + room:
+                raise Busy(f"{waiting} requests are waiting already; try again later")
             self._waiting.append(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Stop making this answer: its last event is Finished("cancelled"). A prompt is left in the middle."""
+        """Stop making this answer. Its last event, Finished("cancelled"), comes at once, whatever is being computed.
+
+        A step that is nobody else's is left in the middle. One that others share is computed to its end: to do it again
+        would take longer than what is left of it, and llama.cpp would put some of it to other places in memory, where
+        results differ in their last digits.
+        """
         with self._changed:
             job.cancelled = True
-            if job.slot is not None and not job.made:
+            if self._computing == [job]:
                 self.engine.abort()
             self._changed.notify()
+        with job.lock:
+            job.end(job.ended("cancelled"))
 
     def waits(self, job: Job) -> bool:
         """Whether somebody still wants this answer, which has not begun."""
@@ -116,7 +146,7 @@ class Scheduler:
             if job not in self._waiting:
                 return
             self._waiting.remove(job)
-        self._end(job, error)
+        self._fail(job, error)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the engine's thread between two steps, and give back what it returns or raises."""
@@ -166,7 +196,7 @@ class Scheduler:
                 self._step()
             except Exception as error:
                 for job in list(self._running):
-                    self._end(job, _told(error), lose=True)
+                    self._fail(job, error, lose=True)
 
     def _next(self) -> bool:
         """Wait for work and see to what has changed. False: the end."""
@@ -181,8 +211,9 @@ class Scheduler:
                 self._waiting.remove(job)
         for job in [job for job in waiting if job.looking and not job.cancelled]:
             waiting.remove(job)
-            self._end(job, BorealisError("the model is closed"))
+            self._fail(job, BorealisError("the model is closed"))
         for job in [*waiting, *(job for job in self._running if job.cancelled or closed)]:
+            job.cancelled = True
             self._finish(job, "cancelled")
         for call in calls:
             call()
@@ -214,7 +245,7 @@ class Scheduler:
             self._look(picture)
             return
         cells, owners = self._batch()
-        if not cells or not self.engine.decode(cells):
+        if not cells or not self._compute(owners, lambda: self.engine.decode(cells)):
             return
         for cell, job in zip(cells, owners, strict=True):
             if job.slot is not None:
@@ -224,14 +255,28 @@ class Scheduler:
                 try:
                     self._advance(job, n)
                 except Exception as error:
-                    self._end(job, _told(error))
+                    self._fail(job, error)
+
+    def _compute(self, owners: Sequence[Job], work: Callable[[], bool]) -> bool:
+        """Do `work` for `owners`. False: it was not done, and nobody needs it any more."""
+        with self._changed:
+            if all(job.cancelled for job in owners):
+                return False
+            self._computing = list(dict.fromkeys(owners))
+        try:
+            return work()
+        finally:
+            with self._changed:
+                self._computing = []
 
     def _place(self, job: Job) -> int:
         return len(job.slot.trace) if job.slot is not None else -1
 
     def _look(self, job: Job) -> None:
         slot, features = job.slot, job.images[self._place(job)]
-        if slot is not None and self.engine.decode_features(slot.id, len(slot.trace), features):
+        if slot is None:
+            return
+        if self._compute([job], lambda: self.engine.decode_features(slot.id, len(slot.trace), features)):
             slot.trace += job.trace[len(slot.trace) : len(slot.trace) + len(features)]
 
     def _batch(self) -> tuple[list[Cell], list[Job]]:
@@ -250,21 +295,37 @@ class Scheduler:
         return cells, owners
 
     def _part(self, job: Job, room: int) -> list[Cell]:
-        """The next tokens of a prompt, at most `room`, up to an image or the end."""
+        """The next tokens of a prompt, at most `room`, up to an image, the end, or where windows begin anew in memory.
+
+        A batch that goes round there, left in the middle and computed later, would take other places in memory, and
+        results would differ in their last digits.
+        """
         slot = job.slot
         if slot is None:
             return []
         start = len(slot.trace)
-        stop = min([place for place in job.images if place > start] + [start + max(0, room), len(job.trace)])
+        ends = [start + max(0, room), len(job.trace), *(place for place in job.images if place > start)]
+        if ring := self.engine.ring:
+            ends.append((start // ring + 1) * ring)
+        stop = min(ends)
         last = len(job.trace) - 1
         return [Cell(slot.id, place, job.trace[place], place == last) for place in range(start, stop)]
 
     def _advance(self, job: Job, n: int) -> None:
         """Draw the token after cell `n`, and tell."""
+        slot = job.slot
+        with job.lock:
+            reason = None if job.over else self._written(job, n)
+        if job.made == 1 and slot is not None:
+            self.sequences.mark(slot)
+        if reason is not None:
+            self._finish(job, reason)
+
+    def _written(self, job: Job, n: int) -> Reason | None:
+        """As `_advance`; why that was the last token, if it was."""
         job.read = job.read or time.monotonic()
         if job.max_tokens == 0:
-            self._finish(job, "length")
-            return
+            return "length"
         job.last = job.sampler.draw(n)
         job.made += 1
         end = self.engine.is_end(job.last)
@@ -272,25 +333,23 @@ class Scheduler:
             job.told.append(chosen(self.engine, self.engine.logits_at(n), job.last, job.logprobs))
         text = job.output.push(b"" if end else self.engine.piece(job.last), last=end)
         if text or (end and job.told):
-            self._tell(job, text)
-        if job.made == 1 and job.slot is not None:
-            self.sequences.mark(job.slot)
+            job.tell(text)
         full = job.slot is not None and len(job.slot.trace) + 1 >= self.engine.n_context
         if end or job.output.stopped:
-            self._finish(job, "stop")
-        elif job.made == job.max_tokens or full:
-            self._finish(job, "length")
-
-    def _tell(self, job: Job, text: str) -> None:
-        job.sink(Text(text, tuple(job.told)))
-        job.told.clear()
+            return "stop"
+        return "length" if job.made == job.max_tokens or full else None
 
     def _finish(self, job: Job, reason: Reason) -> None:
-        if rest := job.output.push(b"", last=True) if reason != "stop" else "":
-            self._tell(job, rest)
-        self._end(job, Finished(reason, job.usage()))
+        event = job.ended(reason)
+        self._leave(job)
+        job.end(event)
 
-    def _end(self, job: Job, event: Event | BaseException, lose: bool = False) -> None:
+    def _fail(self, job: Job, error: Exception, lose: bool = False) -> None:
+        self._leave(job, lose)
+        job.end(error if isinstance(error, BorealisError) else BorealisError(f"the engine failed: {error!r}"))
+
+    def _leave(self, job: Job, lose: bool = False) -> None:
+        """Make room for others; `lose`: what its sequence holds cannot be trusted."""
         usage = job.usage()
         with self._changed:
             if job in self._running:
@@ -298,21 +357,15 @@ class Scheduler:
             for name in ("prompt_tokens", "completion_tokens", "prompt_seconds", "completion_seconds"):
                 self.totals[name] += getattr(usage, name)
             self.totals["requests"] += 1
-            self.totals["cancelled"] += isinstance(event, Finished) and event.reason == "cancelled"
+            self.totals["cancelled"] += job.cancelled
         job.sampler.close()
         if job.slot is not None:
             if lose:
                 self.sequences.lose(job.slot)
             self.sequences.release(job.slot)
             job.slot = None
-        job.sink(event)
 
 
 def _ripe(job: Job) -> bool:
     """Whether there is something to do for a job that waits."""
     return not job.looking or job.cancelled
-
-
-def _told(error: Exception) -> BorealisError:
-    """An error as a caller may see it."""
-    return error if isinstance(error, BorealisError) else BorealisError(f"the engine failed: {error!r}")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 MARKS_BYTES = 256 << 20
-"""Most memory for copies of windows, of all sequences together; one of Borealis 4b takes up to 180 MB."""
+"""Most memory for copies of windows, of all sequences together; one of Borealis 4b takes up to 125 MB."""
+MARKS = 8
+"""Most copies of one sequence; the oldest goes first."""
 WORTH = 32
 """Fewer shared tokens than this are computed again rather than copied."""
 
@@ -87,6 +89,8 @@ class Sequences:
         if not len(state):
             return
         sequence.marks[length] = state
+        if len(sequence.marks) > MARKS:
+            del sequence.marks[next(iter(sequence.marks))]
         held = {id(state): len(state) for each in self.all for state in each.marks.values()}
         for each in sorted(self.all, key=lambda each: (each is sequence, each.used)):
             while sum(held.values()) > MARKS_BYTES and len(each.marks) > (each is sequence):

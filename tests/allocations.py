@@ -20,7 +20,7 @@ def allocations(
     """Bytes of "model", "KV", "compute" and "output" buffers; `model` are fields of llama_model_params.
 
     With `pretend`, llama.cpp only computes the sizes of all but the output buffer, and tells no weights'.
-    Without "extra" buffers: they hold weights anew, of which the system drops the mapped ones.
+    Without "extra" buffers unless `model` says use_extra_bufts=True: what a CPU lays out anew differs.
     """
     llama.llama_log_set(keep, ctypes.c_void_p(0))
     params: Any = llama.llama_model_default_params()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFWriter
 
 from .checkpoints import NANO, Miniature, config, text_shapes
 from .families import Family
@@ -187,3 +188,18 @@ def lora_of(family: Family, dtype: str = "F32") -> Lora:
     shapes = {name: shape for name, shape in family.shapes(family.config).items() if name.endswith(".weight")}
     ranks: dict[str, int] = dict.fromkeys(LINEAR_NAMES, 4)
     return Lora(f"{family.name}-lora", {}, ranks, dtype, prefix="base_model.model.", shapes=shapes)
+
+
+def write_adapter(path: Path, tensors: dict[str, tuple[int, ...]], kind: str = "adapter", arch: str = "gemma3") -> Path:
+    """A GGUF that says it is an adapter, with matrices of ones."""
+    writer = GGUFWriter(path, arch)
+    writer.add_type(kind)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 1.0)
+    for name, shape in tensors.items():
+        writer.add_tensor(name, np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

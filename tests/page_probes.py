@@ -69,6 +69,14 @@ CONTRAST = """() => {
   return found;
 }"""
 
+HEARD = """() => {
+  window.heard = [];
+  const note = (changes) => {
+    for (const { addedNodes } of changes) window.heard.push(...[...addedNodes].map((node) => node.textContent));
+  };
+  new MutationObserver(note).observe(document.querySelector("#announcer"), { childList: true, subtree: true });
+}"""
+
 DROP = """([data, name, type]) => {
   const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
   const dataTransfer = new DataTransfer();

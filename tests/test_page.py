@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
+from borealis_gguf import api as converting
+
 from . import browser as browsers
 from .browser import Watched, opened
-from .page_probes import ALLOWED, CONTRAST, DROP, HOSTILE, RENDER, ROLES, UNCLOSED
+from .page_probes import ALLOWED, CONTRAST, DROP, HEARD, HOSTILE, RENDER, ROLES, UNCLOSED
 from .page_server import PageServer, Script, answer, delta, event, finish, serve
+from .seeing import SEEING
 from .serving import Serving, serving, until
 
 IMAGES = Path(__file__).parent / "data" / "images"
@@ -118,6 +121,33 @@ def test_an_answer_that_was_never_begun_can_be_stopped(api: PageServer, tab: Wat
     tab.say("Og nå?")
     expect(tab.answer).to_contain_text("Og nå?")
     assert [message["role"] for message in api.asked[1]["messages"]] == ["user"]
+
+
+def test_a_screen_reader_hears_an_answer_once(api: PageServer, tab: Watched) -> None:
+    """That it begins, and all of it when it is whole; nothing while it grows, and nothing twice."""
+    said = tab.at("#announcer p")
+    assert tab.at("#announcer").evaluate("(node) => [node.role, node.ariaLive, node.textContent]") == [
+        "log", "polite", "",
+    ]  # fmt: skip
+    tab.script(HEARD)
+    gate = threading.Event()
+    api.scripts = [Script([delta("Hei **på"), gate, delta(" deg**"), *finish()])]
+    tab.say("Hei")
+    expect(tab.answer).to_have_text("Hei **på")
+    expect(said).to_have_text(["Borealis svarer."])
+    expect(tab.at(".assistant")).to_have_attribute("aria-busy", "true")
+    gate.set()
+    tab.done()
+    expect(said).to_have_text(["Borealis svarer.", "Borealis svarte: Hei på deg"])
+    assert tab.at(".assistant").get_attribute("aria-busy") is None
+    tab.say("Igjen")
+    tab.done()
+    expect(said).to_have_text(["Borealis svarer.", "Borealis svarte: Du skrev: Igjen"])
+    heard = ["Borealis svarer.", "Borealis svarte: Hei på deg", "Borealis svarer.", "Borealis svarte: Du skrev: Igjen"]
+    assert tab.script("window.heard") == heard
+    tab.page.reload()
+    expect(tab.answer).to_have_text("Du skrev: Igjen")
+    expect(said).to_have_count(0)  # what was read before is not read again
 
 
 PROBLEMS = {
@@ -486,6 +516,14 @@ def test_a_phone(browser: Browser, api: PageServer) -> None:
         tab.at("#new").tap()
         expect(tab.at("#sidebar")).not_to_be_visible()
         assert tab.script("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.script("document.querySelector('#skip').getBoundingClientRect().bottom") <= 0
+        for width in (360, 320):
+            tab.page.set_viewport_size({"width": width, "height": 640})
+            tab.at("#open-settings").tap()
+            wide = "[...document.querySelectorAll('dialog[open], dialog[open] *')].filter((n) => n.matches('dialog')"
+            wide += " ? n.scrollWidth > n.clientWidth : n.getBoundingClientRect().right > innerWidth).map((n) => n.id)"
+            assert tab.script(wide) == []
+            tab.page.keyboard.press("Escape")
         small = tab.script(
             "[...document.querySelectorAll('button')].filter((b) => b.checkVisibility({visibilityProperty: true}))"
             ".map((b) => [b.id, b.getBoundingClientRect()]).filter(([, r]) => r.width < 24 || r.height < 24)"
@@ -559,3 +597,34 @@ def test_with_a_real_model(real: Serving, browser: Browser) -> None:
         expect(tab.answer).not_to_be_empty()
         tab.page.keyboard.press("Escape")
         until(lambda: real.stats().get("active", 0) == 0)
+
+
+def test_a_picture_that_is_dropped_is_seen(browser: Browser, tmp_path: Path) -> None:
+    """By a real model, a miniature that sees; it says what it says through the API."""
+    plan, mmproj = converting.plan_quantize(SEEING[0].write(tmp_path), ["Q8_0"], tmp_path, mmproj="f16")
+    converting.execute([plan, mmproj])
+    data = (IMAGES / "exact.png").read_bytes()
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    with serving(plan.path) as running, opened(browser, f"http://127.0.0.1:{running.port}") as tab:
+        expect(tab.at("#model")).to_contain_text(plan.path.stem)
+        tab.at("#open-settings").click()
+        for name, value in {"temperature": "0", "max_tokens": "8", "top_k": "40", "top_p": "1", "seed": "2"}.items():
+            tab.at(f"#{name}").fill(value)
+        tab.page.keyboard.press("Escape")
+        drop(tab, data, "fjord.png", "image/png")
+        expect(tab.at("#attached img")).to_be_visible()
+        tab.say("Hva er dette?")
+        tab.done()
+        picture: Any = {"type": "image_url", "image_url": {"url": url}}
+        parts: Any = [picture, {"type": "text", "text": "Hva er dette?"}]
+
+        def said(content: Any) -> Any:
+            asked: Any = [{"role": "user", "content": content}]
+            return running.client.chat.completions.create(
+                model=plan.path.stem, messages=asked, temperature=0, max_tokens=8, seed=2
+            )
+
+        seen, blind = said(parts), said("Hva er dette?")
+        assert (tab.answer.text_content() or "").split() == (seen.choices[0].message.content or "").split() != []
+        assert seen.usage.prompt_tokens > blind.usage.prompt_tokens + 4
+        expect(tab.note).to_contain_text(f"{seen.usage.total_tokens} av")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from borealis_gguf.runtime.events import Options
 from borealis_gguf.runtime.model import load
 
 from .asking import alone, generate, local
-from .lora_adapters import FOR_NANO, MERGES, PATTERNS, PLAIN, Lora, base
+from .lora_adapters import FOR_NANO, MERGES, PATTERNS, PLAIN, Lora, base, write_adapter
 
 SCALED = replace(PATTERNS, saved=(), settings=PATTERNS.settings | {"modules_to_save": None})
 IDS = [2, *range(300, 4000, 90)]
@@ -96,20 +95,6 @@ def test_a_conversation_belongs_to_adapters_and_scales(
     for loras in ([], [(plan.path, 0.25)], [(plan.path, 0.5), (plan.path, 0.5)], [(changed, 0.5)]):
         with pytest.raises(InvalidInput, match="but with other adapters or scales; load it with the same ones"):
             again(*loras)
-
-
-def write_adapter(path: Path, tensors: dict[str, tuple[int, ...]], kind: str = "adapter", arch: str = "gemma3") -> Path:
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_type(kind)
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 1.0)
-    for name, shape in tensors.items():
-        writer.add_tensor(name, np.ones(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 Q = "blk.0.attn_q.weight"
