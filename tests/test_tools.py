@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.runtime.answer import Answer
+from borealis_gguf.runtime.engine import Cell
 from borealis_gguf.runtime.events import Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.tools import Calls
@@ -32,17 +32,21 @@ def model(nano_q8: Path) -> Iterator[Model]:
 def says(model: Model, monkeypatch: pytest.MonkeyPatch) -> Says:
     """The answer of a model that wants to say `text`, with two tools it may call."""
     engine = local(model).engine
+    decode = engine.decode
     end = next(id for id in range(engine.n_vocab) if engine.is_end(id))
 
     def answer(text: str) -> Answer:
         script = iter([*engine.tokenize(text, special=False), *[end] * 500])
 
-        def logits_at(n: int) -> np.ndarray:
-            row = np.zeros(engine.n_vocab, np.float32)
-            row[next(script)] = 50
-            return row
+        def scripted(cells: Sequence[Cell]) -> bool:
+            done = decode(cells)
+            if done and cells[-1].logits:
+                row = engine.logits_at(len(cells) - 1)  # llama.cpp's own memory
+                row[:] = 0
+                row[next(script)] = 50
+            return done
 
-        monkeypatch.setattr(engine, "logits_at", logits_at)
+        monkeypatch.setattr(engine, "decode", scripted)
         return model.chat(messages("Hei"), Options(tools=[CLOCK, WEATHER], max_tokens=200))
 
     return answer
