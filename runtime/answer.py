@@ -82,6 +82,23 @@ class Answer:
                 self._wakers.append(partial(asyncio.get_running_loop().call_soon_threadsafe, ready.set))
             await ready.wait()
 
+    def take(self) -> list[Event]:
+        """All events that have come and were not iterated over, without waiting. Then raises what went wrong, if so."""
+        with self._changed:
+            events = list(self._events)
+            self._events.clear()
+            if not events and self.error is not None:
+                raise self.error
+        return events
+
+    def when_ready(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called once, from any thread, when there is something to `take`, or nothing more to come."""
+        with self._changed:
+            if not self._events and not self._over:
+                self._wakers.append(wake)
+                return
+        wake()
+
     def text(self) -> str:
         """Wait for the end; the whole text. Raises what went wrong."""
         with self._changed:

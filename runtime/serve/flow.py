@@ -5,7 +5,8 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Numbered = tuple[int, Event]
-
-PENDING = 256
-"""Events of all answers of a request that wait for its client; more stay with their answers."""
 
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 DONE = b"data: [DONE]\n\n"
@@ -92,30 +90,46 @@ async def merged(answers: "Sequence[Answer]", ping: float) -> AsyncGenerator[lis
 
     Raises what an answer raises, and Refusal when one was cancelled, which only the end of the server does.
     """
-    queue: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(PENDING)
-    pumps = [asyncio.ensure_future(_pump(number, answer, queue)) for number, answer in enumerate(answers)]
-    getter: asyncio.Future[tuple[int, Event | BaseException]] = asyncio.ensure_future(queue.get())
-    left = len(answers)
-    try:
-        while left:
-            if not (await asyncio.wait({getter}, timeout=ping))[0]:
-                yield []
-                continue
-            found = [getter.result()]
-            while not queue.empty():
-                found.append(queue.get_nowait())
-            getter = asyncio.ensure_future(queue.get())
-            events = [(number, event) for number, event in found if not isinstance(event, BaseException)]
-            if events:
-                yield events
-            for _, event in found:
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Finished) and event.reason == "cancelled":
+    left, bell = dict(enumerate(answers)), _Bell()
+    while left:
+        events = [(number, event) for number, answer in left.items() for event in answer.take()]
+        if events or not await bell.rung(left, ping):
+            yield events
+        for number, event in events:
+            if isinstance(event, Finished):
+                del left[number]
+                if event.reason == "cancelled":
                     raise Refusal(503, "the server is ending", code="stopping")
-            left -= sum(isinstance(event, Finished) for _, event in events)
-    finally:
-        await dismiss([*pumps, getter])
+
+
+class _Bell:
+    """Rung by answers that have something. One turn of the event loop a token: tasks and queues would take several."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ringing: asyncio.Future[bool] = self._loop.create_future()
+        self._asked: set[int] = set()
+
+    async def rung(self, answers: "Mapping[int, Answer]", timeout: float) -> bool:
+        """Wait until one of `answers` has something, or False after `timeout` seconds."""
+        self._ringing = self._loop.create_future()
+        for number in answers.keys() - self._asked:
+            self._asked.add(number)
+            ring = partial(self._ring, number)
+            answers[number].when_ready(lambda ring=ring: self._loop.call_soon_threadsafe(ring))
+        timer = self._loop.call_later(timeout, partial(self._end, rung=False))
+        try:
+            return await self._ringing
+        finally:
+            timer.cancel()
+
+    def _ring(self, number: int) -> None:
+        self._asked.discard(number)
+        self._end(rung=True)
+
+    def _end(self, *, rung: bool) -> None:
+        if not self._ringing.done():
+            self._ringing.set_result(rung)
 
 
 @contextlib.contextmanager
@@ -126,14 +140,6 @@ def closing_all(answers: "Sequence[Answer]") -> Iterator[None]:
     finally:
         for answer in answers:
             answer.close()
-
-
-async def _pump(number: int, answer: "Answer", queue: "asyncio.Queue[tuple[int, Event | BaseException]]") -> None:
-    try:
-        async for event in answer:
-            await queue.put((number, event))
-    except Exception as error:
-        await queue.put((number, error))
 
 
 async def dismiss(tasks: "Sequence[asyncio.Future[Any]]") -> None:
