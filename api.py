@@ -270,10 +270,10 @@ class _Verifiers:
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Try the encoders that `files` need, before the first of them is used."""
-        if self.quick:
-            self.quick.begin(files)
         encoded = {t.type for _, plan in files for t in plan.tensors if not is_copy(t.tensor, t.type)}
         self.trial = trial.prepare(encoded)
+        if self.quick:  # last: its thread would keep this one waiting
+            self.quick.begin(files)
 
     def finish(self) -> None:
         """Raises BorealisError for what keeps the files from their names."""

@@ -23,7 +23,7 @@ from . import lowrank
 from .outputs import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
 from .sources import Announced, Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
-from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks
+from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks, total_nbytes
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
 PLAIN = {F32: np.dtype(np.float32), F16: np.dtype(np.float16), BF16: np.dtype(np.uint16)}
@@ -92,7 +92,7 @@ def execute(
             files[-1].begin()
         if verifier:
             verifier.begin([(file.path, file.plan) for file in files])
-        total = sum(task.nbytes for task in tasks(plans, chunk_weights))
+        total = total_nbytes(plans)
         run = _Run(
             tasks(plans, chunk_weights),
             [f.path for f in files],

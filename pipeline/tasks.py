@@ -80,6 +80,12 @@ def tasks(plans: Sequence[FilePlan], chunk_weights: int = CHUNK_WEIGHTS) -> Iter
             yield Task(tensor, encodings, first, min(step, tensor.rows - first))
 
 
+def total_nbytes(plans: Sequence[FilePlan]) -> int:
+    """Bytes of the source that all tasks together are made of."""
+    tensors = [tensor for tensor, _ in _shared(plans)]
+    return sum(t.rows * row_nbytes(t.source.slice.type, t.n_per_row) for t in tensors)
+
+
 def _shared(plans: Sequence[FilePlan]) -> Iterator[tuple[Tensor, tuple[Encoding, ...]]]:
     """Tensors that several files make from the same source, with their distinct encodings."""
     uses: dict[tuple[object, ...], list[tuple[int, TensorPlan]]] = {}

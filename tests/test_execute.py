@@ -23,7 +23,7 @@ from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.outputs import PartialFile
 from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor, TensorPlan, TensorSource
 from borealis_gguf.pipeline.sources import Announced
-from borealis_gguf.pipeline.tasks import tasks
+from borealis_gguf.pipeline.tasks import tasks, total_nbytes
 from borealis_gguf.quantize import ggml
 
 from .tiny import CODEC, raw_model, weights
@@ -372,6 +372,7 @@ def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
     monkeypatch.setattr(os, "posix_fadvise", advise)
     announced = Announced(iter(work), ahead=3)
     taken = [(task, len(heard)) for task in announced]
+    assert total_nbytes([plan]) == sum(task.nbytes for task in work)
     announced.close()
     assert [task for task, _ in taken] == work
     assert heard == [task.source_range() for task in work]
