@@ -8,6 +8,7 @@ what can be opened before.
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import sys
@@ -47,7 +48,7 @@ def _open(ahead: str) -> None:
         return
     with contextlib.suppress(BorealisError, ImportError):
         _document(ahead)
-        import tokenizers  # noqa: F401
+        importlib.import_module("tokenizers")
 
 
 def _llama() -> Any:
