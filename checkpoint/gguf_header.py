@@ -19,6 +19,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
 from .files import open_regular, quote, recognize
+from .together import WINDOW, few, following, texts_at
 from .types import KV, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
@@ -27,6 +28,7 @@ MAX_KEY = 65535  # the format's own limit
 MAX_ALIGNMENT = 1 << 24
 MAX_COUNT = 1 << 16  # keys, or tensors: some thirty times what the largest models have
 MAX_STRING = 8 << 20
+MANY = 64  # strings from which on they are read together
 MAX_MEMORY = 128 << 20  # for all metadata; a vocabulary of 262144 with 514906 merges takes 60 MiB
 DAMAGED = "the file is damaged or incomplete, fetch it again"
 
@@ -137,7 +139,39 @@ class _Reader:
         return self.strings(1, field, limit)[0]
 
     def strings(self, count: int, field: str, limit: int = MAX_STRING) -> tuple[str, ...]:
-        """`count` strings. The loop is bare because vocabularies have hundreds of thousands of them."""
+        """`count` strings: many together where they allow it, as vocabularies have hundreds of thousands of them."""
+        texts: list[str] = []
+        singly = 1 if count > MANY else count
+        while len(texts) < count:
+            if count > MANY:
+                before, window = self.pos, min(WINDOW, self.size - self.pos)
+                texts += self.short_strings(window, count - len(texts), field)
+                singly = few(singly, window, self.pos - before)
+            first = len(texts) if count > 1 else None
+            texts += self.few_strings(min(singly, count - len(texts)), field, limit, first)
+        return tuple(texts)
+
+    def short_strings(self, nbytes: int, count: int, field: str) -> list[str]:
+        """At most `count` strings of the next `nbytes` bytes: those of less than 256 bytes that follow each other."""
+        window = self.file.read(nbytes)
+        data = np.frombuffer(window, np.uint8)
+        small = np.zeros(data.size, bool)  # where a length below 256 may stand
+        for at in range(min(8, max(0, data.size - 7))):
+            numbers = np.frombuffer(window, "<u8", (data.size - at) // 8, at)
+            small[at::8][: numbers.size] = numbers < 256
+        begins = np.flatnonzero(small)
+        ends = begins + 8 + data[begins]
+        fits = ends <= data.size
+        begins, ends = begins[fits], ends[fits]
+        n = min(count, following(begins, ends))
+        texts = texts_at(data, begins[:n] + 8, ends[:n], "surrogateescape")
+        self.pos += int(ends[n - 1]) if texts else 0
+        self.file.seek(self.pos)
+        self.spend(sum(map(sys.getsizeof, texts)) + 8 * len(texts), field)
+        return texts
+
+    def few_strings(self, count: int, field: str, limit: int, first: int | None) -> list[str]:
+        """`count` strings one by one; `first` is the number of the first of them, None where there is but one."""
         read, from_bytes, getsizeof = self.file.read, int.from_bytes, sys.getsizeof
         left, spent = self.size - self.pos, 0
         texts: list[str] = []
@@ -146,13 +180,13 @@ class _Reader:
             left -= 8 + length
             if left < 0 or length > limit or spent > self.memory:
                 self.pos = self.size - left - length - 8
-                self.bad_string(f"{field}[{len(texts)}]" if count > 1 else field, length, limit, spent)
+                self.bad_string(field if first is None else f"{field}[{first + len(texts)}]", length, limit, spent)
             text = read(length).decode("utf-8", "surrogateescape")
             spent += getsizeof(text) + 8
             texts.append(text)
         self.pos = self.size - left
         self.spend(spent, field)
-        return tuple(texts)
+        return texts
 
     def bad_string(self, field: str, length: int, limit: int, spent: int) -> NoReturn:
         self.spend(spent, field)
@@ -279,10 +313,10 @@ class _Reader:
                 how = "leaves a hole" if offset > expected and offset % alignment == 0 else how
                 self.fail(quote(name), f"offset {offset} {how}; {expected} expected", info.at)
             tensors[name] = slice = Slice(self.path, start + offset, info.type, info.shape)
-            if slice.offset + slice.nbytes > self.size:
-                end = slice.offset + slice.nbytes
-                self.fail(quote(name), f"data ends at byte {end}, the file at {self.size}; {DAMAGED}", info.at)
-            expected = _pad(offset + slice.nbytes, alignment)
+            end = offset + slice.nbytes
+            if start + end > self.size:
+                self.fail(quote(name), f"data ends at byte {start + end}, the file at {self.size}; {DAMAGED}", info.at)
+            expected = _pad(end, alignment)
         return tensors
 
 

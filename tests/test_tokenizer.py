@@ -432,14 +432,15 @@ PIECES = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(PIECES | st.binary(max_size=12), max_size=12).map(b"".join))
-def test_pieces_read_together_are_those_read_one_by_one(data: bytes) -> None:
+@given(st.lists(PIECES | st.binary(max_size=12), max_size=12).map(b"".join), st.integers(4, 400))
+def test_pieces_read_together_are_those_read_one_by_one(data: bytes, window: int) -> None:
     """A model as SentencePiece writes it, with other and damaged fields between, the two ways."""
     results = []
     for together in (True, False):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sentencepiece, "WINDOW", window)
             if not together:
-                patch.setattr(sentencepiece, "_short_pieces", lambda data, at: ([], at))
+                patch.setattr(sentencepiece, "_usual_pieces", lambda window: ([], [], [], 0))
             try:
                 results.append(parse_sentencepiece(data))
             except ValueError as error:
