@@ -165,9 +165,12 @@ class _Reader:
         begins, ends = begins[fits], ends[fits]
         n = min(count, following(begins, ends))
         texts = texts_at(data, begins[:n] + 8, ends[:n], "surrogateescape")
-        self.pos += int(ends[n - 1]) if texts else 0
+        taken = int(ends[n - 1]) if texts else 0
+        self.pos += taken
         self.file.seek(self.pos)
-        self.spend(sum(map(sys.getsizeof, texts)) + 8 * len(texts), field)
+        highest = data[:taken].max(initial=0)
+        width = 1 if highest < 0x80 else 2 if highest < 0xF0 else 4  # bytes of a character, at most
+        self.spend(84 * len(texts) + width * (taken - 8 * len(texts)), field)
         return texts
 
     def few_strings(self, count: int, field: str, limit: int, first: int | None) -> list[str]:

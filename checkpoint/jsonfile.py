@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +21,12 @@ _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") f
 """Makes every digit a zero: numbers are looked at one by one, which is slow, only where one of them is long."""
 
 
-def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
-    """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else."""
+def read_json_object(path: Path, *, limit: int = MAX_JSON, without: str | None = None) -> dict[str, Any]:
+    """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else.
+
+    What stands under the key `without`, anywhere in it, is read and dropped: half a million merges, say, that nobody
+    asks for.
+    """
     file, size = open_regular(path)
     with file:
         if size > limit:
@@ -29,10 +34,10 @@ def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
         text = file.read(limit)
     if (what := recognize(text)) is not None:
         raise InvalidInput(f"{path}: not JSON but {what}")
-    return parse_object(text, str(path), limit=limit)
+    return parse_object(text, str(path), limit=limit, without=without)
 
 
-def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str, Any]:
+def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, without: str | None = None) -> dict[str, Any]:
     """Parse one JSON object as RFC 8259 has it: no NaN, no number beyond a double, no key twice, no junk.
 
     Values are counted first: `[],` costs 3 bytes here and 64 in memory. Punctuation inside strings counts too,
@@ -45,7 +50,7 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str,
         with _no_collection():
             value = json.loads(
                 text.decode("utf-8"),
-                object_pairs_hook=_unique,
+                object_pairs_hook=partial(_unique, without),
                 parse_constant=_constant,
                 parse_float=_finite,
                 parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
@@ -71,12 +76,14 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(without: str | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {quote(twice)} occurs twice")
+    if without is not None:
+        result.pop(without, None)
     return result
 
 

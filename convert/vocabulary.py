@@ -36,7 +36,7 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
     InvalidInput where words would be split otherwise throughout.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON) if whole else {}
+    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON, without="merges" if model else None) if whole else {}
     settings = checkpoint.file("tokenizer_config.json")
     config = read_json_object(settings) if settings else {}
     view = text_view(json)

@@ -226,8 +226,16 @@ class SourceRows:
         """These rows, wherever they lie, as `read` gives them; as one where nothing depends on the place of a row."""
         if tensor.source.updates:
             return np.concatenate([self.read(tensor, row, 1).copy() for row in rows])
-        data = np.stack([self._worker.read(Task(tensor, (), row, 1)).copy() for row in rows])
-        return self._worker.rows(Task(tensor, (), 0, len(rows)), data.reshape(-1), once=True)
+        whole = Task(tensor, (), 0, len(rows))
+        data = np.empty((len(rows), whole.nbytes // len(rows)), np.uint8)
+        if tensor.source.order:
+            for out, row in zip(data, rows, strict=True):
+                out[:] = self._worker.read(Task(tensor, (), row, 1))
+        else:
+            start = tensor.source.slice.offset
+            for out, row in zip(data, rows, strict=True):
+                self._worker.fill(whole, start + row * out.size, out)
+        return self._worker.rows(whole, data.reshape(-1), once=True)
 
 
 class _Run:
@@ -407,13 +415,17 @@ class _Worker:
         if self.ahead:
             batch, data = self.ahead
             return data[start - batch.start :][:nbytes]
+        data = self.buffer(buffer, nbytes)
+        self.fill(task, start, data)
+        return data
+
+    def fill(self, task: Task, start: int, data: np.ndarray) -> None:
+        """Read `data` (uint8) from byte `start` of the file the task comes from."""
         where = task.tensor.source.slice
-        if not self.source or self.source[0] != where.path:
+        if not self.source or (self.source[0] is not where.path and self.source[0] != where.path):
             self.close()
             self.source = where.path, self.run.open_source(where, self.run.stop)
-        data = self.buffer(buffer, nbytes)
         fill(self.source[1], start, data, task)
-        return data
 
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)

@@ -108,13 +108,15 @@ def _string(text: str) -> bytes:
 
 def _strings(texts: Sequence[str]) -> bytes:
     """All of `texts` as strings, one after another. A vocabulary has 262144 of them, so they are laid out together."""
-    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-    lengths = np.fromiter(map(len, encoded), "<u8", len(encoded))
-    ends = np.cumsum(lengths + 8, dtype=np.int64)
-    out = np.empty(int(ends[-1]) if len(encoded) else 0, np.uint8)
-    of_length = (ends - lengths.astype(np.int64))[:, None] - np.arange(8, 0, -1)
-    out[of_length] = lengths.view(np.uint8).reshape(-1, 8)
-    of_text = np.ones(out.size, bool)
-    of_text[of_length] = False
-    out[of_text] = np.frombuffer(b"".join(encoded), np.uint8)
-    return out.tobytes()
+    room = "\0" * 8
+    data = bytearray((room + room.join(texts)).encode("utf-8", "surrogateescape"))
+    out = np.frombuffer(data, np.uint8)
+    zeros = np.flatnonzero(out == 0)
+    if zeros.size != 8 * len(texts):  # a text holds a NUL, or there is none
+        return b"".join(map(_string, texts))
+    begins = zeros[::8]
+    lengths = np.diff(begins, append=out.size) - 8
+    for byte in range(8):
+        if (left := lengths >> 8 * byte).any():
+            out[begins + byte] = left & 0xFF
+    return bytes(data)

@@ -19,7 +19,11 @@ class Child:
     def __init__(self, *ahead: str) -> None:
         """`ahead` is what to open meanwhile: "gguf" (llama.cpp itself), or the path of a tokenizer.json."""
         self.process = subprocess.Popen(
-            child_command(WORKER, *ahead), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            child_command(WORKER, *ahead),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows'; elsewhere see `worker`
         )
 
     def close(self) -> None:

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_model import check_model
-from ..checkpoint.types import KV, Slice
+from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON
+from ..checkpoint.types import Slice
 from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
@@ -23,13 +23,14 @@ from ..pipeline.sources import OpenSource, is_remote, open_local
 from .asked import Child
 from .logits import check_logits, require
 from .metadata import check_metadata
-from .own import Own, read_own
+from .own import read_own
 from .remembered import digest_of_file, is_known
 from .report import Finding, Report, Section
 from .second import second_opinion
 from .tap import Tap
 from .tensors import check_names, check_weights
 from .texts import LINES
+from .theirs import Theirs
 from .weights import Pair
 from .words import Words
 
@@ -62,9 +63,12 @@ def check_file(
         _can_compare_logits(path, header, source, against)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words = _words(str(path), header, source.kv, own, [*LINES, *texts], quick=quick, remember=quick)
-        if words:
-            stack.callback(words.close)
+        words: tuple[Words, ...] = ()
+        if _has_words(header):
+            lines = [*LINES, *texts]
+            theirs = Theirs(own, lines, quick=quick, remember=quick) if own else None
+            words = (Words(str(path), header, source.kv, theirs, lines, remember=quick),)
+            stack.callback(words[0].close)
         sections = [
             _form(header),
             check_metadata(header.kv, source.kv),
@@ -72,7 +76,7 @@ def check_file(
                 header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
             ),
             second_opinion(header, source, codec, quick=quick),
-            *(words.sections() if words else ()),
+            *(section for asked in words for section in asked.sections()),
         ]
         if logits and source.origin:
             sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
@@ -98,13 +102,9 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in read_text(path, MAX_TEXT).split("\n") if line]
 
 
-def _words(
-    path: str, header: GGUFFile, kv: Sequence[KV], own: Own | None, lines: Sequence[str], **how: Any
-) -> Words | None:
-    """None for a file without a vocabulary, such as a vision part."""
-    if not header.find("tokenizer.ggml.tokens"):
-        return None
-    return Words(path, header, kv, own, lines, **how)
+def _has_words(header: GGUFFile) -> bool:
+    """Not so a vision part, or an adapter."""
+    return header.find("tokenizer.ggml.tokens") is not None
 
 
 def _form(header: GGUFFile) -> Section:
@@ -152,11 +152,12 @@ def check_tensors(
 
 @dataclass(slots=True)
 class _File:
-    """A file under quick check, under the name it has meanwhile."""
+    """A file under quick check, under the name it has meanwhile. `metadata`: what its header says of itself."""
 
     path: Path
     plan: FilePlan
     header: GGUFFile
+    metadata: tuple[Section, ...]
     words: Words | None
 
 
@@ -182,10 +183,11 @@ class QuickCheck:
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
         self._begun: Future[None] | None = None
         self._children: dict[str, Child] = {}
+        self._asked: Future[Theirs] | None = None
 
     def __enter__(self) -> "QuickCheck":
         if self._source is not None:
-            self._pool.submit(self._expect, Path(self._source))
+            self._expect(Path(self._source))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -195,16 +197,27 @@ class QuickCheck:
             child.close()
 
     def _expect(self, folder: Path) -> None:
-        """Start what will ask about the text side of a checkpoint, unless that is likely to be known.
+        """Start who answers about a checkpoint's texts, and ask its tokenizer, while plans are made; unless the answers
+        are known.
 
-        Whether `folder` is one, and whether it can be trusted, is found out meanwhile: nothing is asked before.
+        Whether `folder` is a checkpoint, and one that is whole, is found out by who plans.
         """
         tokenizer = folder / "tokenizer.json"
-        if not (folder / "config.json").is_file() or not tokenizer.is_file():
+        try:
+            there = (folder / "config.json").is_file() and tokenizer.is_file()
+            if not there or tokenizer.stat().st_size > MAX_TOKENIZER_JSON or is_known(digest_of_file(tokenizer)):
+                return
+        except OSError:  # who plans says so
             return
-        if not is_known(digest_of_file(tokenizer)):
-            self._children["gguf"] = Child("gguf")
-            self._children["tokenizer"] = Child(str(tokenizer))
+        self._children = {"gguf": Child("gguf"), "tokenizer": Child(str(tokenizer))}  # before planning has the threads
+        self._asked = self._pool.submit(self._ask, folder, near=True)
+
+    def _ask(self, folder: Path, *, near: bool) -> Theirs:
+        """Ask the tokenizer of the checkpoint in `folder`; if it is `near`, what it says is remembered."""
+        child = self._children.pop("tokenizer", None)
+        theirs = Theirs(read_own(folder), LINES, quick=True, remember=near, child=child)
+        self._stack.callback(theirs.close)
+        return theirs
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Begin, in a thread: what it finds is told by `finish`."""
@@ -222,14 +235,20 @@ class QuickCheck:
         for path, plan in files:
             header = read_gguf(path)
             words = next((f.words for f in self._files if _same_words(f.header, header)), None)
-            if words is None and plan.model.origin:
-                own, near = read_own(plan.model.origin), not is_remote([plan])
-                # streaming leaves nothing on the disk but its output
-                how = {"quick": True, "remember": near, "begun": self._children}
-                words = _words(str(path), header, plan.model.kv, own, LINES, **how)
-                if words:
-                    self._stack.callback(words.close)
-            self._files.append(_File(path, plan, header, words))
+            if words is None and plan.model.origin and _has_words(header):
+                words = self._words(path, header, plan, plan.model.origin)
+            metadata = (_form(header), check_metadata(header.kv, plan.model.kv))
+            self._files.append(_File(path, plan, header, metadata, words))
+
+    def _words(self, path: Path, header: GGUFFile, plan: FilePlan, origin: Path) -> Words:
+        near = not is_remote([plan])  # streaming leaves nothing on the disk but its output
+        theirs = self._asked.result() if self._asked else None
+        if theirs is None or theirs.own.folder != origin:
+            theirs = self._ask(origin, near=near)
+        child = self._children.pop("gguf", None)
+        words = Words(str(path), header, plan.model.kv, theirs, LINES, remember=near, child=child)
+        self._stack.callback(words.close)
+        return words
 
     def finish(self) -> None:
         """Compare. Raises BorealisError, in one line, when a file is not what it should be."""
@@ -247,11 +266,10 @@ class QuickCheck:
                 raise BorealisError(f"{report.verdict}; nothing was kept (--no-check skips the check)")
 
     def _report(self, file: _File, words: tuple[Section, ...], began: float) -> Report:
-        importance = {t.tensor.name: t.importance for t in file.plan.tensors}
         model = file.plan.model
+        importance = {t.tensor.name: t.importance for t in file.plan.tensors}
         sections = (
-            _form(file.header),
-            check_metadata(file.header.kv, model.kv),
+            *file.metadata,
             *check_tensors(
                 file.header,
                 model,

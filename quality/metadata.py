@@ -46,10 +46,12 @@ def _same(a: KV | None, b: KV | None) -> bool:
         return False
     if (a.type, a.item_type) != (b.type, b.item_type):
         return False
+    if a.value == b.value:
+        return True
     kind = a.item_type if a.type is GGUFValueType.ARRAY else a.type
     if kind is GGUFValueType.FLOAT32:
         return np.array_equal(np.asarray(a.value, np.float32), np.asarray(b.value, np.float32), equal_nan=True)
-    return tuple(a.value) == tuple(b.value) if a.type is GGUFValueType.ARRAY else a.value == b.value
+    return a.type is GGUFValueType.ARRAY and tuple(a.value) == tuple(b.value)
 
 
 def _difference(expected: KV | None, found: KV | None) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import json
 import marshal
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def keep(key: str, answer: Mapping[str, Any]) -> None:
 
 
 def digest_of_file(path: Path) -> bytes:
+    """Of all that is in a file; read once, as long as it looks the same."""
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(4)
+def _digest(path: Path, *_: int) -> bytes:
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

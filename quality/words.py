@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import KV
-from ..errors import BorealisError, InvalidInput
+from ..errors import BorealisError
 from ..runtime.template import ChatTemplate
 from .asked import Asked, Child
-from .conversations import CONVERSATIONS
-from .own import Own, read_gaps
-from .remembered import digest_of_file, digest_of_vocabulary, key_of
+from .own import read_gaps
+from .remembered import digest_of_vocabulary, key_of
 from .report import Finding, Section, failures_first, spelled
+from .theirs import Rendering, Theirs, render, rendered
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<turn|>")
@@ -34,85 +33,64 @@ class Excuse:
     chats: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Rendering:
-    """One conversation as a template renders it: its text, or why it refused."""
-
-    text: str | None
-    refusal: str = ""
-
-
 class Words:
-    """One GGUF's answers about text beside those of the checkpoint `own`, or of nobody (None)."""
+    """One GGUF's answers about text beside those of the checkpoint it was made of (`theirs`), or of nobody (None)."""
 
     def __init__(
         self,
         path: str,
         header: GGUFFile,
         expected: Sequence[KV],
-        own: Own | None,
+        theirs: Theirs | None,
         lines: Sequence[str],
         *,
-        quick: bool = False,
         remember: bool = False,
-        begun: dict[str, Child] | None = None,
+        child: Child | None = None,
     ) -> None:
-        """`expected` is the source's metadata. Nothing is waited for here.
+        """`expected` is the source's metadata, `lines` are those that `theirs` was asked. Nothing is waited for here.
 
-        quick: the checkpoint's tokenizer is opened as far as the texts need it, and whole when anything is wrong.
-        remember: nothing is asked twice. begun: children to take, by what they were begun for.
+        remember: nothing is asked twice. child: one to ask that has been started for it.
         """
-        self.header, self.own, self.lines = header, own, lines
+        self.header, self.checkpoint, self.lines = header, theirs, lines
+        self.own = theirs.own if theirs else None
         self.expected = {kv.key: kv.value for kv in expected}
         self.tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
         self.asked_ids = self._special_ids()
-        self.ours = {name: _render(self._template(), messages) for name, messages in CONVERSATIONS.items()}
-        self.theirs = {name: _render(own.template if own else None, m) for name, m in CONVERSATIONS.items()}
-        self._children: list[Asked] = []
-        self._begun = begun if begun is not None else {}
-        self._remember = remember
-        self._gguf = self._ask(
-            {"gguf": path, "texts": [*lines, *_texts(self.ours)], "ask": self.asked_ids},
-            f"llama.cpp read the vocabulary of {path}",
-            digest_of_vocabulary(header.kv) if remember else None,
-        )
-        self._own = self._ask_own(own.tokenizer, less=quick) if own and own.tokenizer else None
-        self._less = quick
+        self.theirs = theirs.renderings if theirs else render(None)
+        same = theirs and self._template() == theirs.own.template
+        self.ours = self.theirs if same else render(self._template())
+        request = {"gguf": path, "texts": [*lines, *rendered(self.ours).values()], "ask": self.asked_ids}
+        key = key_of(digest_of_vocabulary(header.kv), request) if remember else ""
+        self._gguf = Asked(request, f"llama.cpp read the vocabulary of {path}", key, child)
 
     def close(self) -> None:
         """End what is still under way."""
-        for child in self._children:
-            child.close()
+        self._gguf.close()
+        if self.checkpoint:
+            self.checkpoint.close()
 
     def sections(self) -> tuple[Section, ...]:
-        """Token ids, special tokens and chat template; waits for the answers."""
-        if self._less and self._differ():
-            self._ask_whole()
+        """Token ids, special tokens and chat template; waits for the answers.
+
+        Where less than the whole tokenizer was asked, the whole one has the last word on what is wrong.
+        """
+        if self.checkpoint and self.checkpoint.quick and self._differ():
+            self.checkpoint.ask_whole()
         sections = self._sections()
-        if self._less and any(finding.status == "failed" for section in sections for finding in section.findings):
-            self._ask_whole()
+        failed = any(finding.status == "failed" for section in sections for finding in section.findings)
+        if failed and self.checkpoint and self.checkpoint.quick:
+            self.checkpoint.ask_whole()
             return self._sections()
         return sections
 
     def _differ(self) -> bool:
         """Whether the lines have other ids here and there, which may be the doing of a tokenizer opened in part."""
         try:
-            gguf, own = self._gguf.answer(), self._own.answer() if self._own else {}
+            gguf, own = self._gguf.answer(), self.checkpoint.answer() if self.checkpoint else {}
         except BorealisError:
             return False
         n = len(self.lines)
         return "ids" in own and own["ids"][:n] != gguf["ids"][:n]
-
-    def _ask_whole(self) -> None:
-        self._less = False
-        if self.own and self.own.tokenizer:
-            self._own = self._ask_own(self.own.tokenizer)
-
-    def _ask_own(self, tokenizer: Path, **how: bool) -> Asked:
-        """What the checkpoint's tokenizer makes of the lines and of its template's conversations."""
-        request = {"tokenizer": str(tokenizer), "texts": [*self.lines, *_texts(self.theirs)], **how}
-        about = digest_of_file(tokenizer) if self._remember else None
-        return self._ask(request, f"tokenizers read {tokenizer}", about)
 
     def _sections(self) -> tuple[Section, ...]:
         try:
@@ -121,9 +99,9 @@ class Words:
             return (Section("token ids", (Finding("failed", "vocabulary", found=str(error)),)),)
         own: dict[str, Any] = {}
         problem = ""
-        if self._own:
+        if self.checkpoint:
             try:
-                own = self._own.answer()
+                own = self.checkpoint.answer()
             except BorealisError as error:
                 problem = str(error)
         if own.get("missing"):
@@ -137,20 +115,10 @@ class Words:
         """What the tokenizer does and no GGUF can say; looked up only where ids differ, or texts if ids are unknown."""
         texts = len(self.lines)
         same = own["ids"][:texts] == gguf["ids"][:texts] if own else self.ours == self.theirs
-        if not self.own or same:
+        if not self.checkpoint or same:
             return Excuse()
-        text = read_gaps(self.own, len(self.expected.get("tokenizer.ggml.tokens", self.tokens)))
-        if not text or not own or not self._own:
-            return Excuse(text)
-        request = {"tokenizer": str(self.own.tokenizer), "texts": list(self.lines), "chats": _texts(self.theirs)}
-        about = digest_of_file(self.own.tokenizer) if self._own.key and self.own.tokenizer else None
-        bare = self._ask(request, f"tokenizers read a part of {self.own.tokenizer}", about).answer()
-        return Excuse(text, bare["ids"], dict(zip(_rendered(self.theirs), bare["chats"], strict=True)))
-
-    def _ask(self, request: dict[str, Any], what: str, about: bytes | None = None) -> Asked:
-        child = self._begun.pop("gguf" if "gguf" in request else "tokenizer", None)
-        self._children.append(Asked(request, what, key_of(about, request) if about else "", child))
-        return self._children[-1]
+        text = read_gaps(self.checkpoint.own, len(self.expected.get("tokenizer.ggml.tokens", self.tokens)))
+        return Excuse(text, *self.checkpoint.bare()) if text and own else Excuse(text)
 
     def _template(self) -> ChatTemplate | None:
         source = self.header.value(TEMPLATE_KEY)
@@ -277,10 +245,10 @@ class Words:
             sides = [("a template" if there else "none") for there in (wanted, has)]
             return Section(title, (Finding("failed", TEMPLATE_KEY, "", *sides),))
         n = len(self.lines)
-        our_ids = dict(zip(_rendered(self.ours), gguf["ids"][n:], strict=True))
+        our_ids = dict(zip(rendered(self.ours), gguf["ids"][n:], strict=True))
         findings = [self._one_bos(gguf["bos"], our_ids)]
         if self.own:
-            their_ids = dict(zip(_rendered(self.theirs), own["ids"][n:], strict=True)) if own else {}
+            their_ids = dict(zip(rendered(self.theirs), own["ids"][n:], strict=True)) if own else {}
             findings += self._conversations(our_ids, their_ids, gaps)
         else:
             findings.append(Finding("note", "not compared: a GGUF is the source; its template is compared as a key"))
@@ -323,23 +291,6 @@ class Words:
         if bad is None:
             return Finding("ok", f"exactly one BOS in {len(prompts)} prompts")
         return Finding("failed", "BOS", bad, "1", str(prompts[bad].count(bos)))
-
-
-def _render(template: ChatTemplate | None, messages: Sequence[Mapping[str, Any]]) -> Rendering:
-    if template is None:
-        return Rendering(None, "no template")
-    try:
-        return Rendering(template.render(messages))
-    except InvalidInput as error:
-        return Rendering(None, str(error))
-
-
-def _rendered(renderings: Mapping[str, Rendering]) -> list[str]:
-    return [name for name, rendering in renderings.items() if rendering.text is not None]
-
-
-def _texts(renderings: Mapping[str, Rendering]) -> list[str]:
-    return [r.text for r in renderings.values() if r.text is not None]
 
 
 def _letters(rendering: Rendering) -> tuple[str, str]:

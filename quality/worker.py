@@ -25,6 +25,8 @@ from .cut import cut
 def main() -> None:
     """Never raises: an error is an answer."""
     die_quietly()
+    if sys.platform != "win32":  # there, whoever starts it says so
+        os.nice(5)  # those who plan and encode go first
     gc.disable()  # it ends before there is anything to collect
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print to standard output goes to standard error

@@ -1,11 +1,14 @@
 """The header writer against gguf-py's, byte for byte."""
 
+import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGUFValueType as V
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
@@ -75,3 +78,15 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_survive() -> None:
     token = b"\xff\xfe\xc3".decode("utf-8", "surrogateescape")
     assert b"\xff\xfe\xc3" in encode_kv(KV("t", V.ARRAY, [token], V.STRING))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.text(max_size=6) | st.sampled_from(["", "\0", "a\0b", "x" * 255, "ø" * 200, "y" * 70_000]), max_size=9)
+)
+def test_strings_laid_out_together_are_those_laid_out_one_by_one(texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    entry = encode_kv(KV("k", V.ARRAY, texts, V.STRING))
+    payloads = [text.encode("utf-8") for text in texts]
+    start = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", V.ARRAY, V.STRING, len(texts))
+    assert entry == start + b"".join(struct.pack("<Q", len(data)) + data for data in payloads)

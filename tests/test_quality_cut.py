@@ -93,6 +93,17 @@ def test_children_that_were_begun_are_those_that_answer(
     assert len(children) == 2
 
 
+def test_a_folder_by_any_of_its_names_is_asked_once(
+    nano: Path, tmp_path: Path, children: list[asked.Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(nano.parent)
+    for source in (nano.name, f"{nano.parent}/../{nano.parent.name}/{nano.name}"):
+        monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path / source.replace("/", "-")))
+        with quick_check(source) as check:
+            execute(plan_quantize(source, ["Q8_0"], tmp_path), check=check)
+    assert len(children) == 4
+
+
 def test_nobody_outlives_a_plan_that_fails(nano: Path, tmp_path: Path, children: list[asked.Child]) -> None:
     with pytest.raises(InvalidInput, match="no preset"), quick_check(nano) as check:
         ready(check)
@@ -107,9 +118,7 @@ def test_what_is_no_checkpoint_is_passed_over(nano_bf16: Path, tmp_path: Path, c
     assert not children
 
 
-def test_a_tokenizer_that_cannot_be_opened_early_is_told_in_its_time(
-    nano: Path, tmp_path: Path, children: list[asked.Child]
-) -> None:
+def test_what_cannot_be_read_early_is_told_in_its_time(nano: Path, tmp_path: Path, children: list[asked.Child]) -> None:
     folder = tmp_path / "ødelagt"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json"):

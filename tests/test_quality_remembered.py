@@ -32,7 +32,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             super().__init__(request, what, key, child)
             kinds.extend(["gguf" if "gguf" in request else "tokenizer"] if self._process else [])
 
-    monkeypatch.setattr("borealis_gguf.quality.words.Asked", Counted)
+    for module in ("words", "theirs"):
+        monkeypatch.setattr(f"borealis_gguf.quality.{module}.Asked", Counted)
     return kinds
 
 
@@ -42,17 +43,17 @@ def quick(path: Path, nano: Path) -> Report:
 
 def test_a_second_check_starts_no_child_and_says_the_same(nano: Path, nano_q4: Path, started: list[str]) -> None:
     first, second = quick(nano_q4, nano), quick(nano_q4, nano)
-    assert started == ["gguf", "tokenizer"]
+    assert started == ["tokenizer", "gguf"]
     assert first.ok and second.sections == first.sections
     api.check(nano_q4, nano)
-    assert started == ["gguf", "tokenizer"] * 2  # the whole check takes nobody's word
+    assert started == ["tokenizer", "gguf"] * 2  # the whole check takes nobody's word
 
 
 def test_another_preset_of_the_same_vocabulary_is_no_new_question(
     nano: Path, nano_q4: Path, nano_q8: Path, started: list[str]
 ) -> None:
     assert quick(nano_q4, nano).ok and quick(nano_q8, nano).ok
-    assert started == ["gguf", "tokenizer"]
+    assert started == ["tokenizer", "gguf"]
 
 
 def test_a_changed_vocabulary_or_tokenizer_is_a_new_question(
@@ -62,7 +63,7 @@ def test_a_changed_vocabulary_or_tokenizer_is_a_new_question(
     bad = with_metadata(nano_q8, tmp_path / "bad.gguf", set_value("tokenizer.ggml.eos_token_id", 6))
     report = quick(bad, nano)
     assert "eos: expected 1 '<eos>'; found 6" in as_text(report)
-    assert started == ["gguf", "tokenizer", "gguf", "tokenizer"]  # before anything is called wrong, the whole one
+    assert started == ["tokenizer", "gguf", "gguf", "tokenizer"]  # before anything is called wrong, the whole one
     del started[:]
     other = shutil.copytree(nano, tmp_path / "other")
     path = other / "tokenizer.json"
@@ -80,7 +81,7 @@ def test_a_new_version_of_the_code_is_asked_anew(
     assert quick(nano_q8, nano).ok
     monkeypatch.setattr(remembered, "OWN_CODE", (*remembered.OWN_CODE, Path(__file__)))
     assert quick(nano_q8, nano).ok
-    assert started == ["gguf", "tokenizer"] * 2
+    assert started == ["tokenizer", "gguf"] * 2
 
 
 def test_a_damaged_answer_is_asked_anew(tmp_path: Path, nano: Path, nano_q8: Path, started: list[str]) -> None:
@@ -90,7 +91,7 @@ def test_a_damaged_answer_is_asked_anew(tmp_path: Path, nano: Path, nano_q8: Pat
     kept[0].write_text(kept[0].read_text(encoding="ascii").replace("1", "2"), encoding="ascii")
     kept[1].write_bytes(b"")
     assert quick(nano_q8, nano).sections == first.sections
-    assert started == ["gguf", "tokenizer"] * 2
+    assert started == ["tokenizer", "gguf"] * 2
 
 
 def test_a_child_that_died_leaves_no_answer(
