@@ -213,6 +213,11 @@ class _Worker:
         pair = result.pair
         decoded = read_ranges(self.ours, pair.gguf, ranges)
         source = read_ranges(self.theirs, pair.source, ranges)
+        if pair.gguf.source.slice.type in LOSSLESS and np.array_equal(source, decoded) and np.isfinite(source).all():
+            with result.lock:  # nothing was lost, which no encoder could do better
+                result.count += len(source)
+                result.equal += len(source)
+            return
         numbers = [row for first, count in ranges for row in range(first, first + count)]
         sums = row_sums(source, decoded)
         broken, inherited = _nonfinite(decoded, source, sums)
@@ -233,8 +238,6 @@ class _Worker:
     ) -> tuple[list[int], list[int], int]:
         """Encode the suspected rows again, or the `whole` range: (rows that are bad, rows that differ, rows equal)."""
         finite = np.isfinite(sums).all(axis=0)
-        if whole and finite.all() and np.array_equal(source, decoded):
-            return [], [], len(source)  # nothing was lost, which no encoder could do better
         rows = np.flatnonzero(finite if whole else suspects)
         if not rows.size:
             return [], [], 0
