@@ -71,7 +71,8 @@ def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> D
     only(where, config, "hidden_act", "silu")
     hidden = integer(where, config, "hidden_size", defaults.hidden)
     heads = integer(where, config, "num_attention_heads", defaults.heads)
-    kv_heads = _optional(where, config, "num_key_value_heads", defaults.kv_heads or heads)
+    assumed = None if "num_key_value_heads" in config else defaults.kv_heads  # null is as many as heads in any class
+    kv_heads = _optional(where, config, "num_key_value_heads", assumed or heads)
     head_dim = _optional(where, config, "head_dim", max(1, hidden // heads))
     if heads % kv_heads:
         raise InvalidInput(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")

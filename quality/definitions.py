@@ -120,7 +120,7 @@ def _decoder(defaults: Values) -> Callable[[Values], dict[str, Any]]:
     def values(config: Values) -> dict[str, Any]:
         read = _said(defaults, config)
         read |= _rope(read)
-        if read["num_key_value_heads"] is None:
+        if config.get("num_key_value_heads", read["num_key_value_heads"]) is None:
             read["num_key_value_heads"] = read["num_attention_heads"]
         if read.get("head_dim", 0) is None:
             read["head_dim"] = read["hidden_size"] // read["num_attention_heads"]

@@ -11,12 +11,14 @@ from tokenizers import Tokenizer
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
-from borealis_gguf.convert import describe, file_type, outtypes
+from borealis_gguf.convert import describe, file_type, llama, outtypes
+from borealis_gguf.convert.decoder import read_decoder
 from borealis_gguf.convert.norwegian import LINES
 from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.quality.definitions import definition_of
 from borealis_gguf.quantize.presets import find_preset
 from borealis_gguf.runtime.model import load
 from borealis_gguf.runtime.template import ChatTemplate
@@ -138,6 +140,18 @@ def test_yarn_and_defaults_of_transformers(tmp_path: Path) -> None:
     assert kv["llama.rope.scaling.original_context_length"] == 512
     assert kv["llama.context_length"] == 131072
     assert kv["llama.attention.layer_norm_rms_epsilon"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("said", "kv_heads"), [({}, 8), ({"num_key_value_heads": None}, 16), ({"num_key_value_heads": 4}, 4)]
+)
+def test_null_key_value_heads_are_as_many_as_heads(said: dict[str, Any], kv_heads: int) -> None:
+    """So says transformers' class, whose 8 stand for a config.json that is silent."""
+    names: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
+    config = {**names, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 2, **said}
+    assert read_decoder("config.json", config, llama.MISTRAL).kv_heads == kv_heads
+    _, definition = definition_of(config)
+    assert definition and definition.values(config)["num_key_value_heads"] == kv_heads
 
 
 @pytest.mark.parametrize(("window", "warned"), [(2048, False), (2047, True), (None, True), (4096, False)])
