@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from against_llama_cpp import measure, ours, warm
 from shapes import write_checkpoint
@@ -36,12 +37,18 @@ def executed(command: list[str], note: Path) -> float:
     return float(note.read_text(encoding="utf-8"))
 
 
+def rotated(items: list[Any], by: int) -> list[Any]:
+    """Others come first each time: what the last one left in memory is not always the same one's burden."""
+    by %= len(items)
+    return items[by:] + items[:by]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=available_cores())
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
@@ -63,8 +70,8 @@ def main() -> None:
         "executor, not waiting": [sys.executable, "-c", NO_WAIT + EXECUTE, *alone],
     }
     seconds: dict[str, list[float]] = {what: [] for what in commands}
-    for _ in range(args.runs):
-        for what, command in commands.items():
+    for run in range(args.runs):
+        for what, command in rotated(list(commands.items()), run):
             out.unlink(missing_ok=True)
             warm(*weights)
             alone_too = what.startswith("executor")
