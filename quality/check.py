@@ -63,12 +63,12 @@ def check_file(
         _can_compare_logits(path, header, source, against)
     own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words: tuple[Words, ...] = ()
+        words = None
         if _has_words(header):
             lines = [*LINES, *texts]
             theirs = Theirs(own, lines, quick=quick, remember=quick) if own else None
-            words = (Words(str(path), header, source.kv, theirs, lines, remember=quick),)
-            stack.callback(words[0].close)
+            words = Words(str(path), header, source.kv, theirs, lines, remember=quick)
+            stack.callback(words.close)
         sections = [
             _form(header),
             check_metadata(header.kv, source.kv),
@@ -76,7 +76,7 @@ def check_file(
                 header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
             ),
             second_opinion(header, source, codec, quick=quick),
-            *(section for asked in words for section in asked.sections()),
+            *(words.sections() if words else ()),
         ]
         if logits and source.origin:
             sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))

@@ -21,12 +21,16 @@ from ..errors import BorealisError
 from ..runtime.child import die_quietly
 from .cut import cut
 
+LATER = 5
+"""Steps of priority behind the process that asks: it plans and encodes meanwhile."""
+
 
 def main() -> None:
     """Never raises: an error is an answer."""
     die_quietly()
     if sys.platform != "win32":  # there, whoever starts it says so
-        os.nice(5)  # those who plan and encode go first
+        with contextlib.suppress(OSError):
+            os.nice(LATER)
     gc.disable()  # it ends before there is anything to collect
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print to standard output goes to standard error

@@ -1,6 +1,9 @@
 """The quick check asks less than the whole tokenizer, and early: its answers are those of the whole one."""
 
 import json
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from borealis_gguf.quality import asked
 from borealis_gguf.quality.check import QuickCheck
 from borealis_gguf.quality.cut import cut
 from borealis_gguf.quality.texts import LINES
+from borealis_gguf.quality.worker import LATER
 
 from .conftest import NANO
 from .families import NORA, NORA_NORMALIZER, bpe_json
@@ -90,6 +94,18 @@ def test_children_that_were_begun_are_those_that_answer(
     with quick_check(nano) as check:  # all is known now
         ready(check)
         execute(plan_quantize(nano, ["Q6_K"], tmp_path), check=check)
+    assert len(children) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no process's priority without a handle")
+def test_children_stand_back(nano: Path, children: list[asked.Child]) -> None:
+    with quick_check(nano) as check:
+        ready(check)
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        until = time.monotonic() + 20
+        while any(os.getpriority(os.PRIO_PROCESS, c.process.pid) != min(ours + LATER, 19) for c in children):
+            assert time.monotonic() < until
+            time.sleep(0.01)
     assert len(children) == 2
 
 
