@@ -19,7 +19,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
 from .files import open_regular, quote, recognize
-from .together import WINDOW, few, following, texts_at
+from .together import WINDOW, following, next_singly, texts_at
 from .types import KV, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
@@ -146,7 +146,7 @@ class _Reader:
             if count > MANY:
                 before, window = self.pos, min(WINDOW, self.size - self.pos)
                 texts += self.short_strings(window, count - len(texts), field)
-                singly = few(singly, window, self.pos - before)
+                singly = next_singly(singly, window, self.pos - before)
             first = len(texts) if count > 1 else None
             texts += self.few_strings(min(singly, count - len(texts)), field, limit, first)
         return tuple(texts)

@@ -9,7 +9,7 @@ WINDOW = 1 << 18
 """Bytes that are looked at together: what is made of them stays in the cache."""
 
 
-def few(last: int, window: int, taken: int) -> int:
+def next_singly(last: int, window: int, taken: int) -> int:
     """How many records to take one by one after `taken` bytes of a `window`, before the next: more each time that those
     in a window do not follow each other. `last` is how many it was before."""
     return 1 if 2 * taken > window else 8 * last

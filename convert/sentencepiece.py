@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.files import open_regular, recognize
-from ..checkpoint.together import WINDOW, few, following, texts_at
+from ..checkpoint.together import WINDOW, following, next_singly, texts_at
 from ..errors import InvalidInput
 
 MAX_MODEL = 64 << 20  # 262144 pieces take 4.7 MB
@@ -80,7 +80,7 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
         scores += values
         types += kinds
         at += taken
-        singly = few(singly, len(window), taken)
+        singly = next_singly(singly, len(window), taken)
         for number, wire, start, end in islice(_fields(data, at, len(data)), singly):
             at = end
             if number == 1 and wire == BYTES:

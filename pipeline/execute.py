@@ -422,7 +422,7 @@ class _Worker:
     def fill(self, task: Task, start: int, data: np.ndarray) -> None:
         """Read `data` (uint8) from byte `start` of the file the task comes from."""
         where = task.tensor.source.slice
-        if not self.source or (self.source[0] is not where.path and self.source[0] != where.path):
+        if not self.source or self.source[0] != where.path:
             self.close()
             self.source = where.path, self.run.open_source(where, self.run.stop)
         fill(self.source[1], start, data, task)
