@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +20,13 @@ _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") f
 """Makes every digit a zero: numbers are looked at one by one, which is slow, only where one of them is long."""
 
 
-def read_json_object(path: Path, *, limit: int = MAX_JSON, without: str | None = None) -> dict[str, Any]:
-    """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else.
+def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else."""
+    return parse_object(read_json_bytes(path, limit), str(path), limit=limit)
 
-    What stands under the key `without`, anywhere in it, is read and dropped: half a million merges, say, that nobody
-    asks for.
-    """
+
+def read_json_bytes(path: Path, limit: int) -> bytes:
+    """What is in a file of at most `limit` bytes, if that may be JSON; InvalidInput for anything else."""
     file, size = open_regular(path)
     with file:
         if size > limit:
@@ -34,23 +34,27 @@ def read_json_object(path: Path, *, limit: int = MAX_JSON, without: str | None =
         text = file.read(limit)
     if (what := recognize(text)) is not None:
         raise InvalidInput(f"{path}: not JSON but {what}")
-    return parse_object(text, str(path), limit=limit, without=without)
+    return text
 
 
-def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, without: str | None = None) -> dict[str, Any]:
-    """Parse one JSON object as RFC 8259 has it: no NaN, no number beyond a double, no key twice, no junk.
+def check_values(text: bytes, where: str, limit: int) -> None:
+    """Count values before they are made: `[],` costs 3 bytes in JSON and 64 in memory. Raises InvalidInput.
 
-    Values are counted first: `[],` costs 3 bytes here and 64 in memory. Punctuation inside strings counts too,
-    which leaves a real tokenizer.json a quarter of what is allowed.
+    Punctuation inside strings counts too, which leaves a real tokenizer.json a quarter of what is allowed.
     """
     containers, items = text.count(b"[") + text.count(b"{"), text.count(b",")
     if containers > limit // 32 or items > limit // 16:
         raise InvalidInput(f"{where}: {containers + items} JSON values; no checkpoint has that many")
+
+
+def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Parse one JSON object as RFC 8259 has it: no NaN, no number beyond a double, no key twice, no junk."""
+    check_values(text, where, limit)
     try:
-        with _no_collection():
+        with no_collection():
             value = json.loads(
                 text.decode("utf-8"),
-                object_pairs_hook=partial(_unique, without),
+                object_pairs_hook=_unique,
                 parse_constant=_constant,
                 parse_float=_finite,
                 parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
@@ -65,7 +69,7 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, without: str
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Without the collector of cycles, of which JSON has none: it would go through half a million merges many times."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -76,14 +80,12 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _unique(without: str | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {quote(twice)} occurs twice")
-    if without is not None:
-        result.pop(without, None)
     return result
 
 

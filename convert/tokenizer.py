@@ -15,7 +15,8 @@ from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from ..checkpoint.jsonfile import read_json_object
+from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
@@ -92,8 +93,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    unused = "merges" if model else None
-    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON, without=unused) if whole else {}
+    json = read_tokenizer_file(whole, merges=model is None) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model:

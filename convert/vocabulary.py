@@ -10,7 +10,8 @@ from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from ..checkpoint.jsonfile import read_json_object
+from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .bpe import bpe_kv, read_bpe
@@ -36,7 +37,7 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
     InvalidInput where words would be split otherwise throughout.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_json_object(whole, limit=MAX_TOKENIZER_JSON, without="merges" if model else None) if whole else {}
+    json = read_tokenizer_file(whole, merges=model is None) if whole else {}
     settings = checkpoint.file("tokenizer_config.json")
     config = read_json_object(settings) if settings else {}
     view = text_view(json)

@@ -8,34 +8,42 @@ difference found with less than the whole is no finding yet: `Words` then asks t
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import compress, starmap
+from operator import add, itemgetter
 from typing import Any
+
+from ..checkpoint.tokenizer_file import TokenizerFile
 
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 """Options of BPE that give pieces a form which does not stand in the text."""
 PART = 4
 """Characters that are looked at first, at both ends of a piece."""
+BYTE = "<0x"
 
 
-def cut(document: Mapping[str, Any], texts: Iterable[str]) -> str | None:
-    """The JSON of the tokenizer `document`, less all that `texts` have no use for; None where nothing can be cut.
+def cut(file: TokenizerFile, texts: Iterable[str]) -> str | None:
+    """The JSON of a tokenizer, less all that `texts` have no use for; None where nothing can be cut.
 
-    Raises what the `tokenizers` library raises, and LookupError or TypeError for a damaged document.
+    Raises Unusual, what the `tokenizers` library raises, and LookupError or TypeError for a damaged file.
     """
-    model = document["model"]
+    document, model = file.rest, file.rest["model"]
     if model.get("type", "BPE") != "BPE" or any(model.get(name) for name in AFFIXES):
         return None
     there = "\n".join(_words(document, texts))
     parts = {there[at : at + n] for n in range(1, PART + 1) for at in range(len(there))}
-    always = {model.get("unk_token"), *(token["content"] for token in document.get("added_tokens") or ())}
-    vocabulary = {
-        piece: id
-        for piece, id in model["vocab"].items()
-        if (piece[:PART] in parts and piece[-PART:] in parts and piece in there)  # a quick look comes first
-        or piece.startswith("<0x")
-        or piece in always
-    }
-    merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
-    merges = [(left, right) for left, right in merges if left + right in vocabulary]
+    always = {model.get("unk_token") or "", *(token["content"] for token in document.get("added_tokens") or ())}
+    starts = parts.union((f"{BYTE}{digit:X}" for digit in range(16)), (piece[:PART] for piece in always))
+    vocabulary: dict[str, int] = {}
+    for some in file.pieces():
+        likely = compress(some.items(), map(starts.__contains__, map(itemgetter(slice(PART)), some)))
+        vocabulary.update(
+            (piece, id)
+            for piece, id in likely
+            if (piece[-PART:] in parts and piece in there) or piece.startswith(BYTE) or piece in always
+        )
+    merges: list[tuple[str, str]] = []
+    for some in file.pairs():
+        merges += compress(some, map(vocabulary.__contains__, starmap(add, some)))
     less = {**model, "vocab": vocabulary, "merges": merges}
     return json.dumps({**document, "model": less}, ensure_ascii=False)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..convert.bpe import read_bpe
 from ..convert.chat_template import read_chat_template
 from ..convert.text_view import text_view
@@ -39,7 +40,7 @@ def read_gaps(own: Own, n_vocab: int) -> str:
     """What the checkpoint's tokenizer does to texts and no GGUF can say, in words; empty where there is nothing."""
     if not own.tokenizer:
         return ""
-    json = read_json_object(own.tokenizer, limit=MAX_TOKENIZER_JSON)
+    json = read_tokenizer_file(own.tokenizer)
     view = text_view(json)
     if view:
         return ", ".join(view.gaps)

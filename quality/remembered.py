@@ -22,8 +22,10 @@ OF_THE_WEIGHTS = ("general.file_type", "general.quantization_version")
 PACKAGES = ("llama_cpp", "tokenizers")
 PLAIN_MARSHAL = 2
 """The version of its format in which equal values have equal bytes: later ones tell what is shared between them."""
-ANSWERING = ("quality/worker.py", "quality/cut.py", "quality/bare.py", "runtime/vocabulary.py", "convert/pre_type.py",
-             "convert/template_spaces.py", "convert/text_view.py")  # fmt: skip
+ANSWERING = (
+    "checkpoint/tokenizer_file.py", "convert/pre_type.py", "convert/template_spaces.py", "convert/text_view.py",
+    "quality/bare.py", "quality/cut.py", "quality/worker.py", "runtime/vocabulary.py",
+)  # fmt: skip
 OWN_CODE = tuple(Path(__file__).parents[1] / name for name in ANSWERING)
 
 

@@ -14,12 +14,11 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from ..errors import BorealisError
 from ..runtime.child import die_quietly
-from .cut import cut
 
 LATER = 5
 """Steps of priority behind the process that asks: it plans and encodes meanwhile."""
@@ -52,22 +51,24 @@ def _open(ahead: str) -> None:
     if ahead == "gguf":
         _llama().begin()
         return
-    with contextlib.suppress(BorealisError, ImportError):
-        _document(ahead)
+    with contextlib.suppress(Exception):
+        _in_parts(ahead)
         importlib.import_module("tokenizers")
 
 
 def _llama() -> Any:
-    """llama.cpp's vocabularies. numpy, which comes along, has threads that spin at first, on cores that encode."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    """llama.cpp's vocabularies. The binding's own ways to chat, which take longest to import, are left out."""
+    sys.modules.setdefault("llama_cpp.llama", ModuleType("llama_cpp.llama"))
     from ..runtime import vocabulary
 
     return vocabulary
 
 
 @cache
-def _document(tokenizer: str) -> dict[str, Any]:
-    return read_json_object(Path(tokenizer), limit=MAX_TOKENIZER_JSON)
+def _in_parts(tokenizer: str) -> Any:
+    from ..checkpoint.tokenizer_file import open_in_parts
+
+    return open_in_parts(Path(tokenizer))
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +121,10 @@ def _cut(tokenizer: str, texts: list[str]) -> Any:
     """The tokenizer cut down to `texts`; None where that does not work, for whatever reason: the whole one knows."""
     from tokenizers import Tokenizer
 
+    from .cut import cut
+
     with contextlib.suppress(Exception):
-        made = cut(_document(tokenizer), texts)
+        made = cut(_in_parts(tokenizer), texts)
         return made and Tokenizer.from_str(made)
 
 
@@ -131,9 +134,10 @@ def of_bare_tokenizer(tokenizer: str, texts: list[str], chats: list[str]) -> dic
     """
     from tokenizers import Tokenizer
 
+    from ..checkpoint.tokenizer_file import read_tokenizer_file
     from .bare import bare
 
-    whole = _document(tokenizer)
+    whole = read_tokenizer_file(Path(tokenizer))
     try:
         plain, chat = (Tokenizer.from_str(json.dumps(bare(whole, chat=chat))) for chat in (False, True))
         return {"ids": _ids(plain, texts), "chats": _ids(chat, chats)}

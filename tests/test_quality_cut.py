@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from borealis_gguf import InvalidInput, Report, api, execute, plan_quantize, quick_check
+from borealis_gguf.checkpoint.tokenizer_file import in_parts
 from borealis_gguf.quality import asked
 from borealis_gguf.quality.check import QuickCheck
 from borealis_gguf.quality.cut import cut
@@ -47,7 +48,7 @@ def test_ids_are_those_of_the_whole_tokenizer(name: str, merges: str) -> None:
         document["model"]["merges"] = [" ".join(pair) for pair in pairs]
     texts = [*LINES, *NORWEGIAN, "<start_of_turn>user\nHei!<end_of_turn>\n", "<s> hei</s>"]
     for some in (texts, texts[:3], texts[-2:]):
-        made = cut(document, some)
+        made = cut(in_parts(json.dumps(document, ensure_ascii=name == "nora").encode()), some)
         assert made is not None
         assert len(json.loads(made)["model"]["vocab"]) < len(document["model"]["vocab"])
         assert ids(made, some) == ids(json.dumps(document), some)
@@ -55,8 +56,9 @@ def test_ids_are_those_of_the_whole_tokenizer(name: str, merges: str) -> None:
 
 def test_what_cannot_be_cut_is_left_whole() -> None:
     document = whole("nano")
-    assert cut({**document, "model": {"type": "Unigram", "vocab": []}}, LINES) is None
-    assert cut({**document, "model": {**document["model"], "end_of_word_suffix": "</w>"}}, LINES) is None
+    for model in ({"type": "WordPiece"}, {"end_of_word_suffix": "</w>"}):
+        changed = {**document, "model": {**document["model"], **model}}
+        assert cut(in_parts(json.dumps(changed).encode()), LINES) is None
 
 
 def ready(check: QuickCheck) -> None:
