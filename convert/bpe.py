@@ -17,9 +17,11 @@ from .tokenizer import TURNS, TokenType, added_tokens, looks_special
 from .tokenizer_json import halves
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
-PRINTABLE = tuple(map(chr, (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))))
-LETTERS = frozenset((*PRINTABLE, *(chr(0x100 + n) for n in range(0x100 - len(PRINTABLE)))))
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+LETTER_OF_BYTE = dict(zip(PRINTABLE, PRINTABLE, strict=True))
+LETTER_OF_BYTE.update((byte, 0x100 + n) for n, byte in enumerate(b for b in range(0x100) if b not in PRINTABLE))
 """What ByteLevel makes of the 256 bytes, as GPT-2 has it: printable ones stay, the rest are counted from Ā."""
+LETTERS = frozenset(map(chr, LETTER_OF_BYTE.values()))
 
 
 @dataclass(frozen=True, slots=True)

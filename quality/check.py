@@ -19,12 +19,11 @@ from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
-from ..pipeline.sources import OpenSource, is_remote, open_local
+from ..pipeline.sources import OpenSource, open_local
 from .asked import Child
 from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import read_own
-from .remembered import digest_of_file, is_known
 from .report import Finding, Report, Section
 from .second import second_opinion
 from .tap import Tap
@@ -66,8 +65,8 @@ def check_file(
         words = None
         if _has_words(header):
             lines = [*LINES, *texts]
-            theirs = Theirs(own, lines, quick=quick, remember=quick) if own else None
-            words = Words(str(path), header, source.kv, theirs, lines, remember=quick)
+            theirs = Theirs(own, lines, quick=quick) if own else None
+            words = Words(str(path), header, source.kv, theirs, lines, quick=quick)
             stack.callback(words.close)
         sections = [
             _form(header),
@@ -197,25 +196,24 @@ class QuickCheck:
             child.close()
 
     def _expect(self, folder: Path) -> None:
-        """Start who answers about a checkpoint's texts, and ask its tokenizer, while plans are made; unless the answers
-        are known.
+        """Start who answers about a checkpoint's texts, and ask its tokenizer, while plans are made.
 
         Whether `folder` is a checkpoint, and one that is whole, is found out by who plans.
         """
         tokenizer = folder / "tokenizer.json"
         try:
             there = (folder / "config.json").is_file() and tokenizer.is_file()
-            if not there or tokenizer.stat().st_size > MAX_TOKENIZER_JSON or is_known(digest_of_file(tokenizer)):
+            if not there or tokenizer.stat().st_size > MAX_TOKENIZER_JSON:
                 return
         except OSError:  # who plans says so
             return
         self._children = {"gguf": Child("gguf"), "tokenizer": Child(str(tokenizer))}  # before planning has the threads
-        self._asked = self._pool.submit(self._ask, folder, near=True)
+        self._asked = self._pool.submit(self._ask, folder)
 
-    def _ask(self, folder: Path, *, near: bool) -> Theirs:
-        """Ask the tokenizer of the checkpoint in `folder`; if it is `near`, what it says is remembered."""
+    def _ask(self, folder: Path) -> Theirs:
+        """Ask the tokenizer of the checkpoint in `folder`."""
         child = self._children.pop("tokenizer", None)
-        theirs = Theirs(read_own(folder), LINES, quick=True, remember=near, child=child)
+        theirs = Theirs(read_own(folder), LINES, quick=True, child=child)
         self._stack.callback(theirs.close)
         return theirs
 
@@ -241,12 +239,11 @@ class QuickCheck:
             self._files.append(_File(path, plan, header, metadata, words))
 
     def _words(self, path: Path, header: GGUFFile, plan: FilePlan, origin: Path) -> Words:
-        near = not is_remote([plan])  # streaming leaves nothing on the disk but its output
         theirs = self._asked.result() if self._asked else None
         if theirs is None or theirs.own.folder != origin:
-            theirs = self._ask(origin, near=near)
+            theirs = self._ask(origin)
         child = self._children.pop("gguf", None)
-        words = Words(str(path), header, plan.model.kv, theirs, LINES, remember=near, child=child)
+        words = Words(str(path), header, plan.model.kv, theirs, LINES, quick=True, child=child)
         self._stack.callback(words.close)
         return words
 

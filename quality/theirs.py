@@ -9,7 +9,6 @@ from ..runtime.template import ChatTemplate
 from .asked import Asked, Child
 from .conversations import CONVERSATIONS
 from .own import Own
-from .remembered import digest_of_file, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +47,15 @@ class Theirs:
         lines: Sequence[str],
         *,
         quick: bool = False,
-        remember: bool = False,
         child: Child | None = None,
     ) -> None:
         """Nothing is waited for here.
 
-        quick: the tokenizer is opened as far as the texts need it (see `cut`), until `ask_whole`. remember: nothing is
-        asked twice. child: one to ask that has been started for it.
+        quick: the tokenizer is opened as far as the texts need it (see `cut`), until `ask_whole`. child: one to ask
+        that has been started for it.
         """
         self.own, self.lines, self.quick = own, lines, quick
         self.renderings = render(own.template)
-        self._about = digest_of_file(own.tokenizer) if own.tokenizer and remember else None
         self._children: list[Asked] = []
         self._ids = self._ask_ids(child, less=quick) if own.tokenizer else None
 
@@ -91,5 +88,5 @@ class Theirs:
         return self._ask(request, f"tokenizers read {self.own.tokenizer}", child)
 
     def _ask(self, request: dict[str, Any], what: str, child: Child | None = None) -> Asked:
-        self._children.append(Asked(request, what, key_of(self._about, request) if self._about else "", child))
+        self._children.append(Asked(request, what, child))
         return self._children[-1]

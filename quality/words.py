@@ -1,16 +1,22 @@
 """Everything about text: token ids, special tokens, the chat template. Asked first, collected when it is answered."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import compress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import KV
 from ..errors import BorealisError
+from ..pipeline.layout import lay_out
+from ..pipeline.plan import Model
 from ..runtime.template import ChatTemplate
 from .asked import Asked, Child
+from .cut import cut_vocabulary
 from .own import read_gaps
-from .remembered import digest_of_vocabulary, key_of
 from .report import Finding, Section, failures_first, spelled
 from .theirs import Rendering, Theirs, render, rendered
 
@@ -44,14 +50,15 @@ class Words:
         theirs: Theirs | None,
         lines: Sequence[str],
         *,
-        remember: bool = False,
+        quick: bool = False,
         child: Child | None = None,
     ) -> None:
         """`expected` is the source's metadata, `lines` are those that `theirs` was asked. Nothing is waited for here.
 
-        remember: nothing is asked twice. child: one to ask that has been started for it.
+        quick: llama.cpp loads as much of the vocabulary as the texts need (see `cut`). child: one to ask that has been
+        started for it.
         """
-        self.header, self.checkpoint, self.lines = header, theirs, lines
+        self.path, self.header, self.checkpoint, self.lines = path, header, theirs, lines
         self.own = theirs.own if theirs else None
         self.expected = {kv.key: kv.value for kv in expected}
         self.tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
@@ -59,32 +66,55 @@ class Words:
         self.theirs = theirs.renderings if theirs else render(None)
         same = theirs and self._template() == theirs.own.template
         self.ours = self.theirs if same else render(self._template())
-        request = {"gguf": path, "texts": [*lines, *rendered(self.ours).values()], "ask": self.asked_ids}
-        key = key_of(digest_of_vocabulary(header.kv), request) if remember else ""
-        self._gguf = Asked(request, f"llama.cpp read the vocabulary of {path}", key, child)
+        self._stack, self._less = ExitStack(), False
+        self._gguf = self._ask_cut(child) if quick else self._ask(child)
+
+    def _ask_cut(self, child: Child | None) -> Asked:
+        cut = cut_vocabulary(self.header.kv, self._texts(), self.asked_ids)
+        if cut is None:
+            return self._ask(child)
+        path = Path(self._stack.enter_context(TemporaryDirectory())) / "vocabulary.gguf"
+        path.write_bytes(lay_out(path, Model(tuple(cut.entries), ()), ()).header)
+        self._less = True
+        return self._ask(child, vocabulary=str(path), ids=cut.ids)
+
+    def _ask(self, child: Child | None = None, **how: Any) -> Asked:
+        request = {"gguf": self.path, "texts": self._texts(), "ask": self.asked_ids, **how}
+        asked = Asked(request, f"llama.cpp read the vocabulary of {self.path}", child)
+        self._stack.callback(asked.close)
+        return asked
+
+    def _ask_whole(self) -> bool:
+        """Ask again whoever was asked less than the whole; False where nobody was."""
+        ours, theirs = self._less, bool(self.checkpoint and self.checkpoint.quick)
+        if ours:
+            self._less, self._gguf = False, self._ask()
+        if theirs and self.checkpoint:
+            self.checkpoint.ask_whole()
+        return ours or theirs
+
+    def _texts(self) -> list[str]:
+        return [*self.lines, *rendered(self.ours).values()]
 
     def close(self) -> None:
         """End what is still under way."""
-        self._gguf.close()
+        self._stack.close()
         if self.checkpoint:
             self.checkpoint.close()
 
     def sections(self) -> tuple[Section, ...]:
         """Token ids, special tokens and chat template; waits for the answers.
 
-        Where less than the whole tokenizer was asked, the whole one has the last word on what is wrong.
+        Where less than the whole was asked, the whole has the last word on what is wrong.
         """
-        if self.checkpoint and self.checkpoint.quick and self._differ():
-            self.checkpoint.ask_whole()
+        if self._differ():
+            self._ask_whole()
         sections = self._sections()
         failed = any(finding.status == "failed" for section in sections for finding in section.findings)
-        if failed and self.checkpoint and self.checkpoint.quick:
-            self.checkpoint.ask_whole()
-            return self._sections()
-        return sections
+        return self._sections() if failed and self._ask_whole() else sections
 
     def _differ(self) -> bool:
-        """Whether the lines have other ids here and there, which may be the doing of a tokenizer opened in part."""
+        """Whether the lines have other ids here and there, which may be the doing of one that was cut."""
         try:
             gguf, own = self._gguf.answer(), self.checkpoint.answer() if self.checkpoint else {}
         except BorealisError:
@@ -137,7 +167,7 @@ class Words:
         """Ids of tokens that must have a role: what names them, then what they are called."""
         ends = [id for ids in (self.own.ends.values() if self.own else ()) for id in ids]
         marks = {*TURN_ENDS, *TURN_STARTS}
-        named = [n for n, token in enumerate(self.tokens) if token in marks]
+        named = compress(range(len(self.tokens)), map(marks.__contains__, self.tokens))
         ids = [*(self._id(kind) for kind in KINDS), *ends, *named]
         return sorted({id for id in ids if 0 <= id < len(self.tokens)})
 

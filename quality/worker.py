@@ -1,7 +1,7 @@
 """The child that tokenizes and computes: reads one request from standard input, writes one answer, ends.
 
 llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
-{"gguf": PATH, "texts": […], "ask": [ids]}, {"tokenizer": PATH, "texts": […]}, the same with "chats", or {"logits":
+{"gguf": PATH, "texts": […], "ask": [ids], …}, {"tokenizer": PATH, "texts": […]}, the same with "chats", or {"logits":
 PATH, …}: each calls a function below, or `logits.measure`, whose result is the answer. The process's arguments name
 what can be opened before.
 """
@@ -81,18 +81,32 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
 
 
-def of_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:
+def of_gguf(
+    gguf: str, texts: list[str], ask: list[int], vocabulary: str | None = None, ids: list[int] | None = None
+) -> dict[str, Any]:
     """`ids` of the texts as llama.cpp has them, with special tokens; `bos`; which tokens of `ask` are control tokens
     and ends. `back` tells of each text whether its ids give it back.
+
+    `vocabulary` is a GGUF that holds of the vocabulary of `gguf` the tokens `ids` alone; of `gguf` itself ggml then
+    reads the header.
     """
-    vocabulary = _llama().open_vocabulary(Path(gguf))
+    llama = _llama()
+    if vocabulary:
+        llama.open_header(Path(gguf))
+    vocab = llama.open_vocabulary(Path(vocabulary or gguf))
+    whole = range(vocab.n_vocab) if ids is None else ids
+    asked = [(id, whole.index(id)) for id in ask]
+
+    def tokenize(text: str, *, special: bool) -> list[int]:
+        return [whole[id] for id in vocab.tokenize(text, special)]
+
     return {
-        "ids": [vocabulary.tokenize(text, special=True) for text in texts],
-        "plain": [vocabulary.tokenize(vocabulary.token_text(id), special=False) for id in ask],
-        "back": [_comes_back(vocabulary, text) for text in texts],
-        "bos": vocabulary.bos,
-        "control": [id for id in ask if vocabulary.is_control(id)],
-        "ends": [id for id in ask if vocabulary.is_end(id)],
+        "ids": [tokenize(text, special=True) for text in texts],
+        "plain": [tokenize(vocab.token_text(own), special=False) for _, own in asked],
+        "back": [_comes_back(vocab, text) for text in texts],
+        "bos": None if vocab.bos is None else whole[vocab.bos],
+        "control": [id for id, own in asked if vocab.is_control(own)],
+        "ends": [id for id, own in asked if vocab.is_end(own)],
     }
 
 
@@ -121,10 +135,10 @@ def _cut(tokenizer: str, texts: list[str]) -> Any:
     """The tokenizer cut down to `texts`; None where that does not work, for whatever reason: the whole one knows."""
     from tokenizers import Tokenizer
 
-    from .cut import cut
+    from .cut import cut_tokenizer
 
     with contextlib.suppress(Exception):
-        made = cut(_in_parts(tokenizer), texts)
+        made = cut_tokenizer(_in_parts(tokenizer), texts)
         return made and Tokenizer.from_str(made)
 
 

@@ -5,16 +5,14 @@ ggml aborts the whole process when it is asked for what it cannot do: everything
 """
 
 import ctypes
-import os
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError, InvalidInput
+from .libraries import library_path
 
 T = GGMLQuantizationType
 
@@ -30,7 +28,6 @@ GRID_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XX
 GRID_LIMIT = 1e15
 """Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
-_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
 _SOURCE_TYPES = {"float32": T.F32, "float16": T.F16, "uint16": T.BF16}
 
 
@@ -68,26 +65,6 @@ _SIGNATURES = {
     "ggml_fp16_to_fp32_row": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]),
     "ggml_bf16_to_fp32_row": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]),
 }
-
-
-def library_folder() -> Path:
-    """The folder of llama.cpp's libraries, found without importing llama_cpp (which loads them all)."""
-    override = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if override:
-        return Path(override)
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise BorealisError("llama-cpp-python is not installed: pip install llama-cpp-python")
-    return Path(spec.origin).parent / "lib"
-
-
-def library_path() -> Path:
-    """The file of `libggml-base`."""
-    folder = library_folder()
-    path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
-    if path is None:
-        raise BorealisError(f"{folder}: no ggml-base library; reinstall llama-cpp-python")
-    return path
 
 
 @cache

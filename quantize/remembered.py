@@ -8,7 +8,7 @@ import hashlib
 
 from ..cache import read_note, write_note
 from ..checkpoint.types import GGMLQuantizationType
-from . import ggml
+from .libraries import library_path
 
 NOTES = "ggml"
 
@@ -31,7 +31,7 @@ def keep(type: GGMLQuantizationType, sample: bytes, digest: str) -> None:
 
 
 def _name(sample: bytes) -> str:
-    path = ggml.library_path()
+    path = library_path()
     stat = path.stat()
     told = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
     return hashlib.sha256(told + sample).hexdigest()[:24]

@@ -12,6 +12,7 @@ from threading import Event, Thread
 from ..checkpoint.types import GGMLQuantizationType
 from ..errors import BorealisError, Cancelled
 from . import ggml, native, remembered
+from .libraries import library_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Trial:
         if wrong:
             native.forget_trust()
             raise BorealisError(
-                f"{', '.join(wrong)}: the {self.isa} encoder differs from that of {ggml.library_path()}; run again, "
+                f"{', '.join(wrong)}: the {self.isa} encoder differs from that of {library_path()}; run again, "
                 f"and ggml's is used instead, or set {native.SWITCH}=ggml"
             )
 

@@ -14,7 +14,7 @@ from itertools import count, takewhile
 from typing import Any
 
 from ..errors import BorealisError
-from ..quantize.ggml import library_folder
+from ..quantize.libraries import library_folder
 from .host_memory import host_memory
 
 TYPES = ("cpu", "gpu", "igpu", "accel", "meta")

@@ -7,6 +7,7 @@ from typing import Any
 import llama_cpp as llama
 
 from ..errors import BorealisError
+from ..quantize.libraries import library_path
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _errors: list[str] = []
@@ -35,15 +36,37 @@ def reason() -> str:
     return f": {_errors[0]}" if _errors else ""
 
 
+class _Header(ctypes.Structure):
+    """`struct gguf_init_params` of gguf.h: only the header is read."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def open_header(path: Path) -> None:
+    """Let ggml read a GGUF's header, as it does before llama.cpp loads a model. Raises BorealisError when it cannot."""
+    begin()
+    ggml = ctypes.CDLL(str(library_path()))
+    ggml.gguf_init_from_file.restype, ggml.gguf_init_from_file.argtypes = ctypes.c_void_p, (ctypes.c_char_p, _Header)
+    ggml.gguf_free.restype, ggml.gguf_free.argtypes = None, (ctypes.c_void_p,)
+    header = ggml.gguf_init_from_file(_encoded(path), _Header(True, None))
+    if not header:
+        raise BorealisError(f"{path}: ggml cannot read its header{reason()}")
+    ggml.gguf_free(header)
+
+
 def open_vocabulary(path: Path) -> "Vocabulary":
     """The vocabulary of a GGUF alone: no weight is read. Raises BorealisError when llama.cpp cannot load it."""
     begin()
     params = llama.llama_model_default_params()
     params.vocab_only = True
-    model = llama.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
+    model = llama.llama_model_load_from_file(_encoded(path), params)
     if model is None:
         raise BorealisError(f"{path}: llama.cpp cannot load its vocabulary{reason()}")
     return Vocabulary(model)
+
+
+def _encoded(path: Path) -> bytes:
+    return str(path).encode("utf-8", "surrogateescape")
 
 
 class Vocabulary:

@@ -17,7 +17,8 @@ import borealis_gguf
 from borealis_gguf import cache
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import Cancelled
-from borealis_gguf.quantize import ggml, native, remembered
+from borealis_gguf.quantize import native, remembered
+from borealis_gguf.quantize.libraries import library_path
 from borealis_gguf.quantize.trial import Trial
 
 from .conftest import NANO
@@ -108,7 +109,7 @@ def test_types_without_kernels_are_ggmls_without_a_word(tmp_path: Path) -> None:
 def libraries(folder: Path, *, changed: bool) -> str:
     """A folder with ggml's library; `changed`, it numbers the first two points of IQ3_S the other way round."""
     folder.mkdir()
-    library = ggml.library_path()
+    library = library_path()
     points = array.array("H", [0, 1, 2, 5, 7, 8, 9, 10, 12, 14, 16, 17]).tobytes()
     data = library.read_bytes()
     assert data.count(points) == 1
@@ -145,7 +146,7 @@ def test_a_ggml_that_answers_otherwise_keeps_the_file_from_its_name_and_encodes_
     ours.env["LLAMA_CPP_LIB_PATH"] = folder = libraries(tmp_path / "lib", changed=True)
     first = ours.quantize("first", "IQ3_S", "--no-check")
     assert (first.returncode, first.stdout, ours.files("first")) == (1, "", {})
-    library = Path(folder) / ggml.library_path().name
+    library = Path(folder) / library_path().name
     assert first.stderr == (
         f"Error: IQ3_S: the {isa} encoder differs from that of {library}; run again, and ggml's is used instead, or "
         "set BOREALIS_GGUF_ENCODERS=ggml\n"
