@@ -100,14 +100,14 @@ def _words(document: Mapping[str, Any], texts: Iterable[str]) -> Iterator[str]:
 
 
 def cut_vocabulary(entries: Sequence[KV], texts: Sequence[str], keep: Collection[int]) -> Cut | None:
-    """A GGUF's metadata, less the tokens that `texts` have no use for; special ones and those of the ids `keep` stay.
-
-    None where nothing can be cut.
+    """A GGUF's metadata, less the tokens that `texts` have no use for; special ones and those of the ids `keep` stay,
+    and what their names as plain text need. None where nothing can be cut.
     """
     by_key = {kv.key: kv for kv in entries if kv.key.startswith(OF_TOKENIZER)}
     lists = {kv.key: kv.value for kv in by_key.values() if kv.type is GGUFValueType.ARRAY}
     merges, tokens, types = lists.pop(MERGES, ()), lists.get(TOKENS, ()), lists.get(TYPES, ())
     special = [id for id, type in enumerate(types) if type not in (NORMAL, UNUSED)]
+    texts = [*texts, *(tokens[id] for id in keep)]
     text = _seen_by_llama(by_key, texts, [tokens[id] for id in special if id < len(tokens)])
     if text is None or not lists.keys() <= BY_ID or any(len(values) != len(tokens) for values in lists.values()):
         return None
@@ -132,6 +132,7 @@ def _seen_by_llama(by_key: Mapping[str, KV], texts: Sequence[str], special: Sequ
     spaced = whole.replace(" ", SPACE)
     if PREFIX in by_key and not by_key[PREFIX].value:
         return spaced
-    for token in special:  # behind each, too, a space is put in front
-        whole = whole.replace(token, "\n")
-    return f"{spaced}\n{SPACE}" + whole.replace(" ", SPACE).replace("\n", f"\n{SPACE}")
+    between = spaced
+    for token in special:  # what follows one has a space in front, too
+        between = between.replace(token.replace(" ", SPACE), "\n")
+    return spaced + "".join(f"\n{SPACE}{line}" for line in f"{spaced}\n{between}".split("\n"))

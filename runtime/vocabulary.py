@@ -46,6 +46,7 @@ def open_header(path: Path) -> None:
     """Let ggml read a GGUF's header, as it does before llama.cpp loads a model. Raises BorealisError when it cannot."""
     begin()
     ggml = ctypes.CDLL(str(library_path()))
+    ggml.ggml_log_set(keep_errors, ctypes.c_void_p(0))  # it may be another copy than llama.cpp's
     ggml.gguf_init_from_file.restype, ggml.gguf_init_from_file.argtypes = ctypes.c_void_p, (ctypes.c_char_p, _Header)
     ggml.gguf_free.restype, ggml.gguf_free.argtypes = None, (ctypes.c_void_p,)
     header = ggml.gguf_init_from_file(_encoded(path), _Header(True, None))

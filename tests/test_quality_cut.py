@@ -3,23 +3,33 @@
 import json
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf.constants import GGUFValueType
 from tokenizers import Tokenizer
 
-from borealis_gguf import InvalidInput, Report, api, execute, plan_quantize, quick_check
+from borealis_gguf import BorealisError, InvalidInput, Report, api, execute, plan_quantize, quick_check
+from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.tokenizer_file import in_parts
-from borealis_gguf.quality import asked
+from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.plan import Model
+from borealis_gguf.quality import asked, words
 from borealis_gguf.quality.check import QuickCheck
-from borealis_gguf.quality.cut import cut_tokenizer
+from borealis_gguf.quality.cut import Cut, cut_tokenizer, cut_vocabulary
+from borealis_gguf.quality.report import as_text
 from borealis_gguf.quality.texts import LINES
+from borealis_gguf.quality.words import TURN_ENDS, TURN_STARTS
 from borealis_gguf.quality.worker import LATER
 
 from .conftest import NANO
-from .families import NORA, NORA_NORMALIZER, bpe_json
+from .families import FAMILIES, NORA, NORA_NORMALIZER, bpe_json
+from .faults import set_value, with_metadata
 from .test_bpe import STRUCTURES
 
 NORWEGIAN = (Path(__file__).parent / "data" / "norwegian.txt").read_text(encoding="utf-8").split("\n")
@@ -59,6 +69,86 @@ def test_what_cannot_be_cut_is_left_whole() -> None:
     for model in ({"type": "WordPiece"}, {"end_of_word_suffix": "</w>"}):
         changed = {**document, "model": {**document["model"], **model}}
         assert cut_tokenizer(in_parts(json.dumps(changed).encode()), LINES) is None
+
+
+@pytest.fixture(params=[None, *FAMILIES], ids=lambda family: family.name if family else "nano")
+def vocabulary(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A GGUF with another kind of tokenizer each: with and without a space in front, SentencePiece and byte-level."""
+    folder = request.param.write(tmp_path) if request.param else NANO
+    plan = api.plan_convert(folder, tmp_path / "hel.gguf")
+    api.execute([plan], check=False)
+    return plan.path
+
+
+def test_llama_cpp_says_the_same_of_a_cut_vocabulary(vocabulary: Path, tmp_path: Path) -> None:
+    header, few = read_gguf(vocabulary), tmp_path / "få.gguf"
+    tokens = header.value("tokenizer.ggml.tokens")
+    marks = [token for token in tokens if token in (*TURN_STARTS, *TURN_ENDS, "</s>", "<s>", "<unk>")]
+    chats = [f"{a}Hei  på deg{b} {a}{a}å{b}\n" for a in marks for b in marks]
+    ask = [tokens.index(token) for token in marks] + [len(tokens) // 2]
+    texts = [*LINES, *NORWEGIAN, *chats]
+    whole = answer({"gguf": str(vocabulary), "texts": texts, "ask": ask})
+    for some in (texts, texts[:2], texts[-1:], []):
+        cut = cut_vocabulary(header.kv, some, ask)
+        assert cut is not None and len(cut.ids) < len(tokens)
+        few.write_bytes(lay_out(few, Model(tuple(cut.entries), ()), ()).header)
+        request = {"gguf": str(vocabulary), "texts": some, "ask": ask, "vocabulary": str(few), "ids": cut.ids}
+        told = {key: dict(zip(texts, whole[key], strict=True)) for key in ("ids", "back")}
+        wanted = {**whole, **{key: [by_text[text] for text in some] for key, by_text in told.items()}}
+        assert answer(request) == wanted
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    question = asked.Asked(request, "asking")
+    try:
+        return question.answer()
+    finally:
+        question.close()
+
+
+def test_a_vocabulary_of_another_kind_is_left_whole(nano_q8: Path) -> None:
+    kv = read_gguf(nano_q8).kv
+    string, array, number = GGUFValueType.STRING, GGUFValueType.ARRAY, GGUFValueType.INT32
+    for entry in (
+        KV("tokenizer.ggml.model", string, "t5"),
+        KV("tokenizer.ggml.scores", array, (0.5, 0.5), GGUFValueType.FLOAT32),
+        KV("tokenizer.ggml.precompiled_charsmap", array, (1, 2), number),
+        KV("tokenizer.ggml.tokens", array, (), string),
+    ):
+        assert cut_vocabulary([*(other for other in kv if other.key != entry.key), entry], LINES, []) is None
+
+
+def test_the_header_of_the_file_itself_is_read_by_ggml(nano_q8: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "ødelagt.gguf"
+    damaged.write_bytes(nano_q8.read_bytes()[:1000])
+    request = {"gguf": str(damaged), "texts": ["hei"], "ask": [], "vocabulary": str(nano_q8), "ids": list(range(9))}
+    with pytest.raises(BorealisError, match=r"ødelagt.gguf: ggml cannot read its header: .*exceeds remaining file size"):
+        answer(request)
+
+
+def test_the_whole_vocabulary_has_the_last_word(
+    nano: Path, nano_q8: Path, tmp_path: Path, children: list[asked.Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a cut one says too little, or there is a fault; and what was written for it does not stay."""
+    folders: list[str] = []
+
+    class Watched(tempfile.TemporaryDirectory[str]):
+        def __enter__(self) -> str:
+            folders.append(super().__enter__())
+            return folders[-1]
+
+    monkeypatch.setattr(words, "TemporaryDirectory", Watched)
+    assert api.check(nano_q8, nano, quick=True).ok and len(children) == 2
+    bad = with_metadata(nano_q8, tmp_path / "bad.gguf", set_value("tokenizer.ggml.eos_token_id", 6))
+    assert "eos: expected 1 '<eos>'; found 6" in as_text(api.check(bad, nano, quick=True))
+    assert len(children) == 2 + 4
+
+    def too_few(entries: Sequence[KV], texts: Sequence[str], keep: Collection[int]) -> Cut | None:
+        return cut_vocabulary(entries, [text[:1] for text in texts], keep)
+
+    monkeypatch.setattr(words, "cut_vocabulary", too_few)
+    assert api.check(nano_q8, nano, quick=True).ok and len(children) == 2 + 4 + 4
+    assert len(folders) == 3 and not any(Path(folder).exists() for folder in folders)
 
 
 def ready(check: QuickCheck) -> None:
