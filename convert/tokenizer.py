@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import compress
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +73,11 @@ class _Table:
     def of(cls, pieces: Pieces, n: int) -> "_Table":
         """`pieces` and padding, for `n` ids."""
         more = n - len(pieces.texts)
-        texts = [*pieces.texts, *[None] * more]
-        table = cls([], [*pieces.scores, *[0.0] * more], [*pieces.types, *[0] * more], bytearray(b"\1" * n))
-        for id in [id for id, text in enumerate(texts) if text is None]:
-            texts[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
+        tokens: list[Any] = [*pieces.texts, *[None] * more]
+        table = cls(tokens, [*pieces.scores, *[0.0] * more], [*pieces.types, *[0] * more], bytearray(b"\1" * n))
+        for id in [id for id, text in enumerate(tokens) if text is None] if None in tokens else ():
+            tokens[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
             table.used[id] = 0
-        table.tokens = [text for text in texts if text is not None]
         return table
 
     def put(self, id: int, token: str, score: float, type: int) -> None:
@@ -153,7 +154,7 @@ def _pieces_of_model(path: Path) -> Pieces:
         raise InvalidInput(f"{path}: piece {id} is of type {model.types[id]}; only 1 to 6 are known")
     texts = list(model.pieces)
     own = int(TokenType.USER_DEFINED)  # an enum compares slowly
-    for id in [id for id, type in enumerate(model.types) if type == own]:
+    for id in compress(range(len(texts)), map(own.__eq__, model.types)):
         texts[id] = texts[id].replace(SPACE, " ")
     return Pieces(texts, model.scores, model.types)
 
@@ -175,7 +176,10 @@ def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict
     if not isinstance(vocabulary, dict):
         return
     replaced, n, tokens = {token["id"] for token in added}, len(table.tokens), table.tokens
-    for piece, id in vocabulary.items():
+    rows = iter(vocabulary.items())
+    if list(vocabulary.values()) == list(range(len(vocabulary))):  # as they are written
+        rows = compress(rows, map(ne, vocabulary, [*tokens, *[None] * (len(vocabulary) - n)]))
+    for piece, id in rows:
         if type(id) is not int or not 0 <= id < n or tokens[id] == piece:
             continue
         if table.used[id] and id not in replaced and tokens[id] != piece.replace(SPACE, " "):

@@ -21,7 +21,6 @@ from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
 from ..pipeline.sources import OpenSource, open_local
 from .asked import Child
-from .logits import check_logits, require
 from .metadata import check_metadata
 from .own import read_own
 from .report import Finding, Report, Section
@@ -78,12 +77,16 @@ def check_file(
             *(words.sections() if words else ()),
         ]
         if logits and source.origin:
+            from .logits import check_logits
+
             sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
 
 
 def _can_compare_logits(path: Path, header: GGUFFile, source: Model, against: str) -> None:
     """Raises InvalidInput, in one line, when there is nothing that transformers could compute the same of."""
+    from .logits import require
+
     if not source.origin:
         raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
     if header.value("general.type") == "mmproj":

@@ -122,7 +122,9 @@ def test_the_header_of_the_file_itself_is_read_by_ggml(nano_q8: Path, tmp_path: 
     damaged = tmp_path / "ødelagt.gguf"
     damaged.write_bytes(nano_q8.read_bytes()[:1000])
     request = {"gguf": str(damaged), "texts": ["hei"], "ask": [], "vocabulary": str(nano_q8), "ids": list(range(9))}
-    with pytest.raises(BorealisError, match=r"ødelagt.gguf: ggml cannot read its header: .*exceeds remaining file size"):
+    with pytest.raises(
+        BorealisError, match=r"ødelagt.gguf: ggml cannot read its header: .*exceeds remaining file size"
+    ):
         answer(request)
 
 
