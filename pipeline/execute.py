@@ -122,6 +122,8 @@ def execute(
     return tuple(FileResult(p.path, p.label, p.size, bits_per_weight(p), seconds) for p in plans)
 
 
+WRITE_BYTES = 1 << 18
+"""Bytes written at a time. Of more, Linux asks for memory in pieces that it may have to look for."""
 FLUSH_BYTES = 1 << 28
 """Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
 
@@ -433,7 +435,7 @@ class _Worker:
             file, view = self.outputs[index], data.data
             file.seek(offset + skip)
             while view:
-                view = view[file.write(view) :]
+                view = view[file.write(view[:WRITE_BYTES]) :]
 
     def check(self, good: bool, task: Task, fault: str) -> None:
         if not good and not self.run.allow_nonfinite:

@@ -8,9 +8,9 @@ import numpy as np
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Tensor, TensorPlan
 
-CHUNK_WEIGHTS = 1 << 18
-"""Weights encoded at a time by one worker: 1 MiB in float32 stays in its cache, and stopping takes a fraction of a
-second with the slowest encoder. Any value gives the same bytes."""
+CHUNK_WEIGHTS = 1 << 20
+"""Weights encoded at a time by one worker: so many that handing them out takes little time, and so few that stopping
+takes less than a second with ggml's slowest encoder. Any value gives the same bytes."""
 
 COPY_BYTES = 1 << 18
 """Bytes moved at a time where nothing is encoded: they are read, looked at and written while they are in the cache."""
