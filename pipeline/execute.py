@@ -234,9 +234,10 @@ class SourceRows:
             for out, row in zip(data, rows, strict=True):
                 out[:] = self._worker.read(Task(tensor, (), row, 1))
         else:
-            start = tensor.source.slice.offset
+            start, nbytes = tensor.source.slice.offset, data.shape[1]
+            file = self._worker.opened(whole)
             for out, row in zip(data, rows, strict=True):
-                self._worker.fill(whole, start + row * out.size, out)
+                fill(file, start + row * nbytes, out, whole)
         return self._worker.rows(whole, data.reshape(-1), once=True)
 
 
@@ -418,16 +419,16 @@ class _Worker:
             batch, data = self.ahead
             return data[start - batch.start :][:nbytes]
         data = self.buffer(buffer, nbytes)
-        self.fill(task, start, data)
+        fill(self.opened(task), start, data, task)
         return data
 
-    def fill(self, task: Task, start: int, data: np.ndarray) -> None:
-        """Read `data` (uint8) from byte `start` of the file the task comes from."""
+    def opened(self, task: Task) -> RawIOBase:
+        """The file the task comes from."""
         where = task.tensor.source.slice
         if not self.source or self.source[0] != where.path:
             self.close()
             self.source = where.path, self.run.open_source(where, self.run.stop)
-        fill(self.source[1], start, data, task)
+        return self.source[1]
 
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
