@@ -1,13 +1,11 @@
-"""What the quick check adds to a run: a whole 4b to Q4_K_M with and without it, in turn, in one run.
+"""What the quick check adds to a run: a whole 4b to Q4_K_M with and without it, in drawn order, in one run.
 
-    python benchmarks/check_cost.py FOLDER --layers 34
-
-"first" has never seen the vocabulary; "next" remembers what llama.cpp and the tokenizer said of it.
+python benchmarks/check_cost.py FOLDER --layers 34
 """
 
 import argparse
 import os
-import shutil
+import random
 import statistics
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from shapes import write_checkpoint
 
 from borealis_gguf.pipeline.execute import available_cores
 
-WAYS = {"none": ["--no-check"], "first": [], "next": []}
+WAYS = {"without": ["--no-check"], "with": []}
 
 
 def main() -> None:
@@ -24,30 +22,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=34)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--jobs", type=int, default=available_cores())
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():
         write_checkpoint(checkpoint, args.size, args.layers)
-    out, cache = args.folder / "checked.gguf", args.folder / "cache"
+    out = args.folder / "checked.gguf"
     command = ours("quantize", "Q4_K_M", "-m", checkpoint, "-o", out, "-j", args.jobs, "-q")
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     for _ in range(args.runs):
-        for way, options in WAYS.items():
-            if way == "first":
-                shutil.rmtree(cache, ignore_errors=True)
+        for way in random.sample(list(WAYS), len(WAYS)):
             out.unlink(missing_ok=True)
             os.sync()
             warm(checkpoint)
-            runs[way].append(measure(way, [*command, *options], out, {"BOREALIS_GGUF_CACHE": str(cache)}))
+            runs[way].append(measure(way, [*command, *WAYS[way]], out))
     out.unlink()
-    shutil.rmtree(cache)
-    plain = statistics.median(run.seconds for run in runs["none"])
+    plain = statistics.median(run.seconds for run in runs["without"])
     for way, each in runs.items():
         seconds = statistics.median(run.seconds for run in each)
         peak = max(run.peak_mb for run in each)
-        print(f"{way:6} {seconds:6.2f} s, {100 * (seconds / plain - 1):5.1f} % more, {peak:5.0f} MB peak")
+        print(f"{way:7} {seconds:6.2f} s, {100 * (seconds / plain - 1):5.1f} % more, {peak:5.0f} MB peak")
 
 
 if __name__ == "__main__":
