@@ -12,7 +12,7 @@ CHUNK_WEIGHTS = 1 << 20
 """Weights encoded at a time by one worker: so many that handing them out takes little time, and so few that stopping
 takes less than a second with ggml's slowest encoder. Any value gives the same bytes."""
 
-COPY_BYTES = 1 << 18
+COPY_BYTES = 1 << 19
 """Bytes moved at a time where nothing is encoded: they are read, looked at and written while they are in the cache."""
 
 
