@@ -15,7 +15,7 @@ from ..pipeline.layout import lay_out
 from ..pipeline.plan import Model
 from ..runtime.template import ChatTemplate
 from .asked import Asked, Child
-from .cut import cut_vocabulary
+from .cut_vocabulary import cut_vocabulary
 from .own import read_gaps
 from .report import Finding, Section, failures_first, spelled
 from .theirs import Rendering, Theirs, render, rendered
@@ -73,8 +73,11 @@ class Words:
         cut = cut_vocabulary(self.header.kv, self._texts(), self.asked_ids)
         if cut is None:
             return self._ask(child)
-        path = Path(self._stack.enter_context(TemporaryDirectory())) / "vocabulary.gguf"
-        path.write_bytes(lay_out(path, Model(tuple(cut.entries), ()), ()).header)
+        try:
+            path = Path(self._stack.enter_context(TemporaryDirectory())) / "vocabulary.gguf"
+            path.write_bytes(lay_out(path, Model(tuple(cut.entries), ()), ()).header)
+        except OSError:  # no room for temporary files
+            return self._ask(child)
         self._less = True
         return self._ask(child, vocabulary=str(path), ids=cut.ids)
 

@@ -21,7 +21,8 @@ from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Model
 from borealis_gguf.quality import asked, words
 from borealis_gguf.quality.check import QuickCheck
-from borealis_gguf.quality.cut import Cut, cut_tokenizer, cut_vocabulary
+from borealis_gguf.quality.cut import cut_tokenizer
+from borealis_gguf.quality.cut_vocabulary import Cut, cut_vocabulary
 from borealis_gguf.quality.report import as_text
 from borealis_gguf.quality.texts import LINES
 from borealis_gguf.quality.words import TURN_ENDS, TURN_STARTS
@@ -150,6 +151,8 @@ def test_the_whole_vocabulary_has_the_last_word(
 
     monkeypatch.setattr(words, "cut_vocabulary", too_few)
     assert api.check(nano_q8, nano, quick=True).ok and len(children) == 2 + 4 + 4
+    monkeypatch.setattr(Watched, "__enter__", lambda self: str(tmp_path / "fullt"))
+    assert api.check(nano_q8, nano, quick=True).ok and len(children) == 2 + 4 + 4 + 2  # the whole, at once
     assert len(folders) == 3 and not any(Path(folder).exists() for folder in folders)
 
 
