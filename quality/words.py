@@ -74,7 +74,7 @@ class Words:
         if cut is None:
             return self._ask(child)
         try:
-            path = Path(self._stack.enter_context(TemporaryDirectory())) / "vocabulary.gguf"
+            path = Path(self._stack.enter_context(TemporaryDirectory(prefix="borealis-gguf-"))) / "vocabulary.gguf"
             path.write_bytes(lay_out(path, Model(tuple(cut.entries), ()), ()).header)
         except OSError:  # no room for temporary files
             return self._ask(child)

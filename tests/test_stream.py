@@ -25,6 +25,7 @@ from borealis_gguf.pipeline.execute import execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import FilePlan
 from borealis_gguf.pipeline.sources import FETCH_BYTES, READERS
+from borealis_gguf.pipeline.tasks import CHUNK_WEIGHTS
 
 from . import attacks as a
 from .conftest import NANO
@@ -296,7 +297,7 @@ def test_reads_are_large_and_memory_is_bounded(hub: Hub, tmp_path: Path) -> None
     hub.ranges.clear()
     execute([planned], CODEC, jobs=1, open_source=open_source)
     assert len(hub.ranges) == len(planned.tensors)  # each is smaller than a batch, and read by one request
-    assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + 2 * 4_000_000
+    assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + 2 * 8 * CHUNK_WEIGHTS
 
 
 def test_the_network_is_waited_for_by_many_at_a_time(hub: Hub, tmp_path: Path) -> None:

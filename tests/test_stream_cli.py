@@ -104,7 +104,7 @@ def test_the_temporary_folder_goes_when_the_program_is_stopped(
         process.send_signal(sent)
         process.communicate(timeout=60)
     assert process.returncode == exit_code
-    assert [folder.name.startswith("borealis-gguf-") for folder in meanwhile] == [True]
+    assert {folder.name.startswith("borealis-gguf-") for folder in meanwhile} == {True}
     assert not any(list(folder.iterdir()) for folder in (machine.temporary, machine.work))
 
 
@@ -132,7 +132,8 @@ def test_a_dry_run_reads_no_weight_and_tells_the_memory(hub: Hub, machine: Machi
     done = machine.run("quantize", "Q4_K_M", "-m", REPO, "--stream", "--dry-run", "--json", "-j", "2")
     plan = json.loads(done.stdout)
     assert plan["files"][0]["path"] == "nano-nb-7m-Q4_K_M.gguf"
-    assert 80 << 20 < plan["memory"] < 88 << 20  # 8 reads under way and one piece for each of 2 workers, of 8 MiB
+    # 8 reads under way and one piece for each of 2 workers, of 8 MiB; for each a million weights in BF16 and float32
+    assert 80 << 20 < plan["memory"] < (80 + 16) << 20
     assert machine.files() == set()
 
 
