@@ -124,6 +124,7 @@ def execute(
 
 WRITE_BYTES = 1 << 18
 """Bytes written at a time. Of more, Linux asks for memory in pieces that it may have to look for."""
+
 FLUSH_BYTES = 1 << 28
 """Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
 

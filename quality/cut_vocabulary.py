@@ -8,6 +8,7 @@ from gguf.constants import GGUFValueType
 
 from ..checkpoint.types import KV
 from ..convert.bpe import LETTER_OF_BYTE
+from ..convert.tokenizer import SPACE, TokenType
 from .cut import Held
 
 OF_TOKENIZER = "tokenizer.ggml."
@@ -15,9 +16,8 @@ KIND, PREFIX, TOKENS, SCORES, TYPES, MERGES = (
     OF_TOKENIZER + name for name in ("model", "add_space_prefix", "tokens", "scores", "token_type", "merges")
 )
 BY_ID = {TOKENS, SCORES, TYPES}
-NORMAL, UNUSED = 1, 5
-"""GGUF's types of tokens that a text makes only by joining."""
-SPACE = "▁"
+JOINED = {int(TokenType.NORMAL), int(TokenType.UNUSED)}
+"""Types of tokens that a text makes only by joining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def cut_vocabulary(entries: Sequence[KV], texts: Sequence[str], keep: Collection
     by_key = {kv.key: kv for kv in entries if kv.key.startswith(OF_TOKENIZER)}
     lists = {kv.key: kv.value for kv in by_key.values() if kv.type is GGUFValueType.ARRAY}
     merges, tokens, types = lists.pop(MERGES, ()), lists.get(TOKENS, ()), lists.get(TYPES, ())
-    special = [id for id, type in enumerate(types) if type not in (NORMAL, UNUSED)]
+    special = [id for id, type in enumerate(types) if type not in JOINED]
     texts = [*texts, *(tokens[id] for id in keep)]
     text = _seen_by_llama(by_key, texts, [tokens[id] for id in special if id < len(tokens)])
     if text is None or not lists.keys() <= BY_ID or any(len(values) != len(tokens) for values in lists.values()):
