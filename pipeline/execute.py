@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO, RawIOBase
@@ -112,10 +113,12 @@ def execute(
         for path, stamp in stamps.items():
             if source_stamp(path) != stamp:
                 raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
-        for file in files:
-            file.sync()
-        if verifier:
-            verifier.finish()
+        with ThreadPoolExecutor(1, "sync") as pool:  # the disk is waited for while the files are looked at
+            synced = [pool.submit(file.sync) for file in files]
+            if verifier:
+                verifier.finish()
+        for each in synced:
+            each.result()
         for file in files:
             file.publish()
     seconds = time.monotonic() - began

@@ -17,7 +17,7 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline import outputs
+from borealis_gguf.pipeline import outputs, sources
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.outputs import PartialFile
@@ -370,6 +370,7 @@ def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
         heard.append((start, nbytes))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(sources, "_in_memory", lambda fd, at: False)
     announced = Announced(iter(work), ahead=3)
     taken = [(task, len(heard)) for task in announced]
     assert total_nbytes([plan]) == sum(task.nbytes for task in work)
@@ -377,6 +378,23 @@ def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
     assert [task for task, _ in taken] == work
     assert heard == [task.source_range() for task in work]
     assert [known for _, known in taken] == [min(n + 4, len(work)) for n in range(len(work))]
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system does not say what is in memory")
+def test_the_system_hears_nothing_of_what_it_has_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256)}, T.BF16)
+    heard: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, nbytes, advice: heard.append(start))
+    work = list(tasks([lay_out(tmp_path / "out.gguf", model, [T.Q8_0])], 1024))
+    source = work[0].tensor.source.slice.path
+    source.read_bytes()
+    with source.open("rb") as file:
+        assert not sources._in_memory(file.fileno(), os.fstat(file.fileno()).st_size)
+        if not sources._in_memory(file.fileno(), 0):
+            pytest.skip("this file system does not say what is in memory")
+    announced = Announced(iter(work))
+    assert list(announced) == work and heard == []
+    announced.close()
 
 
 @pytest.mark.parametrize("system", ["as it is", "that can only wait"])
