@@ -44,6 +44,7 @@ VOCABULARY = _Kind(
 MERGES = _Kind(msgspec.json.Decoder(list[tuple[str, str]]), re.compile(rb'"\s*\](\s*,\s*)\['))
 OLD_MERGES = _Kind(msgspec.json.Decoder(list[str]), re.compile(rb'"(\s*,\s*)"'))
 LISTS = re.compile(rb"\[\s*\[")
+ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 
 class Unusual(Exception):
@@ -131,7 +132,7 @@ def _without_merges(file: TokenizerFile) -> dict[str, Any]:
 
 def _keys(part: bytes) -> int:
     """How many keys an object has whose values are numbers: half its quotation marks, but those inside of keys."""
-    return part.replace(rb"\\", b"").replace(rb"\"", b"").count(b'"') // 2
+    return (part.count(b'"') - ESCAPED.findall(part).count(b'"')) // 2
 
 
 def _taken_apart(part: bytes, kind: _Kind) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
 from .sentencepiece import BPE, read_sentencepiece
 from .special import GEMMA, special_kv
-from .token_texts import first_repeated, repeated, tokens_fault
+from .token_texts import repeated, tokens_fault
 from .tokenizer_json import Pieces, pieces_of_tokenizer_json
 
 SPACE = "▁"
@@ -72,10 +72,12 @@ class _Table:
     @classmethod
     def of(cls, pieces: Pieces, n: int) -> "_Table":
         """`pieces` and padding, for `n` ids."""
-        more = n - len(pieces.texts)
+        given = len(pieces.texts)
+        more = n - given
+        gaps = [id for id, text in enumerate(pieces.texts) if text is None] if None in pieces.texts else []
         tokens: list[Any] = [*pieces.texts, *[None] * more]
         table = cls(tokens, [*pieces.scores, *[0.0] * more], [*pieces.types, *[0] * more], bytearray(b"\1" * n))
-        for id in [id for id, text in enumerate(tokens) if text is None] if None in tokens else ():
+        for id in (*gaps, *range(given, n)):
             tokens[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
             table.used[id] = 0
         return table
@@ -108,7 +110,8 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     table = _Table.of(pieces, n_vocab)
     _check_same_pieces(str(whole), json, added, table)
     _add_tokens(checkpoint, config, added, table)
-    _check_markers(where, table, added, _check(where, table))
+    _check(where, table)
+    _check_markers(where, table, added)
     json.pop("model", None)
     template = read_chat_template(checkpoint, config)
     return Tokenizer(
@@ -143,9 +146,6 @@ def _pieces_of_model(path: Path) -> Pieces:
         raise InvalidInput(
             f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
         )
-    if len(set(model.pieces)) != len(model.pieces):
-        id = first_repeated(model.pieces)
-        raise InvalidInput(f"{path}: piece {id}, {quote(model.pieces[id])}, is there twice")
     if not math.isfinite(sum(map(abs, model.scores))):
         id = next(id for id, score in enumerate(model.scores) if not math.isfinite(score))
         raise InvalidInput(f"{path}: piece {id}, {quote(model.pieces[id])}, has the score {model.scores[id]}")
@@ -237,8 +237,8 @@ def looks_special(token: str) -> bool:
     return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
 
 
-def _check(path: Path, table: _Table) -> dict[str, int]:
-    """What llama.cpp needs to load the vocabulary, and to encode any byte with it. The ids by text."""
+def _check(path: Path, table: _Table) -> None:
+    """What llama.cpp needs to load the vocabulary, and to encode any byte with it."""
     last = table.used.rfind(1)
     if last < 0:
         raise InvalidInput(f"{path}: it holds no tokens")
@@ -247,16 +247,15 @@ def _check(path: Path, table: _Table) -> dict[str, int]:
     tokens = table.tokens
     if fault := tokens_fault(tokens):
         raise InvalidInput(f"{path}: {fault}")
-    ids = dict(zip(tokens, range(len(tokens)), strict=True))
-    if len(ids) != len(tokens):
+    texts = set(tokens)
+    if len(texts) != len(tokens):
         raise InvalidInput(f"{path}: {repeated(tokens)}")
-    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in ids), None)
+    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in texts), None)
     if missing:
         raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
-    return ids
 
 
-def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]], ids: Mapping[str, int]) -> None:
+def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
     """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
     for token in added:
         id, content = token["id"], token["content"]
@@ -266,8 +265,9 @@ def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]], i
                 "the tokenizer's files must agree"
             )
     for token in TURNS:
-        if token in ids and table.types[ids[token]] != TokenType.CONTROL:
+        id = table.tokens.index(token) if token in table.tokens else None
+        if id is not None and table.types[id] != TokenType.CONTROL:
             raise InvalidInput(
-                f"{path}: {token} (id {ids[token]}) is not a control token, so a user's text could end a turn; "
+                f"{path}: {token} (id {id}) is not a control token, so a user's text could end a turn; "
                 'give it "special": true in tokenizer_config.json\'s added_tokens_decoder'
             )

@@ -225,7 +225,7 @@ def refused(folder: Path, *words: str, n_vocab: int = N_NANO, config: dict[str, 
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (("er", 0.0, 1), ["'er'", "twice"]),
+        (("er", 0.0, 1), ["'er'", "both"]),
         (("", 0.0, 1), ["empty"]),
         (("x" * 70000, 0.0, 1), ["70000 bytes"]),
         (("a\0", 0.0, 1), ["NUL"]),
