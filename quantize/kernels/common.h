@@ -39,7 +39,7 @@
 #define GROUP_MAX_EPS 1e-15f
 
 /* Independent sub-blocks that are searched together, to hide latency. */
-#define INTERLEAVE (W == 16 ? 4 : 2)
+#define INTERLEAVE 4
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -158,8 +158,8 @@ INLINE vi i_clamp(vi a, int32_t low, int32_t high) { return i_max(i_min(a, i_set
  * |a| <= 4194303, and beyond that, or for NaN, the same odd number as there. */
 INLINE vi nearest(vf a) { return ((vi)(a + 12582912.0f) & 0x7fffff) - 0x400000; }
 
-/* The range in which `nearest` is simply rounding, so that f_rint may stand for it. */
-INLINE vm rounds_plainly(vf a) { return f_le(f_abs(a), f_set(4194303.0f)); }
+/* Up to this magnitude `nearest` is simply rounding, and f_rint may stand for it. */
+#define NEAREST_MAX 4194303.0f
 
 /* ---- half precision ---------------------------------------------------------------------------------------- */
 

@@ -48,14 +48,15 @@ struct affine_state {
 
 /* The care that this step needs: t is monotonic in x, so the ends of each sub-block tell. */
 INLINE enum care affine_care(const struct affine_state *s, const vf *inverse, int nmax) {
-    vm odd = f_lt(f_set(0), f_set(0)), above = odd;
+    const vf bottom = f_set(-NEAREST_MAX), top = f_set(NEAREST_MAX), last = f_set(nmax + 0.49f);
+    vm plain = f_eq(bottom, bottom), below = plain;
     for (int u = 0; u < INTERLEAVE; u++) {
         const vf t_low = (s->low[u] - s->fit[u].min) * inverse[u], t_high = (s->high[u] - s->fit[u].min) * inverse[u];
-        const vm flat = s->fit[u].flat;
-        odd |= m_not((rounds_plainly(t_low) & rounds_plainly(t_high)) | flat);
-        above |= m_not((f_lt(t_low, f_set(nmax + 0.49f)) & f_lt(t_high, f_set(nmax + 0.49f))) | flat);
+        const vm flat = s->fit[u].flat, least = f_le(bottom, t_low) & f_le(bottom, t_high);
+        plain &= (least & f_le(t_low, top) & f_le(t_high, top)) | flat;
+        below &= (least & f_lt(t_low, last) & f_lt(t_high, last)) | flat;
     }
-    return m_any(odd) ? EXACT : m_any(above) ? PLAIN : PLAIN_BELOW;
+    return !m_any(m_not(below)) ? PLAIN_BELOW : m_any(m_not(plain)) ? EXACT : PLAIN;
 }
 
 /* The error of the starting point. */
