@@ -4,7 +4,7 @@ For every type, without and with importance, and for every instruction set of th
 million by default) over all kinds of input of tests/kernel_inputs.py, in row counts that fill no vector. Every kind
 meets every importance as F32, BF16 and F16 rows. Prints one line a case and writes them all to encoder_proof.json
 beside this file, with the digest of the kernels that were tried and the ggml they were compared with. Cases of other
-kernels or another ggml are dropped from the record. Ten minutes.
+kernels or another ggml are dropped from the record. Two to ten minutes.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The executor: the same bytes whatever the workers and chunks, and nothing half under a final name."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -342,6 +343,31 @@ def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
         assert stat.st_blocks * 512 >= file.plan.size
     file.discard()
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_what_the_disk_tells_last_keeps_a_file_from_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: bool
+) -> None:
+    """It is waited for while the verifier looks, which finds nothing wrong: it sees what is in memory."""
+    asked: list[str] = []
+
+    class Verifier:
+        def begin(self, files: object) -> None:
+            asked.append("begin")
+
+        def finish(self) -> None:
+            asked.append("finish")
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    plan = lay_out(tmp_path / "x.gguf", raw_model(tmp_path / "raw", SHAPES, T.BF16), [T.BF16] * 3)
+    monkeypatch.setattr(outputs, "_fsync", fail)
+    with pytest.raises(BorealisError, match=os.strerror(errno.EIO)):
+        execute([plan], CODEC, verifier=Verifier() if verified else None)
+    assert asked == ["begin", "finish"] * verified
+    assert only_inputs(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
