@@ -35,7 +35,7 @@ def cut_vocabulary(entries: Sequence[KV], texts: Sequence[str], keep: Collection
     by_key = {kv.key: kv for kv in entries if kv.key.startswith(OF_TOKENIZER)}
     lists = {kv.key: kv.value for kv in by_key.values() if kv.type is GGUFValueType.ARRAY}
     merges, tokens, types = lists.pop(MERGES, ()), lists.get(TOKENS, ()), lists.get(TYPES, ())
-    special = [id for id, type in enumerate(types) if type not in JOINED]
+    special = [id for id, kind in enumerate(types) if kind not in JOINED]
     texts = [*texts, *(tokens[id] for id in keep)]
     text = _seen_by_llama(by_key, texts, [tokens[id] for id in special if id < len(tokens)])
     if text is None or not lists.keys() <= BY_ID or any(len(values) != len(tokens) for values in lists.values()):
