@@ -28,7 +28,8 @@ GRID_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XX
 GRID_LIMIT = 1e15
 """Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
-_SOURCE_TYPES = {"float32": T.F32, "float16": T.F16, "uint16": T.BF16}
+SOURCE_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16, np.dtype(np.uint16): T.BF16}
+"""What rows may be handed in as. (A dtype's name takes numpy longer to say than a task has microseconds to spare.)"""
 
 
 class _Traits(ctypes.Structure):
@@ -102,7 +103,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     _check(rows, type, importance, out)
     if not rows.size:
         return True
-    source = _SOURCE_TYPES[rows.dtype.name]
+    source = SOURCE_TYPES[rows.dtype]
     if source == type:
         out[...] = np.ascontiguousarray(rows).view(np.uint8)
     finite = validate(np.ascontiguousarray(rows).view(np.uint8), source)
@@ -110,7 +111,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
         return finite
     _initialize(type)
     n_per_row = rows.shape[1]
-    weights = None if importance is None else np.require(importance, requirements=["C", "A"])
+    weights = None if importance is None else packed(importance)
     step = max(1, TILE_WEIGHTS // n_per_row)
     scratch = None if rows.dtype == np.float32 else np.empty((min(step, len(rows)), n_per_row), np.float32)
     quantize = library().ggml_quantize_chunk
@@ -130,7 +131,7 @@ def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.n
     nbytes = row_nbytes(type, n_per_row)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != nbytes:
         raise ValueError(f"{type.name} rows of {n_per_row} are uint8 [n, {nbytes}], not {data.dtype} {data.shape}")
-    source = np.require(data, requirements=["C", "A"])
+    source = packed(data)
     if type == T.F32:
         return source.view(np.float32).copy()
     to_float = library().ggml_get_type_traits(type).contents.to_float
@@ -148,8 +149,14 @@ def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
     """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales."""
     if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")
-    source = np.require(data, requirements=["C", "A"])
+    source = packed(data)
     return bool(library().ggml_validate_row_data(type, source.ctypes.data, source.size))
+
+
+def packed(array: np.ndarray) -> np.ndarray:
+    """`array` as C has it: contiguous and aligned. A copy only where it must be."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
 
 
 _ready: set[GGMLQuantizationType] = set()
@@ -166,7 +173,7 @@ def _initialize(type: GGMLQuantizationType) -> None:
 
 def _float32(rows: np.ndarray, scratch: np.ndarray | None) -> np.ndarray:
     """`rows` as contiguous float32: as they are, or in `scratch`."""
-    rows = np.require(rows, requirements=["C", "A"])
+    rows = packed(rows)
     if scratch is None:
         return rows
     convert = library().ggml_fp16_to_fp32_row if rows.dtype == np.float16 else library().ggml_bf16_to_fp32_row
@@ -189,7 +196,7 @@ def _address(array: np.ndarray | None) -> int | None:
 
 def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
     """Refuse what would make ggml abort, or read or write outside of the arrays."""
-    if rows.ndim != 2 or rows.dtype.name not in _SOURCE_TYPES or not rows.dtype.isnative:
+    if rows.ndim != 2 or rows.dtype not in SOURCE_TYPES:
         raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
     if type in NOT_ENCODED or sizes(type) != (type.block, type.nbytes):
         raise InvalidInput(f"{type.name} is not a type that weights can be quantized to")

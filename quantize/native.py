@@ -45,8 +45,6 @@ LATTICES = {
 """Types whose groups of levels are points of a lattice: where its points stand, bits of a level, and how many different
 distances ggml's search for a near point covers."""
 
-_SOURCE_TYPES = {"float32": T.F32, "float16": T.F16, "uint16": T.BF16}
-
 
 def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> bool:
     """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`; returns whether all weights are finite.
@@ -69,13 +67,13 @@ def encode_with(
     library = _library()
     if library is None or not can_encode(isa, type):
         raise InvalidInput(f"there are no {isa} kernels for {type.name} on this machine; use {SWITCH}=ggml")
-    rows = np.require(rows, requirements=["C", "A"])
-    weights = None if importance is None else np.require(importance, requirements=["C", "A"])
+    rows = ggml.packed(rows)
+    weights = None if importance is None else ggml.packed(importance)
     result = library.borealis_encode(
         ISAS.index(isa),
         type,
         rows.ctypes.data,
-        _SOURCE_TYPES[rows.dtype.name],
+        ggml.SOURCE_TYPES[rows.dtype],
         *rows.shape,
         None if weights is None else weights.ctypes.data,
         out.ctypes.data,
@@ -137,6 +135,7 @@ def available_isas() -> tuple[str, ...]:
     return tuple(isa for isa in ISAS if can_encode(isa, T.Q8_0))
 
 
+@cache
 def can_encode(isa: str, type: GGMLQuantizationType) -> bool:
     """Whether there are kernels of `isa` for `type`, and this machine can run them."""
     library = _library()
@@ -303,7 +302,7 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
 
 def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
     """Refuse what the kernels would read or write outside of the arrays."""
-    if rows.ndim != 2 or not rows.size or rows.dtype.name not in _SOURCE_TYPES or not rows.dtype.isnative:
+    if rows.ndim != 2 or not rows.size or rows.dtype not in ggml.SOURCE_TYPES:
         raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
     try:
         expected = (rows.shape[0], row_nbytes(type, rows.shape[1]))
