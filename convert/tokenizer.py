@@ -83,7 +83,8 @@ class _Table:
         return table
 
     def put(self, id: int, token: str, score: float, type: int) -> None:
-        self.tokens[id], self.scores[id], self.types[id] = token, score, type
+        self.tokens[id], self.scores[id] = token, score
+        self.types[id] = int(type)  # Python 3.10 shows an enum by its name
         self.used[id] = 1
 
 

@@ -27,7 +27,7 @@ STRIDE = 7
 def prompts(vocabulary: int) -> list[list[int]]:
     """Ids at random, the same everywhere: BOS, then ordinary tokens."""
     bits = iter(np.random.PCG64(7).random_raw(sum(LENGTHS)))
-    return [[1] + [300 + int(next(bits) % (vocabulary - 400)) for _ in range(n - 1)] for n in LENGTHS]
+    return [[1] + [300 + int(next(bits)) % (vocabulary - 400) for _ in range(n - 1)] for n in LENGTHS]
 
 
 def positions(values: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ STRIDE = 23
 def prompts(vocabulary: int) -> list[list[int]]:
     """Ids at random, the same everywhere: BOS, then ordinary tokens."""
     bits = iter(np.random.PCG64(11).random_raw(sum(LENGTHS)))
-    return [[BOS] + [300 + int(next(bits) % (vocabulary - 400)) for _ in range(n - 1)] for n in LENGTHS]
+    return [[BOS] + [300 + int(next(bits)) % (vocabulary - 400) for _ in range(n - 1)] for n in LENGTHS]
 
 
 def positions(values: np.ndarray) -> np.ndarray:
