@@ -7,6 +7,7 @@ the bytes depend neither on the number of workers nor on the size of the chunks.
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -96,7 +97,7 @@ def execute(
         total = total_nbytes(plans)
         run = _Run(
             tasks(plans, chunk_weights),
-            [f.path for f in files],
+            [_Output(f.path) for f in files],
             codec,
             stop or threading.Event(),
             allow_nonfinite,
@@ -127,6 +128,9 @@ def execute(
 
 WRITE_BYTES = 1 << 18
 """Bytes written at a time. Of more, Linux asks for memory in pieces that it may have to look for."""
+
+LEFT = 2
+"""What has been made of tasks and waits, at most, for a file that another worker is writing to."""
 
 FLUSH_BYTES = 1 << 28
 """Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
@@ -177,9 +181,11 @@ def available_cores() -> int:
 
 
 def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHUNK_WEIGHTS) -> int:
-    """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them."""
+    """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them or left to be written."""
     ahead = read_ahead_memory(jobs) if is_remote(plans) else 0
-    return ahead + jobs * max((_task_memory(t) for t in _largest(plans, chunk_weights)), default=0)
+    largest = list(_largest(plans, chunk_weights))
+    left = LEFT * len(plans) if jobs > 1 else 0
+    return ahead + jobs * max(map(_task_memory, largest), default=0) + left * max(map(_made_nbytes, largest), default=0)
 
 
 def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
@@ -191,12 +197,12 @@ def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
     source = task.tensor.source
     merged = 0 if source.as_stored else lowrank.memory(source.updates, task.rows) + 2 * n * task.rows
-    return (
-        task.nbytes
-        + task.span_nbytes
-        + merged
-        + task.rows * (4 * n + max(row_nbytes(e.type, n) for e in task.encodings))
-    )
+    return task.nbytes + task.span_nbytes + merged + task.rows * 4 * n + _made_nbytes(task)
+
+
+def _made_nbytes(task: Task) -> int:
+    """Bytes of the largest thing that is made of a task."""
+    return task.rows * max(row_nbytes(e.type, task.tensor.n_per_row) for e in task.encodings)
 
 
 def source_stamp(path: Path) -> tuple[int, int, int]:
@@ -251,7 +257,7 @@ class _Run:
     def __init__(
         self,
         work: Iterator[Task],
-        outputs: Sequence[Path],
+        outputs: "Sequence[_Output]",
         codec: Codec,
         stop: threading.Event,
         allow_nonfinite: bool,
@@ -298,7 +304,7 @@ class _Run:
     def _worker(self) -> None:
         with ExitStack() as stack:
             try:
-                outputs = [stack.enter_context(path.open("r+b", buffering=0)) for path in self.outputs]
+                outputs = [stack.enter_context(output.path.open("r+b", buffering=0)) for output in self.outputs]
                 worker = _Worker(self, outputs)
                 stack.callback(worker.close)
                 for task in self._tasks_of(worker):
@@ -329,6 +335,45 @@ class _Run:
         self.stop.set()
 
 
+class _Output:
+    """A file that one worker at a time writes to; each has a handle of its own.
+
+    Linux lets no two write to a file at once, and lets the second one turn in a loop meanwhile. So what cannot be
+    written now is left to whoever is writing, and its maker makes more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._left: deque[tuple[int, memoryview]] = deque()
+
+    def write(self, file: FileIO, at: int, data: memoryview, later: bool) -> bool:
+        """Write `data` from byte `at` on, and what others have left. Returns whether it is done: with `later` it may
+        not be, and another worker then does it before it ends."""
+        mine = at, data
+        done = not (later and len(self._left) < LEFT)
+        if done:
+            with self._lock:
+                _put(file, *mine)
+        else:
+            self._left.append(mine)
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                while self._left:
+                    each = self._left.popleft()
+                    _put(file, *each)
+                    done |= each is mine
+            finally:
+                self._lock.release()
+        return done
+
+
+def _put(file: FileIO, at: int, data: memoryview) -> None:
+    file.seek(at)
+    while data:
+        data = data[file.write(data[:WRITE_BYTES]) :]
+
+
 class _Worker:
     """One thread's file handles and buffers."""
 
@@ -356,7 +401,8 @@ class _Worker:
         others = [e for e in task.encodings if not is_copy(task.tensor, e.type)]
         for encoding in copies:
             self.check(self.run.codec.valid(data, encoding.type), task, "is NaN or Inf")
-            self.write(task, encoding, data)
+            if not self.write(task, encoding, data, later=self.ahead is None):
+                self.buffers.pop("in", None)
         if not others:
             return
         rows = self.rows(task, data, once=len(others) > 1)
@@ -368,7 +414,8 @@ class _Worker:
             finite = self.run.codec.encode(rows, encoding.type, encoding.importance, out.reshape(task.rows, nbytes))
             self.check(finite, task, "is NaN or Inf")
             self.check(self.run.codec.valid(out, encoding.type), task, f"is too large for {encoding.type.name}")
-            self.write(task, encoding, out)
+            if not self.write(task, encoding, out, later=True):
+                del self.buffers["out"]
 
     def rows(self, task: Task, data: np.ndarray, once: bool) -> np.ndarray:
         """The task's rows as numbers, with all that is done to them; float32 if for more than one encoding (`once`)."""
@@ -434,13 +481,13 @@ class _Worker:
             self.source = where.path, self.run.open_source(where, self.run.stop)
         return self.source[1]
 
-    def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
+    def write(self, task: Task, encoding: Encoding, data: np.ndarray, *, later: bool = False) -> bool:
+        """Write what was made of a task. Returns whether that is done: if not (`later`), `data` is no longer ours."""
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
+        done = True
         for index, offset in encoding.places:
-            file, view = self.outputs[index], data.data
-            file.seek(offset + skip)
-            while view:
-                view = view[file.write(view[:WRITE_BYTES]) :]
+            done &= self.run.outputs[index].write(self.outputs[index], offset + skip, data.data, later)
+        return done
 
     def check(self, good: bool, task: Task, fault: str) -> None:
         if not good and not self.run.allow_nonfinite:
