@@ -31,10 +31,10 @@ FAULTS: dict[str, int] = defaultdict(int)
 
 
 def timed(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         name, faults, began = threading.current_thread().name, page_faults(), time.perf_counter()
         try:
-            return function(*args)
+            return function(*args, **options)
         finally:
             SPANS.append((name, what, began, time.perf_counter() - began))
             FAULTS[name] += page_faults() - faults
