@@ -338,8 +338,8 @@ class _Run:
 class _Output:
     """A file that one worker at a time writes to; each has a handle of its own.
 
-    Linux lets no two write to a file at once, and lets the second one turn in a loop meanwhile. So what cannot be
-    written now is left to whoever is writing, and its maker makes more.
+    Linux lets no two write to a file at once, and lets the second one turn in a loop meanwhile. So what took time to
+    make is left to whoever is writing, and its maker makes more. (Copies wait: they have nothing else to do.)
     """
 
     def __init__(self, path: Path) -> None:
@@ -351,10 +351,9 @@ class _Output:
         """Write `data` from byte `at` on, and what others have left. Returns whether it is done: with `later` it may
         not be, and another worker then does it before it ends."""
         mine = at, data
-        done = not (later and len(self._left) < LEFT)
+        done = not later or len(self._left) >= LEFT
         if done:
-            with self._lock:
-                _put(file, *mine)
+            _put(file, *mine)
         else:
             self._left.append(mine)
         while self._left and self._lock.acquire(blocking=False):
@@ -401,8 +400,7 @@ class _Worker:
         others = [e for e in task.encodings if not is_copy(task.tensor, e.type)]
         for encoding in copies:
             self.check(self.run.codec.valid(data, encoding.type), task, "is NaN or Inf")
-            if not self.write(task, encoding, data, later=self.ahead is None):
-                self.buffers.pop("in", None)
+            self.write(task, encoding, data)
         if not others:
             return
         rows = self.rows(task, data, once=len(others) > 1)

@@ -114,13 +114,14 @@ def test_nobody_leaves_more_than_a_little(tmp_path: Path) -> None:
         ]
         for thread in threads:
             thread.start()
-            thread.join(0.1 if thread is threads[0] else 1.0)
+            thread.join(0.1 if thread is threads[0] else 10.0)
             begun.wait()
-        alive = [thread.is_alive() for thread in threads]
+        alive, before = [thread.is_alive() for thread in threads], path.read_bytes()
         go.set()
         for thread in threads:
             thread.join()
-    assert alive == [True, *[False] * executor.LEFT, True]
+    assert alive == [True, *[False] * (executor.LEFT + 1)]
+    assert before == bytes(3 * (executor.LEFT + 1)) + texts[-1]  # which was one too many to leave
     assert path.read_bytes() == b"".join(texts)
 
 
