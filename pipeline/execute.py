@@ -184,7 +184,7 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHU
     """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them or left to be written."""
     ahead = read_ahead_memory(jobs) if is_remote(plans) else 0
     largest = list(_largest(plans, chunk_weights))
-    left = LEFT * len(plans) if jobs > 1 else 0
+    left = (LEFT + 1) * len(plans) if jobs > 1 else 0  # one of them is being written
     return ahead + jobs * max(map(_task_memory, largest), default=0) + left * max(map(_made_nbytes, largest), default=0)
 
 
@@ -336,10 +336,10 @@ class _Run:
 
 
 class _Output:
-    """A file that one worker at a time writes to; each has a handle of its own.
+    """A file that workers write to, each with a handle of its own, and what they have left to each other.
 
     Linux lets no two write to a file at once, and lets the second one turn in a loop meanwhile. So what took time to
-    make is left to whoever is writing, and its maker makes more. (Copies wait: they have nothing else to do.)
+    make is left to whoever is writing, and its maker makes more. Copies wait: they have nothing else to do.
     """
 
     def __init__(self, path: Path) -> None:

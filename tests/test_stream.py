@@ -297,7 +297,7 @@ def test_reads_are_large_and_memory_is_bounded(hub: Hub, tmp_path: Path) -> None
     hub.ranges.clear()
     execute([planned], CODEC, jobs=1, open_source=open_source)
     assert len(hub.ranges) == len(planned.tensors)  # each is smaller than a batch, and read by one request
-    buffers = 2 * 8 * CHUNK_WEIGHTS + LEFT * 4 * CHUNK_WEIGHTS
+    buffers = 2 * 8 * CHUNK_WEIGHTS + (LEFT + 1) * 4 * CHUNK_WEIGHTS
     assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + buffers
 
 
