@@ -105,7 +105,13 @@ def work_options(command: F) -> F:
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
         click.option("--no-check", is_flag=True, help="Skip the quick check that files must pass to get their names."),
         click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
-        click.option("-j", "--jobs", type=click.IntRange(1), help="Workers. Default: the cores there are."),
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(1),
+            help="Threads that read, encode and write; the quick check and the disk need a little of another core. "
+            "Default: the cores there are.",
+        ),
         click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
     ):
         command = option(command)
