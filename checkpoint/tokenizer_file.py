@@ -57,7 +57,7 @@ class TokenizerFile:
 
     rest: dict[str, Any]
     vocabulary: bytes
-    merges: bytes
+    merges: memoryview
 
     def pieces(self) -> Iterator[dict[str, int]]:
         """The vocabulary, some of it at a time. Raises Unusual."""
@@ -97,7 +97,7 @@ def in_parts(text: bytes) -> TokenizerFile:
     """Take the JSON of a tokenizer apart. Raises Unusual, also for whatever is wrong with it."""
     try:
         model = _documents.decode(text).model
-        vocabulary, merges = bytes(model.vocab), bytes(model.merges)
+        vocabulary, merges = bytes(model.vocab), memoryview(model.merges)
         (a, b), (c, d) = sorted(_place(text, part) for part in (vocabulary, merges))
         rest = parse_object(b"null".join((text[:a], text[b:c], text[d:])), "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidInput) as error:
@@ -108,9 +108,9 @@ def in_parts(text: bytes) -> TokenizerFile:
     return TokenizerFile(rest, vocabulary, merges)
 
 
-def _place(text: bytes, part: bytes) -> tuple[int, int]:
+def _place(text: bytes, part: bytes | memoryview) -> tuple[int, int]:
     """Where `part` begins and ends. Raises Unusual where something else begins like it."""
-    start = text.find(part[:HEAD])
+    start = text.find(bytes(part[:HEAD]))
     if not text.startswith(part, start):
         raise Unusual
     return start, start + len(part)
@@ -135,9 +135,9 @@ def _keys(part: bytes) -> int:
     return (part.count(b'"') - ESCAPED.findall(part).count(b'"')) // 2
 
 
-def _taken_apart(part: bytes, kind: _Kind) -> Iterator[Any]:
+def _taken_apart(part: bytes | memoryview, kind: _Kind) -> Iterator[Any]:
     """The items of a JSON list or object, some at a time. Raises Unusual."""
-    at, end, begins, ends = 1, len(part) - 1, part[:1], part[-1:]
+    at, end, begins, ends = 1, len(part) - 1, bytes(part[:1]), bytes(part[-1:])
     while at < end:
         between = kind.between.search(part, at + WINDOW)
         stop, start = between.span(1) if between else (end, end)
