@@ -1,7 +1,7 @@
 """tokenizer.json, of which nearly everything is one vocabulary and the merges that lead to it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -72,17 +72,17 @@ class TokenizerFile:
             yield [(left, right) for left, _, right in (merge.partition(" ") for merge in some)]
 
 
-def read_tokenizer_file(path: Path, *, merges: bool = True) -> dict[str, Any]:
+def read_tokenizer_file(path: Path, *, merges: bool = True, pieces: Sequence[str] = ()) -> dict[str, Any]:
     """What `read_json_object` reads; InvalidInput for the same faults.
 
     Without `merges`, which are most of the file and most of the time, what they hold is not looked at, and may be
-    missing in the result.
+    missing in the result; so may a vocabulary that is `pieces`, numbered from 0 on.
     """
     text = read_json_bytes(path, MAX_TOKENIZER_JSON)
     if not merges:
         try:
             with no_collection():
-                return _without_merges(in_parts(text))
+                return _without_merges(in_parts(text), tuple(pieces))
         except Unusual:
             pass
     return parse_object(text, str(path), limit=MAX_TOKENIZER_JSON)
@@ -116,8 +116,13 @@ def _place(text: bytes, part: bytes | memoryview) -> tuple[int, int]:
     return start, start + len(part)
 
 
-def _without_merges(file: TokenizerFile) -> dict[str, Any]:
+def _without_merges(file: TokenizerFile, pieces: Sequence[str]) -> dict[str, Any]:
     """Raises Unusual where a piece stands twice, which the strict parser tells."""
+    model = file.rest["model"]
+    del model["merges"]
+    if pieces and _holds(file, pieces):
+        del model["vocab"]
+        return file.rest
     try:
         check_values(file.vocabulary, "", MAX_TOKENIZER_JSON)
         vocabulary = VOCABULARY.decoder.decode(file.vocabulary)
@@ -125,9 +130,22 @@ def _without_merges(file: TokenizerFile) -> dict[str, Any]:
         raise Unusual from error
     if _keys(file.vocabulary) != len(vocabulary):
         raise Unusual
-    file.rest["model"]["vocab"] = vocabulary
-    del file.rest["model"]["merges"]
+    model["vocab"] = vocabulary
     return file.rest
+
+
+def _holds(file: TokenizerFile, pieces: Sequence[str]) -> bool:
+    """Whether the vocabulary is `pieces`, numbered from 0 on, and none of them stands there twice."""
+    at = 0
+    try:
+        for some in file.pieces():
+            end = at + len(some)
+            if tuple(some) != pieces[at:end] or tuple(some.values()) != tuple(range(at, end)):
+                return False
+            at = end
+    except Unusual:
+        return False
+    return at == len(pieces) == _keys(file.vocabulary)
 
 
 def _keys(part: bytes) -> int:

@@ -22,7 +22,7 @@ from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
-from .sentencepiece import BPE, read_sentencepiece
+from .sentencepiece import BPE, SentencePieceModel, read_sentencepiece
 from .special import GEMMA, special_kv
 from .token_texts import repeated, tokens_fault
 from .tokenizer_json import Pieces, pieces_of_tokenizer_json
@@ -97,11 +97,13 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_tokenizer_file(whole, merges=model is None) if whole else {}
+    trained = read_sentencepiece(model) if model else None
+    known = trained.pieces if trained else ()
+    json = read_tokenizer_file(whole, merges=trained is None, pieces=known) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
-    if model:
-        where, pieces = model, _pieces_of_model(model)
+    if model and trained:
+        where, pieces = model, _pieces_of_model(model, trained)
     elif whole:
         where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
     else:
@@ -140,9 +142,8 @@ def _optional(path: Path | None) -> dict[str, Any]:
     return read_json_object(path) if path else {}
 
 
-def _pieces_of_model(path: Path) -> Pieces:
+def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
     """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
-    model = read_sentencepiece(path)
     if model.model_type != BPE:
         raise InvalidInput(
             f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
@@ -171,7 +172,8 @@ def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table) -> None:
-    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id."""
+    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id. (Where all of them have
+    the ids of the model, no vocabulary was read.)"""
     model = json.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):

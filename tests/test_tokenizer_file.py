@@ -84,6 +84,58 @@ def test_what_is_read_is_what_the_strict_parser_reads(
     assert less_merges(ours(path)) == less_merges(strictly(path))
 
 
+@given(
+    pieces=st.lists(TEXT, min_size=1, max_size=30, unique=True),
+    other=st.none() | st.tuples(st.integers(0, 29), st.integers(0, 30) | TEXT),
+    window=st.sampled_from([0, 7, 40, 1 << 18]),
+)
+def test_a_vocabulary_that_is_known_may_be_left_out_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], other: tuple[int, int | str] | None, window: int
+) -> None:
+    vocabulary: dict[str, int] = dict(zip(pieces, range(len(pieces)), strict=True))
+    if other and isinstance(other[1], int):  # an id
+        vocabulary[pieces[other[0] % len(pieces)]] = other[1]
+    elif other:  # or a piece, which may be one that was there
+        at = other[0] % len(pieces)
+        vocabulary = {str(other[1]) if id == at else piece: id for piece, id in vocabulary.items()}
+    path = tmp_path_factory.mktemp("known") / "tokenizer.json"
+    path.write_bytes(json.dumps(document(vocabulary, [])).encode("utf-8", "surrogatepass"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_file, "WINDOW", window)
+        found, whole = read_tokenizer_file(path, merges=False, pieces=pieces), read_json_object(path)
+    same = list(vocabulary.items()) == list(zip(pieces, range(len(pieces)), strict=True))
+    if "vocab" in found["model"]:
+        assert less_merges(found) == less_merges(whole)
+        assert not same or window < 1 << 18  # taken apart in the middle of an item
+    else:
+        assert same
+        assert {**found, "model": None} == {**whole, "model": None}
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        '{"a": 0, "b": 1, "b": 2}',
+        '{"a": 0, "b": 0, "b": 1, "c": 2}',
+        '{"a": 0, "b": 1, "c": 2, "d": 3}',
+        '{"a": 0, "b": 1}',
+        '{"b": 1, "a": 0, "c": 2}',
+        '{"a": 0, "b": 1, "c": 3}',
+    ],
+)
+def test_what_is_not_quite_the_known_vocabulary_is_read(tmp_path: Path, vocabulary: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(f'{{"model": {{"vocab": {vocabulary}, "merges": []}}}}', encoding="utf-8")
+
+    def known() -> dict[str, Any] | str:
+        try:
+            return read_tokenizer_file(path, merges=False, pieces=("a", "b", "c"))
+        except InvalidInput as error:
+            return str(error)
+
+    assert less_merges(known()) == less_merges(strictly(path))
+
+
 MODEL = '"model": {"vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}'
 
 
