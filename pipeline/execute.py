@@ -7,7 +7,6 @@ the bytes depend neither on the number of workers nor on the size of the chunks.
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from io import FileIO, RawIOBase
 from itertools import islice, takewhile
 from pathlib import Path
+from queue import Full, Queue
 from typing import Protocol
 
 import numpy as np
@@ -345,26 +345,32 @@ class _Output:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._left: deque[tuple[int, memoryview]] = deque()
+        self._left: Queue[tuple[int, memoryview]] = Queue(LEFT)
 
     def write(self, file: FileIO, at: int, data: memoryview, later: bool) -> bool:
         """Write `data` from byte `at` on, and what others have left. Returns whether it is done: with `later` it may
         not be, and another worker then does it before it ends."""
         mine = at, data
-        done = not later or len(self._left) >= LEFT
+        done = not (later and self._leave(mine))
         if done:
             _put(file, *mine)
-        else:
-            self._left.append(mine)
-        while self._left and self._lock.acquire(blocking=False):
+        while not self._left.empty() and self._lock.acquire(blocking=False):
             try:
-                while self._left:
-                    each = self._left.popleft()
+                while not self._left.empty():  # who has the lock is the only one who takes
+                    each = self._left.get_nowait()
                     _put(file, *each)
                     done |= each is mine
             finally:
                 self._lock.release()
         return done
+
+    def _leave(self, data: tuple[int, memoryview]) -> bool:
+        """Whether there was room for it."""
+        try:
+            self._left.put_nowait(data)
+        except Full:
+            return False
+        return True
 
 
 def _put(file: FileIO, at: int, data: memoryview) -> None:
