@@ -70,6 +70,13 @@ def measure(what: str, command: list[str], out: Path | None = None, env: dict[st
     return Run(what, seconds, max(watched.peak, usage.ru_maxrss * unit) / 1e6, written / 1e6)
 
 
+def seconds_alone(command: list[str]) -> float:
+    """Seconds that a command takes with nobody beside it, not even to watch its memory and that of its children."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - began
+
+
 def ours(*args: str | Path | int) -> list[str]:
     return [sys.executable, "-c", "from borealis_gguf.cli.main import main; main()", *map(str, args)]
 

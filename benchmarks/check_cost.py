@@ -7,11 +7,9 @@ import argparse
 import os
 import random
 import statistics
-import subprocess
-import time
 from pathlib import Path
 
-from against_llama_cpp import ours, warm
+from against_llama_cpp import ours, seconds_alone, warm
 from shapes import write_checkpoint
 
 from borealis_gguf.pipeline.execute import available_cores
@@ -38,9 +36,7 @@ def main() -> None:
             out.unlink(missing_ok=True)
             os.sync()
             warm(checkpoint)
-            began = time.perf_counter()
-            subprocess.run([*command, *WAYS[way]], check=True)  # and nobody beside it, not even to watch its memory
-            seconds[way].append(time.perf_counter() - began)
+            seconds[way].append(seconds_alone([*command, *WAYS[way]]))
     out.unlink()
     plain = statistics.median(seconds["without"])
     for way, each in seconds.items():

@@ -10,11 +10,9 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
-import time
 from pathlib import Path
 
-from against_llama_cpp import ours, warm
+from against_llama_cpp import ours, seconds_alone, warm
 from shapes import write_checkpoint
 
 
@@ -39,9 +37,7 @@ def main() -> None:
             warm(checkpoint)
             os.sched_setaffinity(0, allowed)  # the child's, too
             command = ours("quantize", *args.presets, "-m", checkpoint, "-o", out, "-q", *options)
-            began = time.perf_counter()
-            subprocess.run(command, check=True)  # and nobody beside it, not even to watch its memory
-            seconds[way].append(time.perf_counter() - began)
+            seconds[way].append(seconds_alone(command))
             os.sched_setaffinity(0, cores)
     shutil.rmtree(out)
     two = statistics.median(seconds["two"])
