@@ -1,4 +1,4 @@
-"""What a second core brings to a whole command, plan and quick check with it: in turn, in one run. Linux.
+"""What a second core brings to a whole command, plan and quick check with it: in drawn order, in one run. Linux.
 
     python benchmarks/cores.py FOLDER --layers 34 --presets Q4_K_M Q5_K_M
 
@@ -8,6 +8,7 @@ do; "two" is the command as it is.
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 from pathlib import Path
@@ -31,7 +32,8 @@ def main() -> None:
     ways = {"one core": (cores[:1], []), "one worker": (cores, ["-j", 1]), "two": (cores, [])}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(args.runs):
-        for way, (allowed, options) in ways.items():
+        for way in random.sample(list(ways), len(ways)):
+            allowed, options = ways[way]
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             warm(checkpoint)
