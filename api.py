@@ -234,20 +234,18 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
-    check: bool | QuickCheck = True,
+    check: bool = True,
     on_report: Callable[[Report], None] | None = None,
 ) -> tuple[FileResult, ...]:
     """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are.
 
     With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
     with what was found. Raises BorealisError when one does not pass. Of streamed sources, what is compared is kept
-    as it comes by: no weight is fetched twice. `check` may be what `quick_check` gave before the plans were made.
+    as it comes by: no weight is fetched twice.
     A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
     with ExitStack() as stack:
-        quick = check if isinstance(check, QuickCheck) else quick_check(on_report=on_report) if check else None
-        if quick and quick is not check:
-            stack.enter_context(quick)
+        quick = stack.enter_context(QuickCheck(CODEC, on_report, open_source)) if check else None
         return pipeline.execute(
             plans,
             CODEC,
@@ -281,17 +279,6 @@ class _Verifiers:
             self.trial.confirm(self.stop)
         if self.quick:
             self.quick.finish()
-
-
-def quick_check(source: str | Path | None = None, *, on_report: Callable[[Report], None] | None = None) -> QuickCheck:
-    """A quick check for one call of `execute`, to be entered as a context before the plans of `source` are made.
-
-    It has the checkpoint's tokenizer opened in a child process while the plans are made: half a second less to wait.
-
-        with quick_check("borealis-4b") as check:
-            execute(plan_quantize("borealis-4b", ["Q4_K_M"]), check=check)
-    """
-    return QuickCheck(CODEC, on_report, open_source, source)
 
 
 def check(

@@ -98,8 +98,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     trained = read_sentencepiece(model) if model else None
-    known = trained.pieces if trained else ()
-    json = read_tokenizer_file(whole, merges=trained is None, pieces=known) if whole else {}
+    json = read_tokenizer_file(whole, merges=trained is None) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model and trained:
@@ -172,8 +171,7 @@ def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table) -> None:
-    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id. (Where all of them have
-    the ids of the model, no vocabulary was read.)"""
+    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id."""
     model = json.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):

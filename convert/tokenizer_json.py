@@ -130,7 +130,7 @@ def _check_complete(where: str, joined: AbstractSet[str], made: Mapping[str, int
 def halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
     """A merge is "left right" in older files, [left, right] in newer ones."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2:
+    if isinstance(parts, (list, tuple)) and len(parts) == 2:
         left, right = parts
         if isinstance(left, str) and isinstance(right, str) and left and right:
             return left, right
