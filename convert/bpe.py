@@ -14,7 +14,7 @@ from .pre_type import Match, match_pre_type
 from .special import special_kv
 from .token_texts import repeated, tokens_fault
 from .tokenizer import TURNS, TokenType, added_tokens, looks_special
-from .tokenizer_json import halves
+from .tokenizer_json import pairs
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -131,8 +131,7 @@ def _merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, int])
     if not isinstance(merges, list) or not merges:
         raise InvalidInput(f"{path}: model.merges must be a list of merges")
     read = []
-    for rank, merge in enumerate(merges):
-        left, right = halves(str(path), rank, merge)
+    for rank, (left, right) in enumerate(pairs(str(path), merges)):
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise InvalidInput(f"{path}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown tokens")
         if " " in left + right:

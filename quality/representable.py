@@ -43,8 +43,8 @@ def not_representable(json: Mapping[str, Any], gaps: Iterable[str], control: Seq
     found = list(gaps)
     if _space_tokens(json):
         found.append(LITERAL_SPACE)
-    if control:
-        names = ", ".join(map(quote, control[:3])) + (" …" if len(control) > 3 else "")
+    if ordinary := _ordinary(json, control):
+        names = ", ".join(map(quote, ordinary[:3])) + (" …" if len(ordinary) > 3 else "")
         found.append(f"{names} as ordinary text: llama.cpp takes a token of such a name for a control token")
     return found
 
@@ -72,10 +72,16 @@ def _with_plain_spaces(json: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**json, "added_tokens": added, "model": {**model, "vocab": vocabulary, "merges": merges}}
 
 
+def _ordinary(json: Mapping[str, Any], control: Sequence[str]) -> list[str]:
+    """Those of `control` that are no added tokens: these are looked for in a text anyway."""
+    added = {token["content"] for token in json.get("added_tokens") or []}
+    return [text for text in control if text in json["model"]["vocab"] and text not in added]
+
+
 def _with_control(json: Mapping[str, Any], control: Sequence[str]) -> Mapping[str, Any]:
-    vocabulary, known = json["model"]["vocab"], {token["content"] for token in json.get("added_tokens") or []}
+    vocabulary = json["model"]["vocab"]
     flags = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
-    more = [{"id": vocabulary[text], "content": text, **flags} for text in control if text in vocabulary.keys() - known]
+    more = [{"id": vocabulary[text], "content": text, **flags} for text in _ordinary(json, control)]
     return {**json, "added_tokens": [*(json.get("added_tokens") or []), *more]} if more else json
 
 
