@@ -1,6 +1,5 @@
 """Values of a configuration, of the type and in the range they must have, or one clear line."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ def integer(where: str, values: Mapping[str, Any], key: str, default: int, *, lo
 def number(where: str, values: Mapping[str, Any], key: str, default: float) -> float:
     """`values[key]` as a positive, finite float; `default` when the key is missing."""
     value = values.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= 3e38:
+    if type(value) not in (int, float) or not 0 < value <= 3e38:
         raise InvalidInput(f"{where}: {key} is {_shown(value)}; it must be a positive number")
     return float(value)
 
