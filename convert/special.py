@@ -10,6 +10,7 @@ from gguf.constants import GGUFValueType
 from ..checkpoint.files import quote
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
+from .values import shown
 
 KEYS = {
     "bos": "bos",
@@ -113,8 +114,7 @@ def _ids(
 
 def _checked(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:
     if not 0 <= id < len(tokens):
-        shown = quote(str(id), 30).strip("'")
-        raise InvalidInput(f"{where}: {kind}_token_id is {shown}, outside the vocabulary of {len(tokens)}")
+        raise InvalidInput(f"{where}: {kind}_token_id is {shown(id)}, outside the vocabulary of {len(tokens)}")
     return id
 
 
