@@ -55,6 +55,7 @@ def plan_convert(
     outtype: str = "auto",
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -63,6 +64,7 @@ def plan_convert(
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
+    without `card`, the model card (README.md) is ignored;
     `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
     are read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
@@ -71,7 +73,7 @@ def plan_convert(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    checkpoint = _checkpoint(found)
+    checkpoint = _checkpoint(found, card)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
     return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
@@ -84,6 +86,7 @@ def plan_convert_lora(
     *,
     outtype: str = "f32",
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -91,14 +94,14 @@ def plan_convert_lora(
     """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
 
     `base` is the checkpoint it was trained on (folder or Hub id), of which only headers are read; `outtype` is f32,
-    f16, bf16 or auto (the adapter's own). The other arguments are those of `plan_convert`.
+    f16, bf16 or auto (the adapter's own); `card` is the adapter's. The other arguments are those of `plan_convert`.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     read = read_adapter(adapter)
     found = resolve_source(base, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
-    checkpoint = _checkpoint(found)
+    checkpoint = _checkpoint(found, card)
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
@@ -112,6 +115,7 @@ def plan_mmproj(
     outtype: str = MMPROJ_OUTTYPE,
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -123,7 +127,7 @@ def plan_mmproj(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
-    checkpoint = _checkpoint(found)
+    checkpoint = _checkpoint(found, card)
     return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
 
 
@@ -155,6 +159,7 @@ def plan_quantize(
     allow_requantize: bool = False,
     mmproj: str = "auto",
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -165,7 +170,7 @@ def plan_quantize(
     for F16 if the checkpoint can see.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
-    `loras`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras`.
+    `loras`, `card`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras` and has no card.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -182,7 +187,9 @@ def plan_quantize(
     )
     adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    checkpoint = _checkpoint(found) if found.kind == "checkpoint" else None
+    if found.kind == "gguf" and not card:
+        raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
+    checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -201,8 +208,9 @@ def plan_quantize(
     return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
 
 
-def _checkpoint(found: Source) -> Checkpoint:
-    return open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+def _checkpoint(found: Source, card: bool) -> Checkpoint:
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+    return replace(checkpoint, use_card=card)
 
 
 def _mmproj_beside(

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`.
+    lives as long as `keep`. Without `use_card`, README.md is ignored.
     """
 
     path: Path
@@ -37,6 +37,14 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
+    use_card: bool = True
+    warned: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, once for this checkpoint: several files may be made of it."""
+        if text not in self.warned:
+            self.warned.add(text)
+            log.warning("%s", text)
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""

@@ -54,7 +54,7 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
         raise InvalidInput(f"{path}: byte 0: a header of {length} bytes, but the file has {size}; {DAMAGED}")
     file.seek(8)
     text = file.read(length)
-    entries = parse_object(text, f"{path}: header", limit=MAX_HEADER)
+    entries = parse_object(text, f"{path}: header", limit=MAX_HEADER, strict=True)
     _check_metadata(path, entries.pop("__metadata__", {}))
     slices = {name: _slice(path, name, entry, 8 + length) for name, entry in entries.items()}
     return _check_cover(path, slices, 8 + length, size)

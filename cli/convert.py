@@ -41,6 +41,7 @@ def convert(
     lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
+    no_card: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     no_check: bool,
@@ -69,6 +70,7 @@ def convert(
             outtype=outtype or default,
             loras=merged,
             model_name=model_name,
+            card=not no_card,
             stream=stream,
             on_download=on_download,
         )

@@ -65,6 +65,7 @@ def quantize(
     lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
+    no_card: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     no_check: bool,
@@ -110,6 +111,7 @@ def quantize(
             allow_requantize=allow_requantize,
             mmproj=mmproj,
             model_name=model_name,
+            card=not no_card,
             stream=stream,
             on_download=on_download,
         )

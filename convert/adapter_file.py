@@ -49,7 +49,9 @@ def describe_adapter(
         KV("general.type", GGUFValueType.STRING, "adapter"),
         KV("adapter.type", GGUFValueType.STRING, "lora"),
         # less than no weights: llama.cpp's way to say that this is not the size of a model
-        *general_kv(Checkpoint(adapter.path, None, {}, {}), -weights, model_name=model_name),
+        *general_kv(
+            Checkpoint(adapter.path, None, {}, {}, use_card=checkpoint.use_card), -weights, model_name=model_name
+        ),
         KV("adapter.lora.alpha", GGUFValueType.FLOAT32, alpha),
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )

@@ -20,7 +20,8 @@ from .sentencepiece import read_sentencepiece
 from .special import LLAMA
 from .template_spaces import Step, emulate, emulated_steps
 from .text_view import TextView, text_view
-from .tokenizer import read_tokenizer, tokenizer_kv
+from .token_rows import embedding_rows
+from .tokenizer import added_tokens, declared_tokens, read_tokenizer, tokenizer_kv
 
 if TYPE_CHECKING:
     from .token_gap import Gap
@@ -45,7 +46,8 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
         view = view or _view_of_model(model, config)
         kv, gaps, steps = _sentencepiece(checkpoint, n_vocab, view, config), view.gaps, ()
     elif whole:
-        bpe = read_bpe(whole, json, config, n_vocab)
+        declared = declared_tokens(checkpoint, config, added_tokens(str(whole), json))
+        bpe = read_bpe(whole, json, config, n_vocab, rows=embedding_rows(checkpoint), declared=declared)
         template, steps = emulate(read_chat_template(checkpoint, config), bpe, config), emulated_steps(bpe.match)
         keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
         kv, gaps = (*_said(config), *keys, *chat_template_kv(template)), bpe.gaps

@@ -6,6 +6,7 @@ from operator import ne
 from typing import Any
 
 from ..checkpoint.gguf import GGUFFile
+from ..convert.token_rows import PLACEHOLDERS
 
 SPACE = "▁"
 USER_DEFINED, BYTE = 4, 6
@@ -13,12 +14,11 @@ KEPT = 5
 """Examples that are handed on of each kind of difference."""
 
 
-def compare_texts(reference: Mapping[str, int], special: set[str], header: GGUFFile) -> dict[str, Any]:
-    """Compare the text of every id. `reference` is the tokenizer's vocabulary, `special` its special tokens.
+def compare_texts(reference: Mapping[str, int], header: GGUFFile) -> dict[str, Any]:
+    """Compare the text of every id. `reference` is the tokenizer's vocabulary.
 
     `different`: how many ids have another text, and `examples` of them as [id, tokenizer's text, GGUF's]. `lost`: how
-    many ordinary tokens have an id for which the GGUF has no token (special ones, as Gemma's placeholder for an image
-    in models that take no images, are never made from text), with `lost_examples` as [id, text].
+    many tokens have an id for which the GGUF has no token, apart from placeholders; `lost_examples` as [id, text].
     """
     tokens: Sequence[str] = header.value("tokenizer.ggml.tokens", ())
     types: Sequence[int] = header.value("tokenizer.ggml.token_type", ())
@@ -31,7 +31,9 @@ def compare_texts(reference: Mapping[str, int], special: set[str], header: GGUFF
         for id, text in compress(enumerate(texts), map(ne, texts, tokens))
         if text is not None and not (stored and types[id] == USER_DEFINED and tokens[id] == text.replace(SPACE, " "))
     ]
-    lost = [[id, text] for id, text in enumerate(texts[len(tokens) :], len(tokens)) if text and text not in special]
+    lost = [
+        [id, text] for id, text in enumerate(texts[len(tokens) :], len(tokens)) if text and text not in PLACEHOLDERS
+    ]
     return {
         "tokens": len(tokens),
         "different": len(different),

@@ -82,12 +82,11 @@ def tokenize_reference(tokenizer: str, gguf: str, texts: list[str], quick: bool)
     header = read_gguf(Path(gguf))
     try:
         own = Tokenizer.from_file(tokenizer)
-        special = {token.content for token in own.get_added_tokens_decoder().values() if token.special}
         vocabulary, renumbered = own.get_vocab(with_added_tokens=True), dict[str, int]()
-        found = compare_texts(vocabulary, special, header)
+        found = compare_texts(vocabulary, header)
         if found["different"]:
             renumbered = _renumbered(own, read_tokenizer_file(Path(tokenizer), merges=False))
-            found = compare_texts(vocabulary | renumbered, special, header)
+            found = compare_texts(vocabulary | renumbered, header)
         return {
             "ids": _ids(own, texts, renumbered),
             "around": own.encode("").ids,

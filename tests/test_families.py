@@ -116,7 +116,7 @@ def described(family: Family, folder: Path, **changes: Any) -> dict[str, Any]:
         (MISTRAL, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3'; only linear and yarn"),
         (MISTRAL, {"num_hidden_layers": 1}, r"unknown to this architecture: model\.layers\.1\."),
         (MISTRAL, {"num_hidden_layers": 3}, r"missing: model\.layers\.2\."),
-        (MISTRAL, {"vocab_size": 100}, "pieces, but config.json has a vocabulary of 100"),
+        (MISTRAL, {"vocab_size": 100}, "vocab_size is 100, which leaves"),
         (MISTRAL, {"sliding_window": 0}, "sliding_window is 0; it must be a whole number from 1"),
         (LLAMA, {"tie_word_embeddings": False}, r"tie_word_embeddings is false, but there is no lm_head\.weight"),
         (LLAMA, {"attention_bias": False}, r"unknown to this architecture: .*bias"),
