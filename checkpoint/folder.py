@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from .safetensors import read_header
@@ -59,7 +60,8 @@ def open_checkpoint(
         raise InvalidInput(_no_folder(path))
     config_path = path / "config.json"
     if not config_path.exists():
-        raise InvalidInput(f"{path}: holds no config.json; is this a checkpoint folder?{_found_instead(path)}")
+        missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
     tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
     if not tensors:
@@ -102,7 +104,8 @@ def _read_single(path: Path, remote: Headers) -> dict[str, Slice]:
 def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
-        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
+        missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     document = read_json_object(own_file(path, index))
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
@@ -166,7 +169,6 @@ def _no_folder(path: Path) -> str:
 def _found_instead(path: Path) -> str:
     """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
     for pattern, advice in (
-        ("adapter_config.json", "It holds a LoRA adapter: merge it into its base model first."),
         ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
         ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),
         ("*.pth", "It holds {}: convert it to safetensors first."),

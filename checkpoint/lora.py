@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import CONFIG, PICKLE, WEIGHTS, instead_of_peft
 from .files import exists, extended, open_regular, quote, recognize, shown
 from .folder import own_file, read_json_object
 from .pattern import matches
 from .safetensors import read_header
 from .types import Slice
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(?:(?P<plain>[AB])\.weight|embedding_(?P<embedding>[AB]))")
 EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings")  # saved whole when they are targeted or were resized
@@ -105,18 +104,19 @@ def _folder(path: Path) -> Path:
         with file:
             what = recognize(file.read(64)) or "a file"
         raise InvalidInput(f"{path}: {what}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
+    if instead := instead_of_peft(path):
+        raise InvalidInput(f"{path}: {instead}")
     if not (path / CONFIG).exists():
-        raise InvalidInput(f"{path}: holds no {CONFIG}; is this the folder of a PEFT adapter?")
+        what = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
+        raise InvalidInput(f"{path}: holds no {CONFIG}; {what}")
     return path
 
 
 def _weights(folder: Path) -> Path:
     if (folder / WEIGHTS).exists():
         return folder / WEIGHTS
-    if (folder / "adapter_model.bin").exists():
-        raise InvalidInput(
-            f"{folder / 'adapter_model.bin'}: a pickle, which is never opened here; save the adapter as safetensors"
-        )
+    if (folder / PICKLE).exists():
+        raise InvalidInput(f"{folder / PICKLE}: a pickle, which is never opened here; save the adapter as safetensors")
     raise InvalidInput(f"{folder}: holds no {WEIGHTS}; fetch it too")
 
 
