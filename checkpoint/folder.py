@@ -30,7 +30,8 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`.
+    lives as long as `keep`. With `parted_head`, adapters make the output layer another matrix than the embedding, even
+    if both are stored with the same bytes.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
+    parted_head: bool = False
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""

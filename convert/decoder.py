@@ -144,6 +144,7 @@ def with_head(
         raise InvalidInput(
             f"{checkpoint.path / 'config.json'}: tie_word_embeddings is false, but there is no {head} among the tensors"
         )
-    if head in tensors and embedding in tensors and same_bytes(tensors[head], tensors[embedding]):
+    both = head in tensors and embedding in tensors and not checkpoint.parted_head
+    if both and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
     return tensors
