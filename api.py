@@ -21,6 +21,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
+from .checkpoint.quantized import warn_of_settings
 from .checkpoint.remote import open_source
 from .checkpoint.types import KV, GGMLQuantizationType
 from .convert.adapter_file import describe_adapter
@@ -202,7 +203,9 @@ def plan_quantize(
 
 
 def _checkpoint(found: Source) -> Checkpoint:
-    return open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+    warn_of_settings(checkpoint.path, checkpoint.config)
+    return checkpoint
 
 
 def _mmproj_beside(

@@ -11,7 +11,8 @@ from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
-from .safetensors import read_header
+from .quantized import refuse_dtypes, refuse_leftovers
+from .safetensors import DTYPES, UnknownDtype, read_header
 from .types import Slice
 
 __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_object"]
@@ -65,7 +66,12 @@ def open_checkpoint(
         missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
-    tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    try:
+        tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    except UnknownDtype as error:
+        refuse_dtypes(path, error.dtypes, config, DTYPES)
+        raise
+    refuse_leftovers(path, tensors, config)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
     return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep)

@@ -66,8 +66,6 @@ class Decoder:
 
 def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> Decoder:
     """Raises InvalidInput for values out of range, and for what llama.cpp's runtime would compute otherwise."""
-    if config.get("quantization_config"):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
     only(where, config, "hidden_act", "silu")
     hidden = integer(where, config, "hidden_size", defaults.hidden)
     heads = integer(where, config, "num_attention_heads", defaults.heads)

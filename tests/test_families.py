@@ -111,7 +111,6 @@ def described(family: Family, folder: Path, **changes: Any) -> dict[str, Any]:
             r"its shape is \[32, 64\], but config.json makes it \[64, 64\] \(kv heads × head_dim",
         ),
         (MISTRAL, {"hidden_act": "gelu"}, "hidden_act is 'gelu'; llama.cpp's runtime computes as if it were 'silu'"),
-        (MISTRAL, {"quantization_config": {"bits": 4}}, "the weights are quantized"),
         (MISTRAL, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         (MISTRAL, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3'; only linear and yarn"),
         (MISTRAL, {"num_hidden_layers": 1}, r"unknown to this architecture: model\.layers\.1\."),
