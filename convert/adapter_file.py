@@ -23,6 +23,7 @@ from .describe import read_text
 from .metadata import general_kv
 from .outtype import OUTTYPES, resolve_outtype
 from .same_bytes import same_bytes
+from .wrapped import refuse_wrapped
 
 EMBEDDING = "token_embd.weight"
 
@@ -34,6 +35,7 @@ def describe_adapter(
 
     Raises InvalidInput when the adapter is not this model's, and for what an adapter file cannot hold.
     """
+    refuse_wrapped(checkpoint)
     merge = plan_merge(checkpoint, [(adapter, 1.0)])
     text = read_text(merge.checkpoint)
     homes: dict[Slice, list[Tensor]] = {}

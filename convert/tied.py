@@ -32,10 +32,11 @@ def is_tied(checkpoint: Checkpoint, homes: Mapping[str, str]) -> bool:
     embedding = embedding_of(homes)
     if embedding is None or HEAD not in homes:
         return embedding is not None
-    return _says_tied(checkpoint.config) and same_bytes(*(checkpoint.tensors[n] for n in (homes[HEAD], embedding)))
+    return says_tied(checkpoint.config) and same_bytes(*(checkpoint.tensors[n] for n in (homes[HEAD], embedding)))
 
 
-def _says_tied(config: Mapping[str, Any]) -> bool:
+def says_tied(config: Mapping[str, Any]) -> bool:
+    """Whether config.json ties the output layer to the embedding, by itself or by the architecture's default."""
     text = config.get("text_config")
     said = [c.get("tie_word_embeddings") for c in (config, text if isinstance(text, Mapping) else {})]
     known = [value for value in said if value is not None]

@@ -123,7 +123,7 @@ def described(family: Family, folder: Path, **changes: Any) -> dict[str, Any]:
         (BLOOM, {"n_head": 7}, "7 heads cannot share 96 columns"),
         (BLOOM, {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
         (BLOOM, {"tie_word_embeddings": False}, r"there is no lm_head\.weight"),
-        (BLOOM, {"quantization_config": {}, "architectures": ["BloomModel"]}, "'BloomModel' is not known; known are"),
+        (BLOOM, {"quantization_config": {}, "architectures": ["BloomX"]}, "'BloomX' is not known; known are"),
     ],
 )
 def test_what_cannot_be_right_is_refused(family: Family, changes: dict[str, Any], match: str, tmp_path: Path) -> None:
