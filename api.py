@@ -45,6 +45,14 @@ T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
+OUTTYPE = (("", "--outtype {}"),)
+TENSOR_TYPE = (
+    ("output.weight", "--output-tensor-type {}"),
+    ("token_embd.weight", "--token-embedding-type {}"),
+    ("", "--tensor-type {name}={}"),
+)
+"""Options that give tensors another type, as `FilePlan.retype` has them."""
+
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
@@ -75,7 +83,7 @@ def plan_convert(
     checkpoint = _checkpoint(found)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
-    return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+    return lay_out(_output_path(output, _stem(found), label), model, types, label=label, retype=OUTTYPE)
 
 
 def plan_convert_lora(
@@ -103,7 +111,7 @@ def plan_convert_lora(
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
-    return lay_out(path, model, types, label=types[0].name)
+    return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
 
 
 def plan_mmproj(
@@ -125,7 +133,7 @@ def plan_mmproj(
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
     checkpoint = _checkpoint(found)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras), OUTTYPE)
 
 
 def _plan_mmproj(
@@ -135,10 +143,12 @@ def _plan_mmproj(
     outtype: str,
     model_name: str | None,
     adapters: Sequence[tuple[Adapter, float]],
+    retype: tuple[tuple[str, str], ...],
 ) -> FilePlan:
     model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
-    return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
+    path = _output_path(output, f"{MMPROJ}{stem}", label)
+    return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
 
 
 def plan_quantize(
@@ -225,7 +235,7 @@ def _mmproj_beside(
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters)]
+        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters, (("", "--mmproj {}"),))]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
@@ -412,6 +422,7 @@ def _plan_preset(
         wanted=[choice.wanted for choice in choices],
         importance=importance,
         label=preset.name,
+        retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),
     )
 
 
