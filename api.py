@@ -21,6 +21,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
+from .checkpoint.quantized import warn_of_settings
 from .checkpoint.remote import open_source
 from .checkpoint.types import KV, GGMLQuantizationType
 from .convert.adapter_file import describe_adapter
@@ -44,6 +45,14 @@ T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
+OUTTYPE = (("", "--outtype {}"),)
+TENSOR_TYPE = (
+    ("output.weight", "--output-tensor-type {}"),
+    ("token_embd.weight", "--token-embedding-type {}"),
+    ("", "--tensor-type {name}={}"),
+)
+"""Options that give tensors another type, as `FilePlan.retype` has them."""
+
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
@@ -76,7 +85,7 @@ def plan_convert(
     checkpoint = _checkpoint(found, card)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
-    return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+    return lay_out(_output_path(output, _stem(found), label), model, types, label=label, retype=OUTTYPE)
 
 
 def plan_convert_lora(
@@ -105,7 +114,7 @@ def plan_convert_lora(
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
-    return lay_out(path, model, types, label=types[0].name)
+    return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
 
 
 def plan_mmproj(
@@ -128,7 +137,7 @@ def plan_mmproj(
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
     checkpoint = _checkpoint(found, card)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras), OUTTYPE)
 
 
 def _plan_mmproj(
@@ -138,10 +147,12 @@ def _plan_mmproj(
     outtype: str,
     model_name: str | None,
     adapters: Sequence[tuple[Adapter, float]],
+    retype: tuple[tuple[str, str], ...],
 ) -> FilePlan:
     model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
-    return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
+    path = _output_path(output, f"{MMPROJ}{stem}", label)
+    return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
 
 
 def plan_quantize(
@@ -210,6 +221,7 @@ def plan_quantize(
 
 def _checkpoint(found: Source, card: bool) -> Checkpoint:
     checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+    warn_of_settings(checkpoint.path, checkpoint.config)
     return replace(checkpoint, use_card=card)
 
 
@@ -230,7 +242,7 @@ def _mmproj_beside(
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters)]
+        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters, (("", "--mmproj {}"),))]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
@@ -404,6 +416,7 @@ def _plan_preset(
         wanted=[choice.wanted for choice in choices],
         importance=importance,
         label=preset.name,
+        retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),
     )
 
 

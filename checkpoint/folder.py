@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
-from .safetensors import read_header
+from .quantized import refuse_dtypes, refuse_leftovers
+from .safetensors import DTYPES, UnknownDtype, read_header
 from .types import Slice
 
 __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_object"]
@@ -29,7 +31,8 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`. Without `use_card`, README.md is ignored.
+    lives as long as `keep`. Without `use_card`, README.md is ignored. With `parted_head`, adapters make the output layer
+    another matrix than the embedding, even if both are stored with the same bytes.
     """
 
     path: Path
@@ -37,6 +40,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
+    parted_head: bool = False
     use_card: bool = True
     warned: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -67,9 +71,15 @@ def open_checkpoint(
         raise InvalidInput(_no_folder(path))
     config_path = path / "config.json"
     if not config_path.exists():
-        raise InvalidInput(f"{path}: holds no config.json; is this a checkpoint folder?{_found_instead(path)}")
+        missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
-    tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    try:
+        tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    except UnknownDtype as error:
+        refuse_dtypes(path, error.dtypes, config, DTYPES)
+        raise
+    refuse_leftovers(path, tensors, config)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
     return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep)
@@ -110,7 +120,8 @@ def _read_single(path: Path, remote: Headers) -> dict[str, Slice]:
 def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
-        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
+        missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     document = read_json_object(own_file(path, index))
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
@@ -174,7 +185,6 @@ def _no_folder(path: Path) -> str:
 def _found_instead(path: Path) -> str:
     """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
     for pattern, advice in (
-        ("adapter_config.json", "It holds a LoRA adapter: merge it into its base model first."),
         ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
         ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),
         ("*.pth", "It holds {}: convert it to safetensors first."),

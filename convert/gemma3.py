@@ -80,7 +80,7 @@ def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
     text = text_config(where, checkpoint.config)
     if head is None and False in (checkpoint.config.get("tie_word_embeddings"), text.get("tie_word_embeddings")):
         raise InvalidInput(f"{where}: tie_word_embeddings is false, but there is no lm_head.weight among the tensors")
-    if head and embedding and same_bytes(tensors[head], tensors[embedding]):
+    if head and embedding and not checkpoint.parted_head and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
     return tensors
 

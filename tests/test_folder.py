@@ -119,7 +119,10 @@ def test_index_without_metadata(tmp_path: Path) -> None:
     [
         ({"config.json": None}, "holds no config.json; is this a checkpoint folder?"),
         ({"config.json": None, "m-Q4_K_M.gguf": a.gguf()}, "It holds m-Q4_K_M.gguf: give that file itself"),
-        ({"config.json": None, "adapter_config.json": {}}, "LoRA adapter: merge it"),
+        (
+            {"config.json": None, "adapter_config.json": {}},
+            "a LoRA adapter, not a model: borealis-gguf convert BASE --lora ",
+        ),
         ({}, "holds neither model.safetensors nor model.safetensors.index.json"),
         ({"pytorch_model.bin": b"PK\3\4"}, "It holds pytorch_model.bin: convert it to safetensors first"),
         ({"consolidated.00.pth": b"PK\3\4"}, "It holds consolidated.00.pth: convert it"),
