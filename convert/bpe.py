@@ -63,7 +63,8 @@ def read_bpe(
     if not isinstance(model, dict):
         raise InvalidInput(f"{path}: it has no model")
     _check_model(path, model)
-    cleans = config.get("clean_up_tokenization_spaces")
+    # transformers 5, which names its backend, writes this only where it is not the default
+    cleans = config.get("clean_up_tokenization_spaces", False if "backend" in config else None)
     match = match_pre_type(str(path), json, cleans if isinstance(cleans, bool) else None)
     vocabulary = _vocabulary(path, model)
     added = tuple(added_tokens(str(path), json))
