@@ -31,8 +31,8 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`. Without `use_card`, README.md is ignored. With `parted_head`, adapters make the output layer
-    another matrix than the embedding, even if both are stored with the same bytes.
+    lives as long as `keep`. With `parted_head`, adapters make the output layer another matrix than the embedding, even
+    if both are stored with the same bytes. Without `use_card`, README.md is ignored.
     """
 
     path: Path
