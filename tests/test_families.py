@@ -13,8 +13,6 @@ from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert import describe, file_type, llama, outtypes
 from borealis_gguf.convert.decoder import read_decoder
-from borealis_gguf.convert.norwegian import LINES
-from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
@@ -27,9 +25,11 @@ from .asking import encode, generate
 from .checkpoints import write_json
 from .families import CHATML, FAMILIES, INST, WINDOWED, Family, bloom_shapes
 from .llama_logits import llama_logits
+from .llama_tokenizer import tokenize
 from .lora_adapters import Lora
 from .make_family_goldens import LENGTHS, LOGITS, positions, prompts
 from .make_goldens import OUTTYPES
+from .norwegian_lines import LINES
 from .oracle import llama_quantize
 from .test_convert_goldens import as_golden, check_bytes, differences, golden
 from .tiny import CODEC

@@ -9,14 +9,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from borealis_gguf.convert.bpe import bpe_kv, read_bpe
-from borealis_gguf.convert.norwegian import LINES
 from borealis_gguf.convert.pre_type import ROUGH_TEKKEN, TEKKEN
-from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.quality import texts
 from borealis_gguf.quality.representable import representable
 
 from .checkpoints import write_json
 from .families import NORA_TOKENIZER, bpe_json, byte_level, llama_json, llama_pieces, split
+from .llama_tokenizer import tokenize
+from .norwegian_lines import LINES
 from .test_bpe import STRUCTURES
 
 WORDS = "blåBær BLÅBÆR åBær ÅBær ÆØÅ Ær éAb Žž ǅ ʰ नमस्ते ไทย ａＢ İi ß ẞ σΣ Ⅳ Ⓐⓐ ªº 𝔄𝔟 ŊÁ čČa"
