@@ -46,8 +46,8 @@ def lay_out(
 ) -> FilePlan:
     """Plan one file: `types[i]` is what `model.tensors[i]` is written as, `importance[i]` its weights' importance.
 
-    `wanted[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a row
-    does not fit its type.
+    `wanted[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
+    row does not fit its type.
     """
     alignment = next((kv.value for kv in model.kv if kv.key == "general.alignment"), GGUF_DEFAULT_ALIGNMENT)
     sizes = [row_nbytes(type, t.n_per_row) * t.rows for t, type in zip(model.tensors, types, strict=True)]
