@@ -46,8 +46,8 @@ class Merge:
         if self.lora_on_tied:
             log.warning(
                 "the embedding and the output layer are one matrix here, so LoRA on one of them changes both, as "
-                "PEFT's merge_and_unload does; if only one was trained, untie them in the base model first (load it with "
-                "tie_word_embeddings=False, copy the embedding into lm_head, save it)"
+                "PEFT's merge_and_unload does; if only one was trained, untie them in the base model first (load it "
+                "with tie_word_embeddings=False, copy the embedding into lm_head, save it)"
             )
 
     def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
