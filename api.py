@@ -36,8 +36,8 @@ from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
 from .quantize import ggml, native, trial
-from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
-from .quantize.importance import importance_of
+from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
+from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
@@ -202,6 +202,7 @@ def plan_quantize(
         raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
     checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
+    require_matches({t.name: t.shape for t in model.tensors}, facts_from_kv(model.kv).arch, options)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
     plans = [
@@ -211,11 +212,14 @@ def plan_quantize(
             preset,
             options,
             path=_output_path(output, _stem(found), preset.name),
-            matrix=(imatrix.name, matrix) if imatrix and matrix else None,
+            matrix=(imatrix, matrix) if imatrix and matrix else None,
             requantize=allow_requantize,
         )
         for preset in chosen
     ]
+    if matrix:
+        planned = [(t.tensor.name, t.type, t.importance is not None) for plan in plans for t in plan.tensors]
+        warn_of_gaps(str(imatrix), matrix, planned)
     return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
 
 
@@ -396,7 +400,7 @@ def _plan_preset(
     options: Options,
     *,
     path: Path,
-    matrix: tuple[str, Imatrix] | None,
+    matrix: tuple[Path, Imatrix] | None,
     requantize: bool,
 ) -> FilePlan:
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
@@ -404,10 +408,12 @@ def _plan_preset(
     entries = matrix[1].entries if matrix else {}
     importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
     for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
-        _check_choice(tensor, choice, preset, values is not None, requantize)
+        if choice.requires_imatrix and values is None:
+            raise InvalidInput(f"{preset.name}: {tensor.name} as {choice.type.name} {_needs(matrix, tensor.name)}")
+        _check_choice(tensor, choice, requantize)
     overrides: Sequence[KV] = ()
     if matrix:
-        overrides = imatrix_kv(matrix[0], matrix[1].datasets, len(entries), matrix[1].chunk_count)
+        overrides = imatrix_kv(matrix[0].name, matrix[1].datasets, len(entries), matrix[1].chunk_count)
     file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
     return lay_out(
         path,
@@ -420,11 +426,16 @@ def _plan_preset(
     )
 
 
-def _check_choice(tensor: Tensor, choice: Choice, preset: Preset, has_importance: bool, requantize: bool) -> None:
-    if choice.requires_imatrix and not has_importance:
-        raise InvalidInput(
-            f"{preset.name}: {tensor.name} as {choice.type.name} needs an importance matrix; give one with --imatrix"
-        )
+def _needs(matrix: tuple[Path, Imatrix] | None, name: str) -> str:
+    """What is missing of the importance matrix that tensor `name` needs, and what to do."""
+    if matrix is None:
+        return "needs an importance matrix; give one with --imatrix"
+    other = TENSOR_TYPE[-1][1].format("q4_k", name=name)
+    what = what_is_missing(matrix[1], name)
+    return f"needs importance values, and {matrix[0]} has {what} for it; collect the matrix again, or use {other}"
+
+
+def _check_choice(tensor: Tensor, choice: Choice, requantize: bool) -> None:
     source = tensor.source.slice.type
     if source != choice.type and source not in UNQUANTIZED and not requantize:
         raise InvalidInput(

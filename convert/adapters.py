@@ -30,12 +30,25 @@ log = logging.getLogger("borealis_gguf")
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What adapters do to a checkpoint. `checkpoint` has the tensors they replace, `names` tells names by slice."""
+    """What adapters do to a checkpoint. `checkpoint` has the tensors they replace, `names` tells names by slice.
+
+    With `lora_on_tied`, LoRA changes an embedding that is the output layer, too.
+    """
 
     checkpoint: Checkpoint
     updates: Mapping[Slice, tuple[LowRank, ...]]
     precision: Mapping[Slice, GGMLQuantizationType]
     names: Mapping[Slice, str]
+    lora_on_tied: bool = False
+
+    def warn(self) -> None:
+        """Say what is done that the adapter's training did not do."""
+        if self.lora_on_tied:
+            log.warning(
+                "the embedding and the output layer are one matrix here, so LoRA on one of them changes both, as "
+                "PEFT's merge_and_unload does; if only one was trained, untie them in the base model first (load it "
+                "with tie_word_embeddings=False, copy the embedding into lm_head, save it)"
+            )
 
     def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
         """`tensors`, the text side or the `vision` side, with the updates that are theirs.
@@ -82,11 +95,11 @@ def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
             home = tensors[name]
             if scale:
                 updates[home] = (*updates.get(home, ()), low_rank(adapter, module, home, scale))
-    _warn_of_tied(loras, homes)
     changed = updates.keys() | precision.keys()
     parted = _is_parted(tensors, homes, updates)
-    return Merge(replace(checkpoint, tensors=tensors, parted_head=parted), updates, precision,
-                 {slice: name for name, slice in tensors.items() if slice in changed})  # fmt: skip
+    names = {slice: name for name, slice in tensors.items() if slice in changed}
+    merged = replace(checkpoint, tensors=tensors, parted_head=parted)
+    return Merge(merged, updates, precision, names, _lora_on_tied(loras, homes))
 
 
 def low_rank(adapter: Adapter, module: LoraModule, home: Slice, scale: float) -> LowRank:
@@ -197,16 +210,9 @@ def _by_plain_name(checkpoint: Checkpoint, tensors: Mapping[str, Slice]) -> dict
     return names
 
 
-def _warn_of_tied(loras: Loras, homes: Mapping[str, str]) -> None:
-    if not _one_matrix(homes):
-        return
-    changed = {plain_name(module.module) for adapter, scale in loras if scale for module in adapter.modules}
-    if "lm_head" in changed or changed & {name.removesuffix(".weight") for name in EMBEDDINGS}:
-        log.warning(
-            "the embedding and the output layer are one matrix here, so LoRA on one of them changes both, as PEFT's "
-            "merge_and_unload does; if only one was trained, untie them in the base model first (load it with "
-            "tie_word_embeddings=False, copy the embedding into lm_head, save it)"
-        )
+def _lora_on_tied(loras: Loras, homes: Mapping[str, str]) -> bool:
+    changed = {f"{plain_name(module.module)}.weight" for adapter, scale in loras if scale for module in adapter.modules}
+    return _one_matrix(homes) and not changed.isdisjoint((HEAD, *EMBEDDINGS))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -47,6 +47,7 @@ def describe(
     """
     refuse_wrapped(checkpoint)
     merge = plan_merge(checkpoint, loras)
+    merge.warn()
     text = read_text(merge.checkpoint)
     text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
