@@ -15,7 +15,7 @@ from borealis_gguf.errors import InvalidInput
 
 from . import attacks as a
 from . import families
-from .checkpoints import Files, Miniature, config, write_json
+from .checkpoints import Miniature, config, write_json
 
 FORMAT = "of the same model in transformers' format (often in the same repository)"
 ONE = "model-00001-of-00002.safetensors"
@@ -42,9 +42,8 @@ def no_files(folder: Path) -> None:
 # --- Mistral's own format -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer", [no_files, families.FAMILIES[0].tokenizer])
 @pytest.mark.parametrize("name", ["normistral-7b-warm-mini", "qwen2-mini", "m"])
-def test_tekken(tmp_path: Path, name: str, tokenizer: Files) -> None:
+def test_tekken(tmp_path: Path, name: str) -> None:
     """A folder with tekken.json alone is told what to fetch; beside another tokenizer it does not matter."""
     model = next((family for family in families.FAMILIES if family.name == name), Miniature("m", config()))
     folder = put(model.write(tmp_path), "tekken.json")
