@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
+from .folder_advice import what_instead
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from .quantized import refuse_dtypes, refuse_leftovers
 from .safetensors import DTYPES, UnknownDtype, read_header
@@ -22,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
 
 Headers = Mapping[str, Mapping[str, Slice]]
+Warn = Callable[[str], None]
 
 log = logging.getLogger("borealis_gguf")
 
@@ -48,7 +50,7 @@ class Checkpoint:
         """Log a warning, once for this checkpoint: several files may be made of it."""
         if text not in self.warned:
             self.warned.add(text)
-            log.warning("%s", text)
+            _warn(text)
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""
@@ -57,12 +59,18 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, repo_id: str | None = None, remote: Headers | None = None, keep: object = None
+    path: Path,
+    *,
+    repo_id: str | None = None,
+    remote: Headers | None = None,
+    keep: object = None,
+    quiet: bool = False,
 ) -> Checkpoint:
     """Open a folder of config.json and safetensors, single or sharded; no weight is read.
 
     `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. `remote` has the headers
-    of safetensors that belong to the folder and lie elsewhere, by file name. Raises InvalidInput for files that are
+    of safetensors that belong to the folder and lie elsewhere, by file name. What is odd and harmless is a warning,
+    unless `quiet`. Raises InvalidInput for files that are
     missing, damaged, lie about each other, or are links to somewhere outside the checkpoint.
     """
     remote = remote or {}
@@ -75,7 +83,7 @@ def open_checkpoint(
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
     try:
-        tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+        tensors = _read_tensors(path, remote, (lambda _: None) if quiet else _warn)
     except UnknownDtype as error:
         refuse_dtypes(path, error.dtypes, config, DTYPES)
         raise
@@ -99,12 +107,27 @@ def own_file(folder: Path, path: Path) -> Path:
     return path
 
 
-def _has_single(path: Path, remote: Headers) -> bool:
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
+def _read_tensors(path: Path, remote: Headers, warn: Warn) -> dict[str, Slice]:
     if SINGLE not in remote and not (path / SINGLE).exists():
-        return False
+        return _read_sharded(path, remote, warn)
     if (path / INDEX).exists():
-        log.warning("%s: holds both %s and %s; the former is used", path, SINGLE, INDEX)
-    return True
+        warn(f"{path}: holds both {SINGLE} and {INDEX}; the former is used")
+    else:
+        _tell_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model", warn)
+    return _header(path / SINGLE, remote)
+
+
+def _tell_unused(path: Path, remote: Headers, used: Set[str], why: str, warn: Warn) -> None:
+    """Files of an earlier save, say. Mistral's consolidated ones are known to be the same weights once more."""
+    names = {file.name for file in path.glob("*.safetensors")} | remote.keys()
+    unused = sorted(name for name in names - used if not name.startswith("consolidated"))
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        warn(f"{path}: not used: {', '.join(map(shown, unused[:3]))}{more}; {why}")
 
 
 def _header(path: Path, remote: Headers) -> dict[str, Slice]:
@@ -113,11 +136,7 @@ def _header(path: Path, remote: Headers) -> dict[str, Slice]:
     return dict(sorted(header.items()))
 
 
-def _read_single(path: Path, remote: Headers) -> dict[str, Slice]:
-    return _header(path / SINGLE, remote)
-
-
-def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
+def _read_sharded(path: Path, remote: Headers, warn: Warn) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
         missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
@@ -128,7 +147,8 @@ def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     for shard in sorted(set(weight_map.values())):
         _add_shard(tensors, path / shard, remote)
     _compare(index, weight_map, tensors)
-    _compare_size(index, document.get("metadata"), tensors)
+    _compare_size(index, document.get("metadata"), tensors, warn)
+    _tell_unused(path, remote, set(weight_map.values()), f"{INDEX} names the files of the model", warn)
     return tensors
 
 
@@ -162,12 +182,12 @@ def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice])
         raise InvalidInput(f"{index}: does not list {quote(unlisted)}, which lies in {tensors[unlisted].path.name}")
 
 
-def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice]) -> None:
+def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice], warn: Warn) -> None:
     """A wrong total is common after merging adapters, and harmless: everything else has been compared."""
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     total = sum(slice.nbytes for slice in tensors.values())
     if claimed is not None and claimed != total:
-        log.warning("%s: total_size is %.30s, but the tensors have %d bytes", index, claimed, total)
+        warn(f"{index}: total_size is {str(claimed)[:30]}, but the tensors have {total} bytes")
 
 
 def _no_folder(path: Path) -> str:
@@ -184,6 +204,8 @@ def _no_folder(path: Path) -> str:
 
 def _found_instead(path: Path) -> str:
     """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
+    if instead := what_instead(path):
+        return f" It is {instead}"
     for pattern, advice in (
         ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
         ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),

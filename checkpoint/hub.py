@@ -9,6 +9,7 @@ from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
 from .files import exists, open_regular, quote, recognize, shown
 from .folder import Headers
+from .folder_advice import what_instead
 from .gguf import read_gguf
 from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id
 from .hub_errors import redact
@@ -86,7 +87,7 @@ def _local_folder(path: Path) -> Source:
         return Source("gguf", usable[0])
     if usable:
         raise InvalidInput(f"{path}: holds {len(usable)} unquantized GGUFs ({_listed(usable)}); give one of them")
-    if not names and (instead := instead_of_model(path)):
+    if not names and (instead := instead_of_model(path) or what_instead(path)):
         raise InvalidInput(f"{path}: {instead}")
     also = f", and its GGUFs ({_listed(names)}) are quantized or no models; give one of them" if names else ""
     raise InvalidInput(f"{path}: holds no config.json (a checkpoint) and no F32, F16 or BF16 GGUF{also}")

@@ -17,10 +17,10 @@ from gguf.utility import size_label
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import read_json_object
+from ..checkpoint.local_paths import is_local_model, is_local_path
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from ..pipeline.plan import Tensor
-from .local_paths import is_local_model, is_local_path
 from .model_card import read_model_card
 from .model_name import NameParts, bare_name, folder_name, parse_model_name
 from .token_texts import is_text

@@ -17,6 +17,7 @@ from gguf.constants import GGUFValueType
 
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.folder_advice import no_tokenizer
 from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..checkpoint.types import KV
@@ -108,7 +109,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     elif whole:
         where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
     else:
-        raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
+        raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
     declared = declared_tokens(checkpoint, config, added)
     vocabulary = _vocabulary_beside_model(json)
     named = chain(

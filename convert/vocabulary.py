@@ -9,6 +9,7 @@ from typing import Any
 from gguf.constants import GGUFValueType
 
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.folder_advice import no_tokenizer
 from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..checkpoint.types import KV
@@ -48,7 +49,7 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
         keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
         kv, gaps = (*_said(config), *keys, *chat_template_kv(template)), bpe.gaps
     else:
-        raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
+        raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
     if gaps:
         _warn(str(whole or model), gaps, steps)
     return kv

@@ -127,7 +127,7 @@ class _Sides:
 
     def __init__(self, header: GGUFFile, origin: Path, codec: Codec, changed: set[str]) -> None:
         self.gguf, self.codec, self.changed = header.tensors, codec, changed
-        tensors = open_checkpoint(origin).tensors
+        tensors = open_checkpoint(origin, quiet=True).tensors
         self.checkpoint = {WRAPPERS.sub("", name, count=1): (name, slice) for name, slice in tensors.items()}
 
     def matches(self, definition: Definition, blocks: Sequence[int]) -> Iterator[_Match]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from gguf.constants import GGUFValueType
 
+from ..checkpoint.local_paths import is_local_model, last_part
 from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 
@@ -50,13 +51,15 @@ def quantized_kv(kv: Sequence[KV], file_type: int, overrides: Sequence[KV] = ())
 def imatrix_kv(file_name: str, datasets: Sequence[str], entries: int, chunks: int) -> tuple[KV, ...]:
     """What a file says about its importance matrix, as further overrides; nothing when it has no entries.
 
-    `file_name` is the base name: a path would tell where the matrix lay, and change the file's hash.
+    `file_name` is the base name: a path would tell where the matrix lay, and change the file's hash. Of a dataset that
+    is a path of the computer the matrix was made on, only the last part is written.
     """
     if not entries:
         return ()
     kv = [KV("quantize.imatrix.file", GGUFValueType.STRING, _cut(file_name))]
     if datasets:
-        kv.append(KV("quantize.imatrix.dataset", GGUFValueType.STRING, _cut(datasets[0])))
+        dataset = last_part(datasets[0]) if is_local_model(datasets[0]) else datasets[0]
+        kv.append(KV("quantize.imatrix.dataset", GGUFValueType.STRING, _cut(dataset)))
     kv.append(KV("quantize.imatrix.entries_count", GGUFValueType.UINT32, entries))
     if chunks > 0:
         kv.append(KV("quantize.imatrix.chunks_count", GGUFValueType.UINT32, chunks))

@@ -242,6 +242,24 @@ def test_imatrix_kv_cuts_at_127_bytes() -> None:
     assert imatrix_kv("x", ["y"], 0, 3) == ()
 
 
+@pytest.mark.parametrize(
+    ("dataset", "written"),
+    [
+        ("/home/kari/data/nob.txt", "nob.txt"),
+        ("C:\\Users\\kari\\nob.txt", "nob.txt"),
+        ("~/nob.txt", "nob.txt"),
+        ("runs/7/nob.txt", "nob.txt"),
+        ("../data/", "data"),
+        ("nob.txt", "nob.txt"),
+        ("NbAiLab/ncc", "NbAiLab/ncc"),
+        ("https://example.org/a/b.txt", "https://example.org/a/b.txt"),
+    ],
+)
+def test_imatrix_kv_tells_no_folder_of_the_dataset(dataset: str, written: str) -> None:
+    """Purposeful difference: llama.cpp writes the path that its imatrix tool was given."""
+    assert [kv.value for kv in imatrix_kv("m", [dataset], 1, 0)] == ["m", written, 1]
+
+
 def test_parse_override() -> None:
     assert parse_override("a.b=int:7") == KV("a.b", V.UINT32, 7)
     assert parse_override("a.b=float:0.5") == KV("a.b", V.FLOAT32, 0.5)

@@ -32,3 +32,8 @@ def is_local_path(text: str) -> bool:
 def is_local_model(name: str) -> bool:
     """The same for the name of a model or data set: also `run/out/checkpoint-5`, since a Hub id has one slash."""
     return is_local_path(name) or (not URL.fullmatch(name) and ("\\" in name or name.rstrip("/").count("/") > 1))
+
+
+def last_part(path: str) -> str:
+    """The name of the file or folder at the end of a path of any system."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
