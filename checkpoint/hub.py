@@ -87,7 +87,7 @@ def _local_folder(path: Path) -> Source:
         return Source("gguf", usable[0])
     if usable:
         raise InvalidInput(f"{path}: holds {len(usable)} unquantized GGUFs ({_listed(usable)}); give one of them")
-    if not names and (instead := instead_of_model(path) or what_instead(path)):
+    if not names and (instead := what_instead(path) or instead_of_model(path)):
         raise InvalidInput(f"{path}: {instead}")
     also = f", and its GGUFs ({_listed(names)}) are quantized or no models; give one of them" if names else ""
     raise InvalidInput(f"{path}: holds no config.json (a checkpoint) and no F32, F16 or BF16 GGUF{also}")
