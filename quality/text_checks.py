@@ -20,6 +20,8 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<turn|>")
 TURN_STARTS = ("<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|turn>")
 KINDS = ("bos", "eos")
+TEXT_TYPES = (1, 4)
+"""Types of tokens that are text: normal ones and user-defined ones."""
 COMPARED_WITHOUT = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
 SPACE = "▁"
 """What SentencePiece writes for a space: in a text of itself it comes back as one."""
@@ -63,12 +65,14 @@ class TextCheck:
         self.reference_chats = render(own)
         self.gguf_chats = self.reference_chats if template == own else render(template)
         self._stack = ExitStack()
-        request = {"gguf": str(path), "texts": self._texts(self.gguf_chats), "ask": self.special_ids}
+        request: dict[str, Any] = {"gguf": str(path), "texts": self._texts(self.gguf_chats), "ask": self.special_ids}
+        request |= {"ordinary": self._ordinary_ids()}
         self._gguf = self._request("tokenize_gguf", f"llama.cpp read the vocabulary of {path}", **request)
         self._reference = None
         if checkpoint and checkpoint.tokenizer:
             request = {"gguf": str(path), "texts": self._texts(self.reference_chats), "quick": quick}
-            request |= {"tokenizer": str(checkpoint.tokenizer)}
+            special = {self.tokens[id]: id for id in self.special_ids}
+            request |= {"tokenizer": str(checkpoint.tokenizer), "special": special}
             self._reference = self._request("tokenize_reference", f"tokenizers read {checkpoint.tokenizer}", **request)
 
     def _request(self, task: str, what: str, **arguments: Any) -> PendingRequest:
@@ -143,6 +147,12 @@ class TextCheck:
         named = compress(range(len(self.tokens)), map(marks.__contains__, self.tokens))
         ids = [*(self._id(kind) for kind in KINDS), *ends, *named]
         return sorted({id for id in ids if 0 <= id < len(self.tokens)})
+
+    def _ordinary_ids(self) -> list[int]:
+        """Ids of text tokens whose names llama.cpp may take for those of control tokens."""
+        types: Sequence[int] = self.header.value("tokenizer.ggml.token_type", ())
+        rows = enumerate(zip(self.tokens, types, strict=False))
+        return [id for id, (text, type) in rows if type in TEXT_TYPES and "<" in text]
 
     # ---- token ids
 
@@ -289,25 +299,27 @@ class TextCheck:
 
 
 def _vocabulary(reference: Mapping[str, Any]) -> list[Finding]:
-    """Every token's text, and the merges, against the tokenizer's own."""
-    found, merges = reference["vocabulary"], reference["merges"]
-    names = ", ".join(f"{spelled(text, 20)} {id}" for text, id in list(found["renumbered"].items())[:3])
+    """Every token's text, and the merges, against the tokenizer's own, if they were compared."""
+    names = ", ".join(f"{spelled(text, 20)} {id}" for text, id in list(reference["renumbered"].items())[:3])
     told = (
         f"the tokenizers library gives added tokens other ids than tokenizer.json states ({names}), which is followed"
     )
-    noted = [Finding("note", told)] * bool(found["renumbered"])
+    noted = [Finding("note", told)] * bool(names)
+    if "vocabulary" not in reference:
+        return noted
+    found = reference["vocabulary"]
     failed = [
         Finding("failed", "token", str(id), spelled(text, 40), spelled(other, 40))
         for id, text, other in found["examples"]
     ]
+    if found["different"] > len(failed):
+        failed.insert(0, Finding("failed", f"{found['different']} tokens have other texts; some of them"))
     if found["lost"]:
         names = ", ".join(f"{id} {spelled(text, 20)}" for id, text in found["lost_examples"])
         failed.append(Finding("failed", f"{found['lost']} tokens of the tokenizer have no place in the GGUF", names))
-    failed += [Finding("failed", f"merges: {fault}") for fault in merges or ()]
-    if found["different"] > len(found["examples"]):
-        failed.insert(0, Finding("failed", f"{found['different']} tokens have other texts; some of them"))
-    joined = "" if merges is None else ", joined in the same order"
-    return noted + (failed or [Finding("ok", f"{found['tokens']} tokens have the tokenizer's texts{joined}")])
+    failed += [Finding("failed", f"merges: {fault}") for fault in reference["merges"]]
+    good = Finding("ok", f"{found['tokens']} tokens have the tokenizer's texts, joined in the same order")
+    return noted + (failed or [good])
 
 
 def _parted(reference: Rendering, gguf: Rendering) -> tuple[str, str]:

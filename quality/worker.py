@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.tokenizer_file import read_tokenizer_file
 from ..errors import BorealisError
 from ..runtime.child import die_quietly
 
 NICENESS = 5
 """Steps of priority below the process that asks, which plans and encodes meanwhile."""
-ORDINARY = (1, 4)
-"""Types of tokens that are text: normal ones and user-defined ones."""
 
 
 def main() -> None:
@@ -41,17 +40,14 @@ def main() -> None:
     os._exit(0)  # without freeing hundreds of thousands of strings one by one
 
 
-def tokenize_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:
+def tokenize_gguf(gguf: str, texts: list[str], ask: list[int], ordinary: list[int]) -> dict[str, Any]:
     """`ids` of the texts as llama.cpp has them, with special tokens; `bos`; which tokens of `ask` are control tokens
     and end an answer; `plain`, the ids that the names of `ask` get as plain text; `back`, whether each text comes back
-    from its ids; `retyped`, the ordinary tokens that llama.cpp makes control tokens.
+    from its ids; `retyped`, those of the `ordinary` tokens that llama.cpp makes control tokens.
     """
-    from ..checkpoint.gguf import read_gguf
     from ..runtime.vocabulary import open_vocabulary
 
-    vocab, header = open_vocabulary(Path(gguf)), read_gguf(Path(gguf))
-    tokens, types = (header.value(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
-    named = [id for id, (text, type) in enumerate(zip(tokens, types, strict=False)) if type in ORDINARY and "<" in text]
+    vocab = open_vocabulary(Path(gguf))
     return {
         "ids": [vocab.tokenize(text, special=True) for text in texts],
         "plain": [vocab.tokenize(vocab.token_text(id), special=False) for id in ask],
@@ -59,7 +55,7 @@ def tokenize_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]
         "bos": vocab.bos,
         "control": [id for id in ask if vocab.is_control(id)],
         "ends": [id for id in ask if vocab.is_end(id)],
-        "retyped": [tokens[id] for id in named if vocab.is_control(id)],
+        "retyped": [vocab.token_text(id) for id in ordinary if vocab.is_control(id)],
     }
 
 
@@ -68,31 +64,30 @@ def _comes_back(vocabulary: Any, text: str) -> bool:
     return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
 
 
-def tokenize_reference(tokenizer: str, gguf: str, texts: list[str], quick: bool) -> dict[str, Any]:
+def tokenize_reference(
+    tokenizer: str, gguf: str, texts: list[str], special: dict[str, int], quick: bool
+) -> dict[str, Any]:
     """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text;
-    `vocabulary`, as `vocabulary_parity.compare_texts` compares it with the GGUF's; `merges`, what is wrong with them,
-    None when `quick`.
+    `renumbered`, the added tokens that `tokenizers` numbers otherwise than the file, of which some are among the
+    `special` tokens of the GGUF. Unless `quick`, `vocabulary` and `merges` compare the GGUF's with the tokenizer's, as
+    in `vocabulary_parity`.
     """
     from tokenizers import Tokenizer
 
-    from ..checkpoint.gguf import read_gguf
-    from ..checkpoint.tokenizer_file import read_tokenizer_file
-    from .vocabulary_parity import compare_merges, compare_texts
-
-    header = read_gguf(Path(gguf))
     try:
         own = Tokenizer.from_file(tokenizer)
-        vocabulary, renumbered = own.get_vocab(with_added_tokens=True), dict[str, int]()
-        found = compare_texts(vocabulary, header)
-        if found["different"]:
+        renumbered = dict[str, int]()
+        if any(own.token_to_id(text) not in (id, None) for text, id in special.items()):
             renumbered = _renumbered(own, read_tokenizer_file(Path(tokenizer), merges=False))
-            found = compare_texts(vocabulary | renumbered, header)
-        return {
-            "ids": _ids(own, texts, renumbered),
-            "around": own.encode("").ids,
-            "vocabulary": {**found, "renumbered": renumbered},
-            "merges": None if quick else compare_merges(read_tokenizer_file(Path(tokenizer)), header),
-        }
+        found = {"ids": _ids(own, texts, renumbered), "around": own.encode("").ids, "renumbered": renumbered}
+        if not quick:
+            from ..checkpoint.gguf import read_gguf
+            from .vocabulary_parity import compare_merges, compare_texts
+
+            header = read_gguf(Path(gguf))
+            found["vocabulary"] = compare_texts(own.get_vocab(with_added_tokens=True) | renumbered, header)
+            found["merges"] = compare_merges(read_tokenizer_file(Path(tokenizer)), header)
+        return found
     except BorealisError:
         raise
     except Exception as error:  # the library raises bare Exceptions
@@ -107,7 +102,6 @@ def tokenize_representable(
     from tokenizers import Tokenizer
 
     from ..checkpoint.folder import Checkpoint
-    from ..checkpoint.tokenizer_file import read_tokenizer_file
     from ..convert.bpe import read_bpe
     from ..convert.text_view import text_view
     from .checkpoint_text import optional_json
