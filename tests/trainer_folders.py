@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .attacks import entry, safetensors
 from .checkpoints import (
     N_NANO,
     PLAIN,
@@ -234,8 +235,8 @@ def deepspeed_without_shards(folder: Path) -> Path:
     path = named(MISTRAL, "zero3").write(folder)
     for shard in path.glob("model*"):
         shard.unlink()
-    tensors: Tensors = dict.fromkeys(MISTRAL.tensors(), ("BF16", (0,), b""))
-    write_safetensors(path / "model.safetensors", tensors)
+    header = dict.fromkeys(MISTRAL.tensors(), entry([0], [0, 0], "BF16"))
+    (path / "model.safetensors").write_bytes(safetensors(header))
     return path
 
 
