@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BorealisError, Busy, Cancelled, EncoderWarning, EngineDied, InvalidInput
 
 if TYPE_CHECKING:
-    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize, quick_check
+    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize
     from .pipeline.execute import FileResult, Progress
     from .pipeline.plan import FilePlan
     from .quality.report import Finding, Report, Section
@@ -47,7 +47,6 @@ __all__ = [
     "plan_convert_lora",
     "plan_mmproj",
     "plan_quantize",
-    "quick_check",
 ]
 
 _HOMES = {
@@ -77,7 +76,6 @@ _HOMES = {
     "plan_convert_lora": "api",
     "plan_mmproj": "api",
     "plan_quantize": "api",
-    "quick_check": "api",
 }
 
 

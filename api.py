@@ -21,6 +21,7 @@ from .checkpoint.gguf_model import check_model
 from .checkpoint.hub import Source, resolve_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
+from .checkpoint.quantized import warn_of_settings
 from .checkpoint.remote import open_source
 from .checkpoint.types import KV, GGMLQuantizationType
 from .convert.adapter_file import describe_adapter
@@ -35,8 +36,8 @@ from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
 from .quantize import ggml, native, trial
-from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order
-from .quantize.importance import importance_of
+from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
+from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
@@ -44,6 +45,14 @@ T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
+OUTTYPE = (("", "--outtype {}"),)
+TENSOR_TYPE = (
+    ("output.weight", "--output-tensor-type {}"),
+    ("token_embd.weight", "--token-embedding-type {}"),
+    ("", "--tensor-type {name}={}"),
+)
+"""Options that give tensors another type, as `FilePlan.retype` has them."""
+
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
 
@@ -55,6 +64,7 @@ def plan_convert(
     outtype: str = "auto",
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -63,6 +73,7 @@ def plan_convert(
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
+    without `card`, the model card (README.md) is ignored;
     `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
     are read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
@@ -71,10 +82,10 @@ def plan_convert(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    checkpoint = _checkpoint(found)
+    checkpoint = _checkpoint(found, card)
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
-    return lay_out(_output_path(output, _stem(found), label), model, types, label=label)
+    return lay_out(_output_path(output, _stem(found), label), model, types, label=label, retype=OUTTYPE)
 
 
 def plan_convert_lora(
@@ -84,6 +95,7 @@ def plan_convert_lora(
     *,
     outtype: str = "f32",
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -91,18 +103,18 @@ def plan_convert_lora(
     """Plan the conversion of a PEFT adapter's folder to an adapter GGUF, which llama.cpp loads beside a model.
 
     `base` is the checkpoint it was trained on (folder or Hub id), of which only headers are read; `outtype` is f32,
-    f16, bf16 or auto (the adapter's own). The other arguments are those of `plan_convert`.
+    f16, bf16 or auto (the adapter's own); `card` is the adapter's. The other arguments are those of `plan_convert`.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     read = read_adapter(adapter)
     found = resolve_source(base, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
-    checkpoint = _checkpoint(found)
+    checkpoint = _checkpoint(found, card)
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
-    return lay_out(path, model, types, label=types[0].name)
+    return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
 
 
 def plan_mmproj(
@@ -112,6 +124,7 @@ def plan_mmproj(
     outtype: str = MMPROJ_OUTTYPE,
     loras: Sequence[tuple[str | Path, float]] = (),
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -123,8 +136,8 @@ def plan_mmproj(
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf":
         raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
-    checkpoint = _checkpoint(found)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras))
+    checkpoint = _checkpoint(found, card)
+    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras), OUTTYPE)
 
 
 def _plan_mmproj(
@@ -134,10 +147,12 @@ def _plan_mmproj(
     outtype: str,
     model_name: str | None,
     adapters: Sequence[tuple[Adapter, float]],
+    retype: tuple[tuple[str, str], ...],
 ) -> FilePlan:
     model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
-    return lay_out(_output_path(output, f"{MMPROJ}{stem}", label), model, types, label=f"mmproj {label}")
+    path = _output_path(output, f"{MMPROJ}{stem}", label)
+    return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
 
 
 def plan_quantize(
@@ -155,6 +170,7 @@ def plan_quantize(
     allow_requantize: bool = False,
     mmproj: str = "auto",
     model_name: str | None = None,
+    card: bool = True,
     revision: str | None = None,
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
@@ -165,7 +181,7 @@ def plan_quantize(
     for F16 if the checkpoint can see.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
-    `loras`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras`.
+    `loras`, `card`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras` and has no card.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
@@ -182,8 +198,11 @@ def plan_quantize(
     )
     adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    checkpoint = _checkpoint(found) if found.kind == "checkpoint" else None
+    if found.kind == "gguf" and not card:
+        raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
+    checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
+    require_matches({t.name: t.shape for t in model.tensors}, facts_from_kv(model.kv).arch, options)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
     plans = [
@@ -193,16 +212,21 @@ def plan_quantize(
             preset,
             options,
             path=_output_path(output, _stem(found), preset.name),
-            matrix=(imatrix.name, matrix) if imatrix and matrix else None,
+            matrix=(imatrix, matrix) if imatrix and matrix else None,
             requantize=allow_requantize,
         )
         for preset in chosen
     ]
+    if matrix:
+        planned = [(t.tensor.name, t.type, t.importance is not None) for plan in plans for t in plan.tensors]
+        warn_of_gaps(str(imatrix), matrix, planned)
     return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
 
 
-def _checkpoint(found: Source) -> Checkpoint:
-    return open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+def _checkpoint(found: Source, card: bool) -> Checkpoint:
+    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
+    warn_of_settings(checkpoint.path, checkpoint.config)
+    return replace(checkpoint, use_card=card)
 
 
 def _mmproj_beside(
@@ -222,7 +246,7 @@ def _mmproj_beside(
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters)]
+        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters, (("", "--mmproj {}"),))]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
@@ -234,20 +258,18 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
-    check: bool | QuickCheck = True,
+    check: bool = True,
     on_report: Callable[[Report], None] | None = None,
 ) -> tuple[FileResult, ...]:
     """Write all planned files in one pass; see `pipeline.execute.execute`. `jobs` defaults to the cores there are.
 
     With `check`, each must pass the quick form of `check` before it appears under its name; `on_report` is called
     with what was found. Raises BorealisError when one does not pass. Of streamed sources, what is compared is kept
-    as it comes by: no weight is fetched twice. `check` may be what `quick_check` gave before the plans were made.
+    as it comes by: no weight is fetched twice.
     A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
     with ExitStack() as stack:
-        quick = check if isinstance(check, QuickCheck) else quick_check(on_report=on_report) if check else None
-        if quick and quick is not check:
-            stack.enter_context(quick)
+        quick = stack.enter_context(QuickCheck(CODEC, on_report, open_source)) if check else None
         return pipeline.execute(
             plans,
             CODEC,
@@ -281,17 +303,6 @@ class _Verifiers:
             self.trial.confirm(self.stop)
         if self.quick:
             self.quick.finish()
-
-
-def quick_check(source: str | Path | None = None, *, on_report: Callable[[Report], None] | None = None) -> QuickCheck:
-    """A quick check for one call of `execute`, to be entered as a context before the plans of `source` are made.
-
-    It has the checkpoint's tokenizer opened in a child process while the plans are made: half a second less to wait.
-
-        with quick_check("borealis-4b") as check:
-            execute(plan_quantize("borealis-4b", ["Q4_K_M"]), check=check)
-    """
-    return QuickCheck(CODEC, on_report, open_source, source)
 
 
 def check(
@@ -389,7 +400,7 @@ def _plan_preset(
     options: Options,
     *,
     path: Path,
-    matrix: tuple[str, Imatrix] | None,
+    matrix: tuple[Path, Imatrix] | None,
     requantize: bool,
 ) -> FilePlan:
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
@@ -397,10 +408,12 @@ def _plan_preset(
     entries = matrix[1].entries if matrix else {}
     importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
     for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
-        _check_choice(tensor, choice, preset, values is not None, requantize)
+        if choice.requires_imatrix and values is None:
+            raise InvalidInput(f"{preset.name}: {tensor.name} as {choice.type.name} {_needs(matrix, tensor.name)}")
+        _check_choice(tensor, choice, requantize)
     overrides: Sequence[KV] = ()
     if matrix:
-        overrides = imatrix_kv(matrix[0], matrix[1].datasets, len(entries), matrix[1].chunk_count)
+        overrides = imatrix_kv(matrix[0].name, matrix[1].datasets, len(entries), matrix[1].chunk_count)
     file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
     return lay_out(
         path,
@@ -409,14 +422,20 @@ def _plan_preset(
         wanted=[choice.wanted for choice in choices],
         importance=importance,
         label=preset.name,
+        retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),
     )
 
 
-def _check_choice(tensor: Tensor, choice: Choice, preset: Preset, has_importance: bool, requantize: bool) -> None:
-    if choice.requires_imatrix and not has_importance:
-        raise InvalidInput(
-            f"{preset.name}: {tensor.name} as {choice.type.name} needs an importance matrix; give one with --imatrix"
-        )
+def _needs(matrix: tuple[Path, Imatrix] | None, name: str) -> str:
+    """What is missing of the importance matrix that tensor `name` needs, and what to do."""
+    if matrix is None:
+        return "needs an importance matrix; give one with --imatrix"
+    other = TENSOR_TYPE[-1][1].format("q4_k", name=name)
+    what = what_is_missing(matrix[1], name)
+    return f"needs importance values, and {matrix[0]} has {what} for it; collect the matrix again, or use {other}"
+
+
+def _check_choice(tensor: Tensor, choice: Choice, requantize: bool) -> None:
     source = tensor.source.slice.type
     if source != choice.type and source not in UNQUANTIZED and not requantize:
         raise InvalidInput(

@@ -3,15 +3,17 @@
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
 from .other_weights import other_weights
-from .safetensors import read_header
+from .quantized import refuse_dtypes, refuse_leftovers
+from .safetensors import DTYPES, UnknownDtype, read_header
 from .types import Slice
 
 __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_object"]
@@ -33,7 +35,8 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`.
+    lives as long as `keep`. With `parted_head`, adapters make the output layer another matrix than the embedding, even
+    if both are stored with the same bytes. Without `use_card`, README.md is ignored.
     """
 
     path: Path
@@ -41,6 +44,15 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
+    parted_head: bool = False
+    use_card: bool = True
+    warned: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, once for this checkpoint: several files may be made of it."""
+        if text not in self.warned:
+            self.warned.add(text)
+            log.warning("%s", text)
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""
@@ -63,9 +75,15 @@ def open_checkpoint(
         raise InvalidInput(_no_folder(path))
     config_path = path / "config.json"
     if not config_path.exists():
-        raise InvalidInput(f"{path}: holds no config.json; is this a checkpoint folder?{_found_instead(path)}")
+        missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
-    tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    try:
+        tensors = _read_single(path, remote) if _has_single(path, remote) else _read_sharded(path, remote)
+    except UnknownDtype as error:
+        refuse_dtypes(path, error.dtypes, config, DTYPES)
+        raise
+    refuse_leftovers(path, tensors, config)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
     return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep)
@@ -106,7 +124,8 @@ def _read_single(path: Path, remote: Headers) -> dict[str, Slice]:
 def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
-        raise InvalidInput(f"{path}: holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}")
+        missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
+        raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     document = read_json_object(own_file(path, index))
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
@@ -172,7 +191,6 @@ def _no_folder(path: Path) -> str:
 def _found_instead(path: Path) -> str:
     """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
     for pattern, advice in (
-        ("adapter_config.json", "It holds a LoRA adapter: merge it into its base model first."),
         ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
         ("*.gguf", "It holds {}: give that file itself."),
     ):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InvalidInput
+from .adapter_folder import instead_of_model
 from .files import exists, open_regular, quote, recognize, shown
 from .folder import Headers
 from .gguf import read_gguf
@@ -86,6 +87,8 @@ def _local_folder(path: Path) -> Source:
         return Source("gguf", usable[0])
     if usable:
         raise InvalidInput(f"{path}: holds {len(usable)} unquantized GGUFs ({_listed(usable)}); give one of them")
+    if not names and (instead := instead_of_model(path)):
+        raise InvalidInput(f"{path}: {instead}")
     also = f", and its GGUFs ({_listed(names)}) are quantized or no models; give one of them" if names else ""
     other = "" if names else other_weights(path)
     also += "." * bool(other) + other

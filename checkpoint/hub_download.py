@@ -4,10 +4,13 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import CONFIG, AdapterFolder, find_adapter
 from .files import quote, shown
 from .hub_errors import REDACTED, WEB, ask, redact
 from .hub_verify import verify
@@ -23,6 +26,7 @@ MAX_ID = 96
 
 WANTED = (
     "config.json",
+    CONFIG,
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -83,7 +87,7 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
     """
     check_id(repo_id, revision)
     path = _fetch(repo_id, revision, on_progress, list(WANTED))
-    if (problem := missing(repo_id, [file.name for file in path.iterdir()])) is not None:
+    if (problem := missing(repo_id, [file.name for file in path.iterdir()], path)) is not None:
         raise InvalidInput(problem)
     return path
 
@@ -147,14 +151,23 @@ def check_id(repo_id: str, revision: str | None) -> None:
         raise InvalidInput(f"{repo_id}: {redact(problem)}")
 
 
-def missing(repo_id: str, names: Iterable[str]) -> str | None:
-    """What a repository of these files lacks to be a checkpoint."""
+def missing(repo_id: str, names: Iterable[str], folder: Path | None = None) -> str | None:
+    """What a repository of these files, which lie in `folder` if they were fetched, lacks to be a checkpoint."""
     names = set(names)
+    if CONFIG in names and not any(fnmatch(name, "model*.safetensors") for name in names):
+        return f"{repo_id}: {_adapter(repo_id, find_adapter(folder) if folder else None)}"
     if "config.json" not in names:
         return f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)"
     if not any(name.endswith(".safetensors") for name in names):
         return f"{repo_id}: holds no model*.safetensors; only such checkpoints can be converted"
     return None
+
+
+def _adapter(repo_id: str, found: AdapterFolder | None) -> str:
+    """What a repository of an adapter is, and how to use it: adapters are merged from folders."""
+    folder = repo_id.rpartition("/")[2]
+    local = replace(found or AdapterFolder(Path(), "LORA", None), path=Path(folder))
+    return f"{local.what}, not a model: hf download {repo_id} --local-dir {folder}, then {local.advice}"
 
 
 def _reporter(on_progress: Progress | None) -> type[Any]:

@@ -17,9 +17,11 @@ from .files import shown
 from .folder import SINGLE, Headers
 from .hub_download import UNWANTED, WANTED, Progress, check_id, missing
 from .hub_errors import ask
+from .jsonfile import read_json_object
 from .patience import persist
+from .quantized import refuse_dtypes
 from .remote import RemoteFile, locate
-from .safetensors import parse_header
+from .safetensors import DTYPES, UnknownDtype, parse_header
 from .types import Remote, Slice
 
 R = TypeVar("R")
@@ -65,7 +67,13 @@ def open_stream(
     folder = TemporaryFolder(*repo_id.split("/"), commit)
     _fetch(small, folder.path, on_progress)
     weights = [SINGLE] if SINGLE in files else [name for name in names if name.endswith(WEIGHTS)]
-    headers = dict(zip(weights, _each(lambda name, stop: read_remote_header(files[name], stop), weights), strict=True))
+    try:
+        found = _each(lambda name, stop: read_remote_header(files[name], stop), weights)
+        headers = dict(zip(weights, found, strict=True))
+    except UnknownDtype as error:
+        config = folder.path / "config.json"
+        refuse_dtypes(folder.path, error.dtypes, read_json_object(config), DTYPES, label=repo_id)
+        raise
     return Streamed(folder, commit, headers)
 
 

@@ -23,6 +23,9 @@ from .types import KV, GGMLQuantizationType, Slice
 MAX_BYTES = 256 << 20
 """Of a file: ten times what the largest Gemma 3 needs."""
 
+MAX_VALUE = 1e15
+"""Of a mean square: activations of 30 million; those of models stay far below. ggml squares sums of this in float32."""
+
 MAX_NAME = 255
 MAX_DATASET = 1 << 16
 DAMAGED = "the file is damaged, or no importance matrix"
@@ -109,7 +112,12 @@ def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _checked(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """`values`, unless one is NaN, infinite or negative, which no mean of squares is."""
+    """`values`, unless one is NaN, infinite, negative or huge, which no mean of squares of activations is."""
+    if values.size and MAX_VALUE < values.max() < np.inf:
+        raise InvalidInput(
+            f"{path}: {quote(name)} has a value of {values.max():.3g}, and weights times that overflow; no activations "
+            "are so large: collect the matrix again"
+        )
     if not values.size or not (np.isfinite(values).all() and values.min() >= 0):
         raise InvalidInput(f"{path}: {quote(name)} has values that are negative or not finite; {DAMAGED}")
     values.flags.writeable = False

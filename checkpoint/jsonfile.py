@@ -1,4 +1,4 @@
-"""Strict JSON: what a checkpoint's small files may hold."""
+"""JSON files of a checkpoint, bounded in size, number of values and time."""
 
 import gc
 import json
@@ -14,6 +14,8 @@ from .files import open_regular, quote, recognize
 MAX_JSON = 8 << 20  # configurations and indexes have kilobytes
 MAX_TOKENIZER_JSON = 64 << 20  # 262144 pieces and their merges take 33 MB
 
+
+MAX_INTEGER_DIGITS = 4300  # Python's own limit: reading an integer takes quadratic time
 
 LONG_NUMBER = b"0" * 21
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
@@ -47,17 +49,22 @@ def check_values(text: bytes, where: str, limit: int) -> None:
         raise InvalidInput(f"{where}: {containers + items} JSON values; no checkpoint has that many")
 
 
-def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON) -> dict[str, Any]:
-    """Parse one JSON object as RFC 8259 has it: no NaN, no number beyond a double, no key twice, no junk."""
+def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, strict: bool = False) -> dict[str, Any]:
+    """Parse one JSON object without duplicate keys.
+
+    By default everything else that Python's json writes is read: NaN, infinities, integers of any size up to
+    MAX_INTEGER_DIGITS, and a byte order mark in front. With `strict`, none of these, and no integer beyond 64 bits.
+    """
     check_values(text, where, limit)
+    has_long_number = LONG_NUMBER in text.translate(_DIGITS)
     try:
         with no_collection():
             value = json.loads(
-                text.decode("utf-8"),
+                text.decode("utf-8" if strict else "utf-8-sig"),
                 object_pairs_hook=_unique,
-                parse_constant=_constant,
-                parse_float=_finite,
-                parse_int=_integer if LONG_NUMBER in text.translate(_DIGITS) else None,
+                parse_constant=_constant if strict else None,
+                parse_float=_finite if strict else None,
+                parse_int=(_short_integer if strict else _integer) if has_long_number else None,
             )
     except RecursionError:
         raise InvalidInput(f"{where}: JSON nested too deeply") from None
@@ -100,10 +107,14 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > 20:  # no field needs more than 64 bits, and long ones take quadratic time
+def _integer(digits: str, limit: int = MAX_INTEGER_DIGITS) -> int:
+    if len(digits.lstrip("-")) > limit:
         raise ValueError(f"the number {quote(digits, 30)} is too large")
     return int(digits)
+
+
+def _short_integer(digits: str) -> int:
+    return _integer(digits, 20)
 
 
 def _one_line(error: ValueError) -> str:

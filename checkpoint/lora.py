@@ -3,6 +3,7 @@
     base_model.model.<module>.lora_A.weight   [r, in]            base_model.model.<module>.lora_B.weight   [out, r]
     base_model.model.<module>.lora_embedding_A   [r, vocabulary]    ….lora_embedding_B   [hidden, r]
     base_model.model.<module>.weight   a whole tensor, of a module in modules_to_save
+    base_model.model.<module>.base_layer.weight   the base model's own, beside LoRA's matrices of an embedding
 
 What else PEFT can do to a model is refused by its name: merged wrongly, it would be silently a different model.
 """
@@ -15,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from .adapter_folder import CONFIG, PICKLE, WEIGHTS, instead_of_peft
 from .files import exists, extended, open_regular, quote, recognize, shown
 from .folder import own_file, read_json_object
 from .pattern import matches
 from .safetensors import read_header
 from .types import Slice
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(?:(?P<plain>[AB])\.weight|embedding_(?P<embedding>[AB]))")
+COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.(?=[^.]+$))?")  # with the adapter's name, in a raw state dict
 EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings")  # saved whole when they are targeted or were resized
+
+RAW = re.compile(r".+\.lora_(?:[AB]\.[^.]+\.weight|embedding_[AB]\.[^.]+)")
 
 HARMLESS = (
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying"),
@@ -63,7 +66,8 @@ class LoraModule:
 class Adapter:
     """An adapter whose files agree with each other. `modules` in the order of the file.
 
-    `replaced` are tensors saved whole, by their names in the base model. `alpha` is the configuration's default.
+    `replaced` are tensors saved whole, by their names in the base model; those in `copies` are of modules that PEFT
+    copied to train them (modules_to_save). `alpha` is the configuration's default.
     """
 
     path: Path
@@ -71,6 +75,7 @@ class Adapter:
     fan_in_fan_out: bool
     modules: tuple[LoraModule, ...]
     replaced: dict[str, Slice]
+    copies: frozenset[str] = frozenset()
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("README.md"), or None where there is none."""
@@ -88,12 +93,12 @@ def read_adapter(path: str | Path) -> Adapter:
     config = read_json_object(own_file(folder, where))
     _check_kind(str(where), config)
     tensors = read_header(own_file(folder, _weights(folder)))
-    pairs, replaced = _sort(folder / WEIGHTS, tensors, config)
+    pairs, replaced, copies = _sort(folder / WEIGHTS, tensors, config)
     modules = tuple(_module(str(where), config, name, *pair) for name, pair in pairs.items())
     if not modules and not replaced:
         raise InvalidInput(f"{folder / WEIGHTS}: holds no tensors, so the adapter changes nothing")
     return Adapter(folder, _number(str(where), config, "lora_alpha"), _flag(str(where), config, "fan_in_fan_out"),
-                   modules, replaced)  # fmt: skip
+                   modules, replaced, copies)  # fmt: skip
 
 
 def _folder(path: Path) -> Path:
@@ -105,18 +110,19 @@ def _folder(path: Path) -> Path:
         with file:
             what = recognize(file.read(64)) or "a file"
         raise InvalidInput(f"{path}: {what}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
+    if instead := instead_of_peft(path):
+        raise InvalidInput(f"{path}: {instead}")
     if not (path / CONFIG).exists():
-        raise InvalidInput(f"{path}: holds no {CONFIG}; is this the folder of a PEFT adapter?")
+        what = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
+        raise InvalidInput(f"{path}: holds no {CONFIG}; {what}")
     return path
 
 
 def _weights(folder: Path) -> Path:
     if (folder / WEIGHTS).exists():
         return folder / WEIGHTS
-    if (folder / "adapter_model.bin").exists():
-        raise InvalidInput(
-            f"{folder / 'adapter_model.bin'}: a pickle, which is never opened here; save the adapter as safetensors"
-        )
+    if (folder / PICKLE).exists():
+        raise InvalidInput(f"{folder / PICKLE}: a pickle, which is never opened here; save the adapter as safetensors")
     raise InvalidInput(f"{folder}: holds no {WEIGHTS}; fetch it too")
 
 
@@ -175,39 +181,45 @@ def _patterned(where: str, config: Mapping[str, Any], key: str, patterns: str, m
 
 def _sort(
     path: Path, tensors: Mapping[str, Slice], config: Mapping[str, Any]
-) -> tuple[dict[str, list[tuple[str, Slice]]], dict[str, Slice]]:
-    """LoRA's matrices by module, as (kind, slice); and tensors saved whole."""
+) -> tuple[dict[str, list[tuple[str, Slice]]], dict[str, Slice], frozenset[str]]:
+    """LoRA's matrices by module, as (kind, slice); tensors saved whole; and which of those are trained copies."""
     pairs: dict[str, list[tuple[str, Slice]]] = {}
     replaced: dict[str, Slice] = {}
-    saved = _names(path.parent / CONFIG, config)
+    copied = _names(path.parent / CONFIG, config)
     for name, slice in tensors.items():
         plain = name.removeprefix(PREFIX)
         if name.startswith(PREFIX) and (match := MATRIX.fullmatch(plain)):
             kind = match["plain"] or f"embedding {match['embedding']}"
             pairs.setdefault(match[1], []).append((kind, slice))
             continue
-        target = plain.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        target = COPY.sub(".", plain.replace(".base_layer.", "."))
         module = target.rpartition(".")[0]
-        if "lora_" in plain or not name.startswith(PREFIX) or not module.endswith(saved) or target in replaced:
+        if ".original_module." in plain and module.replace(".original_module", "").endswith(copied):
+            continue  # the base model's own weights, which the copy stands in for
+        known = name.startswith(PREFIX) and module.endswith((*copied, *EMBEDDINGS))
+        if "lora_" in plain or not known or target in replaced:
             raise InvalidInput(f"{path}: {quote(name)}: {_why(plain, target in replaced)}")
         replaced[target] = slice
     for target in replaced:
         # PEFT calls the weight beside LoRA's matrices base_layer, and does not load it under its plain name
         if target.rpartition(".")[0] in pairs and f"{PREFIX}{target}" in tensors:
             raise InvalidInput(f"{path}: {quote(target)}: saved whole, and there are LoRA matrices for it")
-    return pairs, replaced
+    modules = {target: target.rpartition(".")[0] for target in replaced}
+    return pairs, replaced, frozenset(t for t, m in modules.items() if m.endswith(copied) and m not in pairs)
 
 
 def _names(where: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
         raise InvalidInput(f"{where}: modules_to_save must be a list of names")
-    return (*saved, *EMBEDDINGS)
+    return tuple(saved)
 
 
 def _why(name: str, twice: bool) -> str:
     if name.endswith("lora_magnitude_vector") or "lora_magnitude_vector." in name:
         return "DoRA is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
+    if RAW.fullmatch(name):
+        return "named as in a raw state dict; save the adapter with PEFT's save_pretrained"
     if name.endswith(("lora_A.bias", "lora_B.bias")):
         return "lora_bias is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
     return "present twice" if twice else "neither a LoRA matrix nor a tensor of a module in modules_to_save"

@@ -7,6 +7,7 @@ The `safetensors` package opens these files too, but it says neither where a ten
 needs offsets, so that any range of rows can be read alone) nor that a name occurs twice (its parser keeps the last).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,16 @@ DTYPES = {
     "F16": GGMLQuantizationType.F16,
     "F32": GGMLQuantizationType.F32,
 }
+
+
+class UnknownDtype(InvalidInput):
+    """A file holds tensors of a type that cannot be converted. `dtypes` has those of all its tensors."""
+
+    def __init__(self, text: str, dtypes: dict[str, str]) -> None:
+        super().__init__(text)
+        self.dtypes = dtypes
+
+
 DAMAGED = "the file is damaged or incomplete, fetch it again"
 
 
@@ -54,9 +65,12 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
         raise InvalidInput(f"{path}: byte 0: a header of {length} bytes, but the file has {size}; {DAMAGED}")
     file.seek(8)
     text = file.read(length)
-    entries = parse_object(text, f"{path}: header", limit=MAX_HEADER)
+    entries = parse_object(text, f"{path}: header", limit=MAX_HEADER, strict=True)
     _check_metadata(path, entries.pop("__metadata__", {}))
-    slices = {name: _slice(path, name, entry, 8 + length) for name, entry in entries.items()}
+    try:
+        slices = {name: _slice(path, name, entry, 8 + length) for name, entry in entries.items()}
+    except UnknownDtype as error:
+        raise UnknownDtype(str(error), _dtypes(entries)) from None
     return _check_cover(path, slices, 8 + length, size)
 
 
@@ -77,12 +91,16 @@ def _slice(path: Path, name: str, entry: Any, start: int) -> Slice:
     dtype = entry["dtype"]
     type = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if type is None:
-        raise InvalidInput(f"{where}: dtype {quote(str(dtype), 20)}; only {', '.join(DTYPES)} can be converted")
+        raise UnknownDtype(f"{where}: dtype {quote(str(dtype), 20)}; only {', '.join(DTYPES)} can be converted", {})
     slice = Slice(path, start + offsets[0], type, shape)
     if slice.nbytes != offsets[1] - offsets[0]:
         held = offsets[1] - offsets[0]
         raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {held}")
     return slice
+
+
+def _dtypes(entries: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(entry.get("dtype")) if isinstance(entry, dict) else "" for name, entry in entries.items()}
 
 
 def _naturals(where: str, field: str, value: Any) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ def convert(
     lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
+    no_card: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     no_check: bool,
@@ -62,24 +63,24 @@ def convert(
 
     merged = loras(lora_folders, lora_scales)
     plan_it, default = (api.plan_mmproj, api.MMPROJ_OUTTYPE) if mmproj else (api.plan_convert, "auto")
-    asks = None if no_check or mmproj else source
-    with api.quick_check(asks, on_report=None if quiet else show_notes) as check:
-        with download_bar(quiet) as on_download:
-            plan = plan_it(
-                source,
-                output,
-                outtype=outtype or default,
-                loras=merged,
-                model_name=model_name,
-                stream=stream,
-                on_download=on_download,
-            )
-        with progress_bar(quiet) as on_progress:
-            results = api.execute(
-                [plan],
-                jobs=jobs,
-                on_progress=on_progress,
-                allow_nonfinite=allow_nonfinite,
-                check=not no_check and check,
-            )
+    with download_bar(quiet) as on_download:
+        plan = plan_it(
+            source,
+            output,
+            outtype=outtype or default,
+            loras=merged,
+            model_name=model_name,
+            card=not no_card,
+            stream=stream,
+            on_download=on_download,
+        )
+    with progress_bar(quiet) as on_progress:
+        results = api.execute(
+            [plan],
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     show_results(results, quiet)

@@ -36,6 +36,7 @@ def convert_lora(
     outtype: str,
     stream: bool,
     model_name: str | None,
+    no_card: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     no_check: bool,
@@ -55,7 +56,14 @@ def convert_lora(
 
     with download_bar(quiet) as on_download:
         plan = api.plan_convert_lora(
-            adapter, base, output, outtype=outtype, model_name=model_name, stream=stream, on_download=on_download
+            adapter,
+            base,
+            output,
+            outtype=outtype,
+            model_name=model_name,
+            card=not no_card,
+            stream=stream,
+            on_download=on_download,
         )
     with progress_bar(quiet) as on_progress:
         results = api.execute(

@@ -65,6 +65,7 @@ def quantize(
     lora_scales: tuple[float, ...],
     stream: bool,
     model_name: str | None,
+    no_card: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     no_check: bool,
@@ -95,38 +96,39 @@ def quantize(
     from .. import api
     from . import report
 
-    with api.quick_check(None if no_check or dry_run else model, on_report=None if quiet else show_notes) as check:
-        with download_bar(quiet) as on_download:
-            plans = api.plan_quantize(
-                model,
-                presets,
-                output,
-                loras=loras(lora_folders, lora_scales),
-                imatrix=imatrix,
-                tensor_types=tensor_types,
-                output_tensor_type=output_tensor_type,
-                token_embedding_type=token_embedding_type,
-                leave_output_tensor=leave_output_tensor,
-                pure=pure,
-                allow_requantize=allow_requantize,
-                mmproj=mmproj,
-                model_name=model_name,
-                stream=stream,
-                on_download=on_download,
-            )
-        if dry_run:
-            click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
-            return
-        if not quiet:
-            report.fallback_advice(plans)
-        with progress_bar(quiet) as on_progress:
-            results = api.execute(
-                plans,
-                jobs=jobs,
-                on_progress=on_progress,
-                allow_nonfinite=allow_nonfinite,
-                check=not no_check and check,
-            )
+    with download_bar(quiet) as on_download:
+        plans = api.plan_quantize(
+            model,
+            presets,
+            output,
+            loras=loras(lora_folders, lora_scales),
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            leave_output_tensor=leave_output_tensor,
+            pure=pure,
+            allow_requantize=allow_requantize,
+            mmproj=mmproj,
+            model_name=model_name,
+            card=not no_card,
+            stream=stream,
+            on_download=on_download,
+        )
+    if dry_run:
+        click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
+        return
+    if not quiet:
+        report.fallback_advice(plans)
+    with progress_bar(quiet) as on_progress:
+        results = api.execute(
+            plans,
+            jobs=jobs,
+            on_progress=on_progress,
+            allow_nonfinite=allow_nonfinite,
+            check=not no_check,
+            on_report=None if quiet else show_notes,
+        )
     if as_json:
         click.echo(report.results_json(results))
     else:

@@ -112,6 +112,7 @@ def work_options(command: F) -> F:
             help="Threads that read, encode and write; the quick check and the disk need a little of another core. "
             "Default: the cores there are.",
         ),
+        click.option("--no-card", is_flag=True, help="Ignore the model card (README.md): write none of its metadata."),
         click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
     ):
         command = option(command)

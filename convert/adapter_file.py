@@ -11,18 +11,21 @@ from math import prod
 import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
+from ..checkpoint.adapter_folder import command_line
 from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.lora import Adapter, LoraModule
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import Model, Tensor, TensorSource
-from .adapters import plan_merge
+from .adapters import Merge, plan_merge
 from .describe import read_text
 from .metadata import general_kv
 from .outtype import OUTTYPES, resolve_outtype
+from .same_bytes import same_bytes
+from .wrapped import refuse_wrapped
 
-MERGE = "llama.cpp cannot run; merge it into the model instead: borealis-gguf convert --lora"
+EMBEDDING = "token_embd.weight"
 
 
 def describe_adapter(
@@ -32,15 +35,14 @@ def describe_adapter(
 
     Raises InvalidInput when the adapter is not this model's, and for what an adapter file cannot hold.
     """
-    _check(adapter)
-    text = read_text(checkpoint)
-    merged = plan_merge(checkpoint, [(adapter, 1.0)]).apply(text.tensors)
+    refuse_wrapped(checkpoint)
+    merge = plan_merge(checkpoint, [(adapter, 1.0)])
+    text = read_text(merge.checkpoint)
     homes: dict[Slice, list[Tensor]] = {}
-    for tensor in merged:
+    for tensor in merge.apply(text.tensors):
         for update in tensor.source.updates:
-            homes.setdefault(update.down, []).append(tensor)
-    if lost := [module.module for module in adapter.modules if module.a not in homes]:
-        raise InvalidInput(f"{adapter.path}: changes {quote(lost[0])} on the vision side, which as an adapter {MERGE}")
+            homes.setdefault(update.up if update.transposed else update.down, []).append(tensor)
+    _check(checkpoint, adapter, merge, homes)
     alpha = common_alpha(adapter)
     tensors = tuple(pair for module in adapter.modules for pair in _pairs(module, homes, alpha))
     weights = sum(prod(t.shape[:-1]) * module.a.shape[1] for module in adapter.modules for t in homes[module.a])
@@ -49,7 +51,9 @@ def describe_adapter(
         KV("general.type", GGUFValueType.STRING, "adapter"),
         KV("adapter.type", GGUFValueType.STRING, "lora"),
         # less than no weights: llama.cpp's way to say that this is not the size of a model
-        *general_kv(Checkpoint(adapter.path, None, {}, {}), -weights, model_name=model_name),
+        *general_kv(
+            Checkpoint(adapter.path, None, {}, {}, use_card=checkpoint.use_card), -weights, model_name=model_name
+        ),
         KV("adapter.lora.alpha", GGUFValueType.FLOAT32, alpha),
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
@@ -72,10 +76,23 @@ def _pairs(module: LoraModule, homes: Mapping[Slice, list[Tensor]], alpha: float
         yield Tensor(f"{home.name}.lora_b", source, (*home.shape[:-1], module.rank))
 
 
-def _check(adapter: Adapter) -> None:
-    if adapter.replaced:
-        name = quote(next(iter(adapter.replaced)))
-        raise InvalidInput(f"{adapter.path}: holds {name} whole, which as part of an adapter {MERGE}")
-    embedding = next((module.module for module in adapter.modules if module.embedding), None)
-    if embedding is not None:
-        raise InvalidInput(f"{adapter.path}: changes the embedding {quote(embedding)}, which as an adapter {MERGE}")
+def _check(checkpoint: Checkpoint, adapter: Adapter, merge: Merge, homes: Mapping[Slice, list[Tensor]]) -> None:
+    """Raises InvalidInput for what llama.cpp cannot run as an adapter, with the command that merges it instead."""
+    fault = None
+    if tied := [m.module for m in adapter.modules if any(home.name == EMBEDDING for home in homes.get(m.a, ()))]:
+        fault = f"changes the embedding or the output layer that is tied to it, {quote(tied[0])}"
+    elif lost := [module.module for module in adapter.modules if module.a not in homes]:
+        fault = f"changes {quote(lost[0])} on the vision side"
+    elif changed := [name for name, slice in merge.checkpoint.tensors.items() if not _is_base(checkpoint, name, slice)]:
+        fault = f"holds {quote(changed[0])} whole"
+    if fault:
+        base = checkpoint.repo_id or str(checkpoint.path)
+        command = command_line("borealis-gguf", "convert", base, "--lora", str(adapter.path))
+        advice = "which as an adapter llama.cpp cannot run; merge it into the model instead"
+        raise InvalidInput(f"{adapter.path}: {fault}, {advice}: {command}")
+
+
+def _is_base(checkpoint: Checkpoint, name: str, slice: Slice) -> bool:
+    """Whether a tensor is the base model's own: PEFT saves these beside LoRA's matrices of an output layer."""
+    own = checkpoint.tensors.get(name)
+    return own is not None and (own == slice or (own.remote is None and same_bytes(own, slice)))

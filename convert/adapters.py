@@ -16,26 +16,39 @@ from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import LowRank, Tensor
 from . import siglip
+from .same_bytes import same_bytes
+from .tied import EMBEDDINGS, HEAD, embedding_of, is_tied, without_shared
 
 Loras = Sequence[tuple[Adapter, float]]
 """Adapters, each with its own scale."""
 
 WRAPPERS = ("base_model", "model", "language_model", "transformer")
 VISION = (siglip.TOWER, siglip.PROJECTOR)
-HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight")
 
 log = logging.getLogger("borealis_gguf")
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What adapters do to a checkpoint. `checkpoint` has the tensors they replace, `names` tells names by slice."""
+    """What adapters do to a checkpoint. `checkpoint` has the tensors they replace, `names` tells names by slice.
+
+    With `lora_on_tied`, LoRA changes an embedding that is the output layer, too.
+    """
 
     checkpoint: Checkpoint
     updates: Mapping[Slice, tuple[LowRank, ...]]
     precision: Mapping[Slice, GGMLQuantizationType]
     names: Mapping[Slice, str]
+    lora_on_tied: bool = False
+
+    def warn(self) -> None:
+        """Say what is done that the adapter's training did not do."""
+        if self.lora_on_tied:
+            log.warning(
+                "the embedding and the output layer are one matrix here, so LoRA on one of them changes both, as "
+                "PEFT's merge_and_unload does; if only one was trained, untie them in the base model first (load it "
+                "with tie_word_embeddings=False, copy the embedding into lm_head, save it)"
+            )
 
     def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
         """`tensors`, the text side or the `vision` side, with the updates that are theirs.
@@ -75,18 +88,18 @@ def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
     """
     if not loras:
         return Merge(checkpoint, {}, {}, {})
-    tensors, precision = _replaced(checkpoint, loras)
-    homes = _by_plain_name(checkpoint, tensors)
+    tensors, precision, homes = _replaced(checkpoint, loras)
     updates: dict[Slice, tuple[LowRank, ...]] = {}
     for adapter, scale in loras:
         for module, name in _targets(adapter, homes):
             home = tensors[name]
             if scale:
                 updates[home] = (*updates.get(home, ()), low_rank(adapter, module, home, scale))
-    _warn_of_tied(homes, tensors, updates.keys() | precision.keys())
     changed = updates.keys() | precision.keys()
-    return Merge(replace(checkpoint, tensors=tensors), updates, precision,
-                 {slice: name for name, slice in tensors.items() if slice in changed})  # fmt: skip
+    parted = _is_parted(tensors, homes, updates)
+    names = {slice: name for name, slice in tensors.items() if slice in changed}
+    merged = replace(checkpoint, tensors=tensors, parted_head=parted)
+    return Merge(merged, updates, precision, names, _lora_on_tied(loras, homes))
 
 
 def low_rank(adapter: Adapter, module: LoraModule, home: Slice, scale: float) -> LowRank:
@@ -105,42 +118,87 @@ def low_rank(adapter: Adapter, module: LoraModule, home: Slice, scale: float) ->
 
 def _targets(adapter: Adapter, homes: Mapping[str, str]) -> Iterator[tuple[LoraModule, str]]:
     """Each module with the name of the tensor it updates."""
-    missing = [module.module for module in adapter.modules if f"{plain_name(module.module)}.weight" not in homes]
+    plain = {module.module: f"{plain_name(module.module)}.weight" for module in adapter.modules}
+    missing = [module for module, name in plain.items() if name not in homes]
     if missing:
-        tied = plain_name(missing[0]) == "lm_head"
-        why = "the output layer is the embedding here, and merging would change both" if tied else "is it this model's?"
         raise InvalidInput(
-            f"{adapter.path}: the adapter changes {_listed(missing)}, which the model does not have; {why}"
+            f"{adapter.path}: the adapter changes {_listed(missing)}, which the model does not have; is it its adapter?"
         )
-    return ((module, homes[f"{plain_name(module.module)}.weight"]) for module in adapter.modules)
+    modules = without_shared(adapter, plain) if _one_matrix(homes) else adapter.modules
+    return ((module, homes[plain[module.module]]) for module in modules)
 
 
-def _replaced(checkpoint: Checkpoint, loras: Loras) -> tuple[dict[str, Slice], dict[Slice, GGMLQuantizationType]]:
-    """The tensors, some of them taken from adapters, and the type that those are rounded to: the base model's."""
+def _replaced(
+    checkpoint: Checkpoint, loras: Loras
+) -> tuple[dict[str, Slice], dict[Slice, GGMLQuantizationType], dict[str, str]]:
+    """The tensors, some of them taken from adapters; the type that those are rounded to, the base model's; and names
+    by plain name, where a tied output layer has the embedding's."""
     tensors, precision = dict(checkpoint.tensors), {}
     homes = _by_plain_name(checkpoint, tensors)
-    seen: set[str] = set()
+    embedding = embedding_of(homes)
+    if tied := is_tied(checkpoint, homes):
+        tensors.pop(homes.get(HEAD, ""), None)
+        homes[HEAD] = str(embedding)
+    copies: dict[str, Slice] = {}
+    seen: dict[str, tuple[Adapter, Slice]] = {}
     for adapter, scale in loras:
         if adapter.replaced and scale != 1:
             log.warning("%s: %s: saved whole, so --lora-scale does not apply", adapter.path, _listed(adapter.replaced))
         for name, slice in adapter.replaced.items():
-            plain = plain_name(name)
-            if plain in seen:
-                raise InvalidInput(f"{adapter.path}: {quote(name)}: two adapters replace this tensor; merge only one")
-            seen.add(plain)
-            home = homes.get(plain, plain)
-            if plain not in homes and (plain != HEAD or _embedding(homes) is None):
+            home = homes.get(plain_name(name))
+            if home is None:
                 raise InvalidInput(
                     f"{adapter.path}: replaces {quote(name)}, which the model does not have; is it its adapter?"
                 )
-            like = checkpoint.tensors.get(home) or checkpoint.tensors[_embedding(homes) or home]
+            like = checkpoint.tensors[home]
             if like.shape != slice.shape:
                 raise InvalidInput(
                     f"{slice.path}: {quote(name)}: its shape is {list(slice.shape)[:9]}, but the checkpoint's is "
                     f"{list(like.shape)}; an adapter that changes shapes must be merged with PEFT"
                 )
-            tensors[home], precision[slice] = slice, like.type
-    return tensors, precision
+            precision[slice] = like.type
+            is_copy = tied and home == embedding and name in adapter.copies
+            place = plain_name(name) if is_copy else home
+            _check_once(adapter, name, slice, *seen.setdefault(place, (adapter, slice)))
+            if is_copy:
+                copies[place] = slice
+            else:
+                tensors[home] = slice
+    if copies:
+        _part(tensors, homes, copies)
+    return tensors, precision, homes
+
+
+def _check_once(adapter: Adapter, name: str, slice: Slice, owner: Adapter, first: Slice) -> None:
+    """An adapter may hold a tied matrix twice. Two adapters may not replace the same tensor."""
+    if owner is not adapter:
+        raise InvalidInput(f"{adapter.path}: {quote(name)}: two adapters replace this tensor; merge only one")
+    if slice is not first and not same_bytes(slice, first):
+        raise InvalidInput(
+            f"{slice.path}: {quote(name)}: the file has another embedding than output layer; they are one matrix in "
+            "the base model, and modules_to_save names neither, so PEFT would use whichever it loads last"
+        )
+
+
+def _part(tensors: dict[str, Slice], homes: dict[str, str], copies: Mapping[str, Slice]) -> None:
+    """Put trained copies of a tied embedding and output layer in their places."""
+    embedding = homes[HEAD]
+    head = copies.get(HEAD, tensors[embedding])
+    tensors[embedding] = next((slice for name, slice in copies.items() if name != HEAD), tensors[embedding])
+    if not same_bytes(head, tensors[embedding]):
+        tensors[HEAD], homes[HEAD] = head, HEAD
+
+
+def _one_matrix(homes: Mapping[str, str]) -> bool:
+    return HEAD in homes and homes[HEAD] == embedding_of(homes)
+
+
+def _is_parted(tensors: Mapping[str, Slice], homes: Mapping[str, str], updates: Mapping[Slice, object]) -> bool:
+    """Whether the output layer is no longer the embedding though their bytes may be the same."""
+    embedding = embedding_of(homes)
+    if embedding is None or HEAD not in homes or _one_matrix(homes):
+        return False
+    return updates.get(tensors[homes[HEAD]]) != updates.get(tensors[embedding])
 
 
 def _by_plain_name(checkpoint: Checkpoint, tensors: Mapping[str, Slice]) -> dict[str, str]:
@@ -152,14 +210,9 @@ def _by_plain_name(checkpoint: Checkpoint, tensors: Mapping[str, Slice]) -> dict
     return names
 
 
-def _warn_of_tied(homes: Mapping[str, str], tensors: Mapping[str, Slice], changed: Iterable[Slice]) -> None:
-    embedding = _embedding(homes)
-    if embedding and tensors[embedding] in set(changed) and HEAD not in {plain_name(name) for name in tensors}:
-        log.warning("an adapter changes the embedding, and with it the output layer, which is tied to it")
-
-
-def _embedding(homes: Mapping[str, str]) -> str | None:
-    return next((homes[name] for name in EMBEDDINGS if name in homes), None)
+def _lora_on_tied(loras: Loras, homes: Mapping[str, str]) -> bool:
+    changed = {f"{plain_name(module.module)}.weight" for adapter, scale in loras if scale for module in adapter.modules}
+    return _one_matrix(homes) and not changed.isdisjoint((HEAD, *EMBEDDINGS))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -85,8 +85,6 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 def read_config(where: str, config: Mapping[str, Any]) -> Config:
     """Several names occur for the same number; the older ones (n_embed, num_attention_heads) are read too."""
-    if config.get("quantization_config"):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
     only(where, config, "apply_residual_connection_post_layernorm", False)
     hidden = integer(where, config, _first(config, "hidden_size", "n_embed"), 64)
     heads = integer(where, config, _first(config, "n_head", "num_attention_heads"), 8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .pre_type import Match, match_pre_type
 from .special import special_kv
+from .token_rows import check_token_rows
 from .token_texts import repeated, tokens_fault
-from .tokenizer import TURNS, TokenType, added_tokens, looks_special
-from .tokenizer_json import halves
+from .tokenizer import TURNS, AddedToken, TokenType, added_tokens, looks_special
+from .tokenizer_json import pairs
 
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -42,8 +44,18 @@ class Bpe:
         return (*self.match.gaps, *([f"{names} take the spaces around them"] if greedy else []))
 
 
-def read_bpe(path: Path, json: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int) -> Bpe:
+def read_bpe(
+    path: Path,
+    json: Mapping[str, Any],
+    config: Mapping[str, Any],
+    n_vocab: int,
+    *,
+    rows: int | None = None,
+    declared: Sequence[AddedToken] = (),
+) -> Bpe:
     """Read a parsed tokenizer.json; `config` is tokenizer_config.json, `n_vocab` the number of embeddings.
+
+    `rows` is the length of the stored embedding, `declared` what other files say of added tokens.
 
     Raises InvalidInput for a vocabulary that llama.cpp would not load, or would split words otherwise than the file.
     """
@@ -54,18 +66,33 @@ def read_bpe(path: Path, json: Mapping[str, Any], config: Mapping[str, Any], n_v
     # transformers 5, which names its backend, writes this only where it is not the default
     cleans = config.get("clean_up_tokenization_spaces", False if "backend" in config else None)
     match = match_pre_type(str(path), json, cleans if isinstance(cleans, bool) else None)
-    vocabulary = _vocabulary(path, model, n_vocab)
+    vocabulary = _vocabulary(path, model)
     added = tuple(added_tokens(str(path), json))
+    named = chain(
+        ((id, token) for token, id in vocabulary.items()),
+        ((token["id"], token["content"]) for token in added),
+        ((token.id, token.text) for token in declared),
+    )
+    check_token_rows(path.parent, named, n_vocab, rows)
     tokens = [f"[PAD{i}]" for i in range(n_vocab)]
     types = [int(TokenType.UNUSED)] * n_vocab
     for token, id in vocabulary.items():
-        tokens[id], types[id] = token, int(TokenType.NORMAL)
+        if id < n_vocab:
+            tokens[id], types[id] = token, int(TokenType.NORMAL)
     for token in added:
         id, text = token["id"], token["content"]
-        if not 0 <= id < n_vocab:
-            raise InvalidInput(f"{path}: {quote(text)} has the id {id}, but config.json a vocabulary of {n_vocab}")
+        if id < 0:
+            raise InvalidInput(f"{path}: {quote(text)} has the id {id}; it must be a whole number from 0")
+        if id >= n_vocab:
+            continue
         special = token.get("special") or looks_special(text) or text in TURNS
         tokens[id], types[id] = text, int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
+    for token in declared:
+        if token.id < n_vocab and types[token.id] == TokenType.UNUSED:
+            raise InvalidInput(
+                f"{token.path}: token {token.id} is {quote(token.text)}, which tokenizer.json lacks; "
+                "the tokenizer's files must agree"
+            )
     _check_tokens(path, tokens)
     return Bpe(tuple(tokens), tuple(types), _merges(path, model, vocabulary), match, added)
 
@@ -108,15 +135,15 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
         raise InvalidInput(f"{path}: {'; '.join(faults)}; llama.cpp has no tokenizer that does this")
 
 
-def _vocabulary(path: Path, model: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
+def _vocabulary(path: Path, model: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise InvalidInput(f"{path}: model.vocab must be an object of tokens and their ids")
     if len(set(vocabulary.values())) != len(vocabulary) or not all(type(id) is int for id in vocabulary.values()):
         raise InvalidInput(f"{path}: model.vocab gives an id to two tokens, or something that is no id")
-    token, id = next((item for item in vocabulary.items() if not 0 <= item[1] < n_vocab), ("", 0))
-    if token:
-        raise InvalidInput(f"{path}: {quote(token)} has the id {id}, but config.json a vocabulary of {n_vocab}")
+    token = next((token for token, id in vocabulary.items() if id < 0), None)
+    if token is not None:
+        raise InvalidInput(f"{path}: {quote(token)} has the id {vocabulary[token]}; it must be a whole number from 0")
     return vocabulary
 
 
@@ -132,8 +159,7 @@ def _merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, int])
     if not isinstance(merges, list) or not merges:
         raise InvalidInput(f"{path}: model.merges must be a list of merges")
     read = []
-    for rank, merge in enumerate(merges):
-        left, right = halves(str(path), rank, merge)
+    for rank, (left, right) in enumerate(pairs(str(path), merges)):
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise InvalidInput(f"{path}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown tokens")
         if " " in left + right:

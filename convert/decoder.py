@@ -66,8 +66,6 @@ class Decoder:
 
 def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> Decoder:
     """Raises InvalidInput for values out of range, and for what llama.cpp's runtime would compute otherwise."""
-    if config.get("quantization_config"):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
     only(where, config, "hidden_act", "silu")
     hidden = integer(where, config, "hidden_size", defaults.hidden)
     heads = integer(where, config, "num_attention_heads", defaults.heads)
@@ -144,6 +142,7 @@ def with_head(
         raise InvalidInput(
             f"{checkpoint.path / 'config.json'}: tie_word_embeddings is false, but there is no {head} among the tensors"
         )
-    if head in tensors and embedding in tensors and same_bytes(tensors[head], tensors[embedding]):
+    both = head in tensors and embedding in tensors and not checkpoint.parted_head
+    if both and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
     return tensors

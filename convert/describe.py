@@ -18,6 +18,7 @@ from .architecture import Text
 from .metadata import metadata_kv
 from .outtype import file_type, outtypes
 from .token_texts import is_text
+from .wrapped import BARE, bare_advice, refuse_wrapped
 
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
@@ -44,7 +45,9 @@ def describe(
     adapters to merge, each with a scale.
     Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
     """
+    refuse_wrapped(checkpoint)
     merge = plan_merge(checkpoint, loras)
+    merge.warn()
     text = read_text(merge.checkpoint)
     text = replace(text, tensors=merge.apply(text.tensors))
     type = file_type(text.tensors, outtype)
@@ -69,6 +72,7 @@ def describe_vision(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[Model, list[GGMLQuantizationType]]:
     """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
+    refuse_wrapped(checkpoint)
     name = architecture(checkpoint)
     if name not in VISION:
         raise InvalidInput(f"{checkpoint.path / 'config.json'}: {name} cannot see, so there is no mmproj to make")
@@ -102,6 +106,8 @@ def architecture(checkpoint: Checkpoint) -> str:
     where, config = checkpoint.path / "config.json", checkpoint.config
     text = config.get("text_config")
     name = (_first(text) if isinstance(text, Mapping) else None) or _first(config)
+    if name in BARE:
+        raise InvalidInput(f"{where}: {name}: {bare_advice(checkpoint)}")
     if name not in ARCHITECTURES:
         what = f"the architecture {quote(name)} is not known" if name else "it names no architecture"
         raise InvalidInput(f"{where}: {what}; known are {', '.join(ARCHITECTURES)}")

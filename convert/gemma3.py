@@ -61,8 +61,15 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 
 def plain_name(name: str) -> str | None:
-    """A checkpoint's tensor name as ROWS spell it, whatever wraps the text model; None for the vision side."""
-    return None if siglip.plain_name(name) else name.replace("language_model.", "")
+    """A checkpoint's tensor name as ROWS spell it, in all the layouts there are; None for the vision side.
+
+    Versions of transformers have written `model.…`, `language_model.model.…`, `model.language_model.…` and
+    `model.language_model.model.…`, and the head as `lm_head` or `language_model.lm_head`.
+    """
+    if siglip.plain_name(name):
+        return None
+    inner = siglip.WRAPPERS.sub("", name, count=1)
+    return inner if inner.startswith("lm_head.") else f"model.{inner}"
 
 
 def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
@@ -73,7 +80,7 @@ def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
     text = text_config(where, checkpoint.config)
     if head is None and False in (checkpoint.config.get("tie_word_embeddings"), text.get("tie_word_embeddings")):
         raise InvalidInput(f"{where}: tie_word_embeddings is false, but there is no lm_head.weight among the tensors")
-    if head and embedding and same_bytes(tensors[head], tensors[embedding]):
+    if head and embedding and not checkpoint.parted_head and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
     return tensors
 

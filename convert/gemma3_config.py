@@ -63,8 +63,6 @@ def text_config(where: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_config(where: str, config: Mapping[str, Any]) -> Config:
     """Both dialects of config.json. Raises InvalidInput for values out of range, and for what the runtime ignores."""
     text = text_config(where, config)
-    if config.get("quantization_config") or text.get("quantization_config"):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
     layers = integer(where, text, "num_hidden_layers", 26)
     read = Config(
         layers=layers,

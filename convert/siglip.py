@@ -166,8 +166,6 @@ def read_config(where: str, config: Mapping[str, Any]) -> Config:
     """Raises InvalidInput for values out of range, and for what the runtime ignores."""
     vision = mapping(where, config, "vision_config")
     text = mapping(where, config, "text_config")
-    if any(part.get("quantization_config") for part in (config, text, vision)):
-        raise InvalidInput(f"{where}: the weights are quantized (quantization_config); convert the original checkpoint")
     only(f"{where}: vision_config", vision, "model_type", "siglip_vision_model")
     only(f"{where}: vision_config", vision, "hidden_act", "gelu_pytorch_tanh")
     only(f"{where}: vision_config", vision, "num_channels", 3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gguf.constants import GGUFValueType
@@ -9,6 +10,7 @@ from gguf.constants import GGUFValueType
 from ..checkpoint.files import quote
 from ..checkpoint.types import KV
 from ..errors import InvalidInput
+from .values import shown
 
 KEYS = {
     "bos": "bos",
@@ -98,9 +100,11 @@ def _ids(
         id = config.get(f"{kind}_token_id")
         if id is None and isinstance(text, dict):
             id = text.get(f"{kind}_token_id")
+        if type(id) is float and kind not in found:
+            raise InvalidInput(f"{Path(where) / 'config.json'}: {kind}_token_id is {id}; it must be a whole number")
         if type(id) is int and kind not in found:
             found.add(kind)
-            yield kind, _checked(where, kind, id, tokens)
+            yield kind, _checked(str(Path(where) / "config.json"), kind, id, tokens)
     for kind, default in names.items():
         text = specials.texts.get(kind, default)
         if kind not in found and text in tokens:
@@ -110,7 +114,7 @@ def _ids(
 
 def _checked(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:
     if not 0 <= id < len(tokens):
-        raise InvalidInput(f"{where}: {kind}_token_id is {id}, outside the vocabulary of {len(tokens)}")
+        raise InvalidInput(f"{where}: {kind}_token_id is {shown(id)}, outside the vocabulary of {len(tokens)}")
     return id
 
 

@@ -5,13 +5,13 @@ The pieces come from tokenizer.model, or from tokenizer.json when that is all th
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import compress
+from itertools import chain, compress
 from operator import ne
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gguf.constants import GGUFValueType
 
@@ -24,6 +24,7 @@ from ..errors import InvalidInput
 from .chat_template import ChatTemplate, chat_template_kv, read_chat_template
 from .sentencepiece import BPE, SentencePieceModel, read_sentencepiece
 from .special import GEMMA, special_kv
+from .token_rows import check_token_rows, embedding_rows
 from .token_texts import repeated, tokens_fault
 from .tokenizer_json import Pieces, pieces_of_tokenizer_json
 
@@ -71,12 +72,13 @@ class _Table:
 
     @classmethod
     def of(cls, pieces: Pieces, n: int) -> "_Table":
-        """`pieces` and padding, for `n` ids."""
-        given = len(pieces.texts)
+        """The first `n` of `pieces`, and padding for ids without one."""
+        texts = pieces.texts[:n]
+        given = len(texts)
         more = n - given
-        gaps = [id for id, text in enumerate(pieces.texts) if text is None] if None in pieces.texts else []
-        tokens: list[Any] = [*pieces.texts, *[None] * more]
-        table = cls(tokens, [*pieces.scores, *[0.0] * more], [*pieces.types, *[0] * more], bytearray(b"\1" * n))
+        gaps = [id for id, text in enumerate(texts) if text is None] if None in texts else []
+        tokens: list[Any] = [*texts, *[None] * more]
+        table = cls(tokens, [*pieces.scores[:n], *[0.0] * more], [*pieces.types[:n], *[0] * more], bytearray(b"\1" * n))
         for id in (*gaps, *range(given, n)):
             tokens[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
             table.used[id] = 0
@@ -98,8 +100,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     trained = read_sentencepiece(model) if model else None
-    known = trained.pieces if trained else ()
-    json = read_tokenizer_file(whole, merges=trained is None, pieces=known) if whole else {}
+    json = read_tokenizer_file(whole, merges=trained is None) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model and trained:
@@ -108,11 +109,18 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
         where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
     else:
         raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
-    if len(pieces.texts) > n_vocab:
-        raise InvalidInput(f"{where}: {len(pieces.texts)} pieces, but config.json has a vocabulary of {n_vocab}")
+    declared = declared_tokens(checkpoint, config, added)
+    vocabulary = _vocabulary_beside_model(json)
+    named = chain(
+        ((id, text) for id, text in enumerate(pieces.texts[n_vocab:], n_vocab) if text is not None),
+        ((id, piece) for piece, id in vocabulary.items() if type(id) is int),
+        ((token["id"], token["content"]) for token in added),
+        ((token.id, token.text) for token in declared),
+    )
+    check_token_rows(checkpoint.path, named, n_vocab, embedding_rows(checkpoint))
     table = _Table.of(pieces, n_vocab)
-    _check_same_pieces(str(whole), json, added, table)
-    _add_tokens(checkpoint, config, added, table)
+    _check_same_pieces(str(whole), vocabulary, {token["id"] for token in added} | {t.id for t in declared}, table)
+    _add_tokens(declared, table)
     _check(where, table)
     _check_markers(where, table, added)
     json.pop("model", None)
@@ -171,52 +179,61 @@ def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tokens
 
 
-def _check_same_pieces(where: str, json: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table) -> None:
-    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id. (Where all of them have
-    the ids of the model, no vocabulary was read.)"""
+def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
+    """Pieces and ids of tokenizer.json; empty where there is none."""
     model = json.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict):
-        return
-    replaced, n, tokens = {token["id"] for token in added}, len(table.tokens), table.tokens
+    return vocabulary if isinstance(vocabulary, dict) else {}
+
+
+def _check_same_pieces(where: str, vocabulary: dict[str, Any], added: Set[int], table: _Table) -> None:
+    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id; `added` are the ids of
+    tokens added later."""
+    n, tokens = len(table.tokens), table.tokens
     rows = iter(vocabulary.items())
     if list(vocabulary.values()) == list(range(len(vocabulary))):  # as they are written
         rows = compress(rows, map(ne, vocabulary, [*tokens, *[None] * (len(vocabulary) - n)]))
     for piece, id in rows:
-        if type(id) is not int or not 0 <= id < n or tokens[id] == piece:
+        if type(id) is not int or not 0 <= id < n or tokens[id] == piece or id in added:
             continue
-        if table.used[id] and id not in replaced and tokens[id] != piece.replace(SPACE, " "):
-            raise InvalidInput(
-                f"{where}: id {id} is {quote(piece)}, but {quote(table.tokens[id])} in tokenizer.model; "
-                "remove the one that does not belong to the checkpoint"
-            )
-
-
-def _add_tokens(
-    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]], table: _Table
-) -> None:
-    """Tokens added after the pieces were trained. Ids past the vocabulary have no embedding and are ignored."""
-    path, n_vocab = checkpoint.path / "added_tokens.json", len(table.tokens)
-    for token, id in _optional(checkpoint.file("added_tokens.json")).items():
-        if _in_range(path, token, id, n_vocab):
-            table.put(id, token, ADDED_SCORE, TokenType.USER_DEFINED)
-    for path, id, content, special in _declared(checkpoint.path, config, added):
-        if not _in_range(path, content, id, n_vocab):
+        if tokens[id] == piece.replace(SPACE, " "):
             continue
-        if special or looks_special(content):
-            table.put(id, content, ADDED_SCORE, TokenType.CONTROL)
-        else:
-            table.put(id, content.replace(SPACE, " "), ADDED_SCORE, TokenType.USER_DEFINED)
+        other = quote(tokens[id]) if table.used[id] else "no piece"
+        raise InvalidInput(
+            f"{where}: id {id} is {quote(piece)}, but {other} in tokenizer.model; "
+            "remove the one that does not belong to the checkpoint"
+        )
 
 
-def _declared(
-    folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
-) -> Iterator[tuple[Path, int, str, bool]]:
-    """(file, id, text, special): from tokenizer_config.json, or where it no longer says, from tokenizer.json."""
+class AddedToken(NamedTuple):
+    """A token added after training, and the file that says so; `special` is None where that file does not tell."""
+
+    path: Path
+    id: int
+    text: str
+    special: bool | None
+
+
+def declared_tokens(
+    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
+) -> list[AddedToken]:
+    """The tokens of added_tokens.json, then those of tokenizer_config.json, or where it names none, of tokenizer.json
+    (`added`). Later ones replace earlier ones with the same id."""
+    path = checkpoint.path / "added_tokens.json"
+    tokens = [AddedToken(path, id, text, None) for text, id in _optional(checkpoint.file("added_tokens.json")).items()]
+    tokens += _declared(checkpoint.path, config, added)
+    for token in tokens:
+        if type(token.id) is not int or token.id < 0:
+            id = quote(str(token.id), 30)
+            raise InvalidInput(f"{token.path}: {quote(token.text)} has the id {id}; it must be a whole number from 0")
+    return tokens
+
+
+def _declared(folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]) -> Iterator[AddedToken]:
     path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
     if not decoder:
         for token in added:
-            yield folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special"))
+            yield AddedToken(folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special")))
         return
     if not isinstance(decoder, dict):
         raise InvalidInput(f"{path}: added_tokens_decoder must be an object")
@@ -225,13 +242,19 @@ def _declared(
             raise InvalidInput(f"{path}: added_tokens_decoder: {quote(key)} must be a token id with an object")
         if not isinstance(token.get("content"), str):
             raise InvalidInput(f"{path}: added_tokens_decoder: id {key} has no content")
-        yield path, int(key), token["content"], bool(token.get("special"))
+        yield AddedToken(path, int(key), token["content"], bool(token.get("special")))
 
 
-def _in_range(path: Path, token: str, id: Any, n_vocab: int) -> bool:
-    if type(id) is not int or id < 0:
-        raise InvalidInput(f"{path}: {quote(token)} has the id {quote(str(id), 30)}; it must be a whole number from 0")
-    return id < n_vocab
+def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
+    """Tokens added after the pieces were trained. Of those past the vocabulary only placeholders are left."""
+    for _, id, text, special in declared:
+        if id >= len(table.tokens):
+            continue
+        if special or (special is not None and looks_special(text)):
+            table.put(id, text, ADDED_SCORE, TokenType.CONTROL)
+        else:
+            plain = text if special is None else text.replace(SPACE, " ")
+            table.put(id, plain, ADDED_SCORE, TokenType.USER_DEFINED)
 
 
 def looks_special(token: str) -> bool:

@@ -31,7 +31,7 @@ class Pieces:
 def pieces_of_tokenizer_json(
     where: str, json: Mapping[str, Any], added: Collection[str], *, plain: bool = True
 ) -> Pieces:
-    """The pieces; ids without one are those of the `added` tokens, which fill them.
+    """The pieces; ids without one are those of the `added` tokens, which fill them. Merges are taken out of `json`.
 
     Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
     `plain`, it may do to a text whatever `text_view` knows.
@@ -41,13 +41,14 @@ def pieces_of_tokenizer_json(
         raise InvalidInput(f"{where}: it has no model")
     _check_kind(where, json, model, plain)
     vocabulary = _vocabulary(where, model)
-    scores = _scores(where, model, vocabulary, added)
+    # Added tokens are cut out of a text beforehand: no encoder joins them with anything.
+    joined = vocabulary.keys() - added
     n = max(vocabulary.values()) + 1
     texts: list[str | None] = [None] * n
     for piece, id in vocabulary.items():
         texts[id] = piece
     types = [UNUSED if text is None else BYTE if _is_byte(text) else NORMAL for text in texts]
-    return Pieces(texts, [scores.get(text or "", MERGED_NEVER) for text in texts], types)
+    return Pieces(texts, _scores(where, model.pop("merges", None), vocabulary, joined, n), types)
 
 
 def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], plain: bool) -> None:
@@ -89,46 +90,48 @@ def _vocabulary(where: str, model: Mapping[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def _scores(
-    where: str, model: Mapping[str, Any], vocabulary: Mapping[str, int], added: Collection[str]
-) -> dict[str, float]:
-    """Minus the rank of the first merge that makes a piece."""
-    merges = model.get("merges")
+def _scores(where: str, merges: Any, vocabulary: Mapping[str, int], joined: AbstractSet[str], n: int) -> list[float]:
+    """By id, minus the rank of the first merge that makes a piece."""
     if not isinstance(merges, list):
         raise InvalidInput(f"{where}: model.merges must be a list")
-    # Added tokens are cut out of a text beforehand: no encoder joins them with anything.
-    joined = vocabulary.keys() - added
-    ranks: dict[str, int] = {}
-    made: dict[str, int] = {}
-    for rank, merge in enumerate(merges):
-        left, right = halves(where, rank, merge)
-        piece = left + right
-        if left in joined and right in joined and piece in vocabulary:
-            made[piece] = made.get(piece, 0) + 1
-        elif left not in vocabulary or right not in vocabulary or piece not in vocabulary:
+    scores, made = [MERGED_NEVER] * n, [0] * n
+    id_of, first = vocabulary.get, bytearray(b"\1" * n)
+    for rank, (left, right) in enumerate(pairs(where, merges)):
+        id = id_of(left + right)
+        if id is None or left not in vocabulary or right not in vocabulary:
             raise InvalidInput(f"{where}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown pieces")
-        if piece not in ranks:
-            ranks[piece] = rank
-    _check_complete(where, joined, made)
-    return {piece: -float(rank) for piece, rank in ranks.items()}
+        if left in joined and right in joined:
+            made[id] += 1
+        if first[id]:
+            scores[id], first[id] = -float(rank), 0
+    _check_complete(where, vocabulary, joined, made)
+    return scores
 
 
-def _check_complete(where: str, joined: AbstractSet[str], made: Mapping[str, int]) -> None:
+def _check_complete(where: str, vocabulary: Mapping[str, int], joined: AbstractSet[str], made: Sequence[int]) -> None:
     """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here."""
-    for piece in joined:
-        merges, splits = made.get(piece, 0), range(1, len(piece))
-        if merges == len(splits) or _is_byte(piece):
+    for piece, id in vocabulary.items():
+        merges = made[id]
+        if merges == len(piece) - 1 or piece not in joined or _is_byte(piece):
             continue
-        pairs = sum(1 for i in splits if piece[:i] in joined and piece[i:] in joined)
-        if merges < pairs:
+        possible = 0
+        for i in range(1, len(piece)):
+            possible += piece[:i] in joined and piece[i:] in joined
+        if merges < possible:
             raise InvalidInput(
-                f"{where}: {quote(piece)} can be made of {pairs} pairs of pieces, but only {merges} are merges, so "
+                f"{where}: {quote(piece)} can be made of {possible} pairs of pieces, but only {merges} are merges, so "
                 "llama.cpp would give other ids; put the checkpoint's tokenizer.model beside it"
             )
 
 
-def halves(where: str, rank: int, merge: Any) -> tuple[str, str]:
-    """A merge is "left right" in older files, [left, right] in newer ones."""
+def pairs(where: str, merges: Sequence[Any]) -> Sequence[tuple[str, str]]:
+    """A merge is "left right" in older files, [left, right] in newer ones. Raises InvalidInput for anything else."""
+    if merges and isinstance(merges[0], tuple):  # as `read_tokenizer_file` gives all of them, or none
+        return merges
+    return [_pair(where, rank, merge) for rank, merge in enumerate(merges)]
+
+
+def _pair(where: str, rank: int, merge: Any) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if isinstance(parts, list) and len(parts) == 2:
         left, right = parts

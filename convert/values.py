@@ -1,6 +1,5 @@
 """Values of a configuration, of the type and in the range they must have, or one clear line."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,15 +13,15 @@ def integer(where: str, values: Mapping[str, Any], key: str, default: int, *, lo
     """`values[key]` as an int between `low` and `high`; `default` when the key is missing."""
     value = values.get(key, default)
     if type(value) is not int or not low <= value <= high:
-        raise InvalidInput(f"{where}: {key} is {_shown(value)}; it must be a whole number from {low} to {high}")
+        raise InvalidInput(f"{where}: {key} is {shown(value)}; it must be a whole number from {low} to {high}")
     return value
 
 
 def number(where: str, values: Mapping[str, Any], key: str, default: float) -> float:
     """`values[key]` as a positive, finite float; `default` when the key is missing."""
     value = values.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= 3e38:
-        raise InvalidInput(f"{where}: {key} is {_shown(value)}; it must be a positive number")
+    if type(value) not in (int, float) or not 0 < value <= 3e38:
+        raise InvalidInput(f"{where}: {key} is {shown(value)}; it must be a positive number")
     return float(value)
 
 
@@ -32,7 +31,7 @@ def mapping(where: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InvalidInput(f"{where}: {key} is {_shown(value)}; it must be an object")
+        raise InvalidInput(f"{where}: {key} is {shown(value)}; it must be an object")
     return value
 
 
@@ -41,10 +40,14 @@ def only(where: str, values: Mapping[str, Any], key: str, *allowed: Any) -> None
     value = values.get(key)
     if value is not None and value not in allowed:
         raise InvalidInput(
-            f"{where}: {key} is {_shown(value)}; llama.cpp's runtime computes as if it were "
-            f"{' or '.join(_shown(a) for a in allowed) or 'absent'}, so the GGUF would be silently wrong"
+            f"{where}: {key} is {shown(value)}; llama.cpp's runtime computes as if it were "
+            f"{' or '.join(shown(a) for a in allowed) or 'absent'}, so the GGUF would be silently wrong"
         )
 
 
-def _shown(value: Any) -> str:
-    return quote(value) if isinstance(value, str) else quote(repr(value), 60).strip("'\"")
+def shown(value: Any, limit: int = 60) -> str:
+    """A JSON value as part of a one-line message: text in quotes, anything else without."""
+    if isinstance(value, str):
+        return quote(value, limit)
+    text = repr(value)
+    return ascii(text[:limit])[1:-1] + "…" * (len(text) > limit)

@@ -4,11 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import GGUFValueType
 
-from ..checkpoint.files import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.jsonfile import read_json_object
 from ..checkpoint.tokenizer_file import read_tokenizer_file
@@ -20,10 +19,8 @@ from .sentencepiece import read_sentencepiece
 from .special import LLAMA
 from .template_spaces import Step, emulate, emulated_steps
 from .text_view import TextView, text_view
-from .tokenizer import read_tokenizer, tokenizer_kv
-
-if TYPE_CHECKING:
-    from .token_gap import Gap
+from .token_rows import embedding_rows
+from .tokenizer import added_tokens, declared_tokens, read_tokenizer, tokenizer_kv
 
 log = logging.getLogger("borealis_gguf")
 
@@ -33,8 +30,8 @@ PREFIX = "tokenizer.ggml.add_space_prefix"
 def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
     """The tokenizer's keys for a model of `n_vocab` embeddings, in the order llama.cpp's converter writes them.
 
-    What the checkpoint's tokenizer does to a text and llama.cpp's will not is measured and told in a warning. Raises
-    InvalidInput where words would be split otherwise throughout.
+    What the checkpoint's tokenizer does to a text and llama.cpp's will not is told in a warning. Raises InvalidInput
+    where words would be split otherwise throughout.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     json = read_tokenizer_file(whole, merges=model is None) if whole else {}
@@ -45,14 +42,15 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
         view = view or _view_of_model(model, config)
         kv, gaps, steps = _sentencepiece(checkpoint, n_vocab, view, config), view.gaps, ()
     elif whole:
-        bpe = read_bpe(whole, json, config, n_vocab)
+        declared = declared_tokens(checkpoint, config, added_tokens(str(whole), json))
+        bpe = read_bpe(whole, json, config, n_vocab, rows=embedding_rows(checkpoint), declared=declared)
         template, steps = emulate(read_chat_template(checkpoint, config), bpe, config), emulated_steps(bpe.match)
         keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
         kv, gaps = (*_said(config), *keys, *chat_template_kv(template)), bpe.gaps
     else:
         raise InvalidInput(f"{checkpoint.path}: neither tokenizer.model nor tokenizer.json is there; fetch one of them")
     if gaps:
-        _tell(str(whole or model), kv, whole, gaps, steps)
+        _warn(str(whole or model), gaps, steps)
     return kv
 
 
@@ -85,33 +83,8 @@ def _sentencepiece(checkpoint: Checkpoint, n_vocab: int, view: TextView, config:
     return (*said, *kv, *last)
 
 
-def _tell(where: str, kv: Sequence[KV], whole: Path | None, gaps: Sequence[str], steps: Sequence[Step]) -> None:
-    """One warning: what llama.cpp leaves out, how many lines it changes, which of it the chat template does, and what
-    is different after that."""
-    from .token_gap import measure  # loads llama.cpp
-
-    what = f"llama.cpp's tokenizer leaves out {'; '.join(gaps)}"
+def _warn(where: str, gaps: Sequence[str], steps: Sequence[Step]) -> None:
+    """What a GGUF cannot express of the tokenizer, and which of it the chat template does instead."""
     in_chats = f"; in chats the template does {', '.join(step.name for step in steps)}" if steps else ""
-    try:
-        gap = measure(kv, whole) if whole else None
-        left = measure(kv, whole, steps=[step.apply for step in steps]) if whole and steps else None
-    except ImportError:
-        gap = left = None
-    if gap is None:
-        why = "no tokenizer.json to compare with" if whole is None else "pip install tokenizers"
-        log.warning("%s: %s; how often ids differ was not measured (%s)%s", where, what, why, in_chats)
-        return
-    line = f"{gap.different} of {gap.lines} Norwegian lines get other ids{_example(gap)}{in_chats}"
-    if left is not None:
-        line += f", and {left.different} of {left.lines} still get other ids{_example(left)}"
-    log.log(logging.WARNING if gap.different else logging.INFO, "%s: %s: %s", where, what, line)
-
-
-def _example(gap: "Gap") -> str:
-    """The first line that differs, from where its ids do."""
-    if not gap.different:
-        return ""
-    pairs = zip(gap.ours, gap.theirs, strict=False)
-    at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(gap.ours), len(gap.theirs)))
-    start = f" from its token {at} on" if at else ""
-    return f", as {quote(gap.example, 60)}{start}: {gap.ours[at : at + 8]} for {gap.theirs[at : at + 8]}"
+    told = "texts that it changes get other token ids, which the check counts"
+    log.warning("%s: a GGUF cannot express %s: %s%s", where, "; ".join(gaps), told, in_chats)

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
-from ..errors import BorealisError, Cancelled
+from ..errors import BorealisError, Cancelled, InvalidInput
 from . import lowrank
 from .outputs import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
@@ -102,6 +102,7 @@ def execute(
             stop or threading.Event(),
             allow_nonfinite,
             open_source,
+            plans,
         )
         if is_remote(plans):
             run.ahead = ReadAhead(batches(run.tasks), open_source, run.stop)
@@ -262,8 +263,10 @@ class _Run:
         stop: threading.Event,
         allow_nonfinite: bool,
         open_source: OpenSource = open_local,
+        plans: Sequence[FilePlan] = (),
     ) -> None:
         self.tasks = work
+        self.plans = plans
         self.outputs = outputs
         self.codec = codec
         self.stop = stop
@@ -415,9 +418,13 @@ class _Worker:
                 return
             nbytes = row_nbytes(encoding.type, task.tensor.n_per_row)
             out = self.buffer("out", task.rows * nbytes)
-            finite = self.run.codec.encode(rows, encoding.type, encoding.importance, out.reshape(task.rows, nbytes))
+            try:
+                finite = self.run.codec.encode(rows, encoding.type, encoding.importance, out.reshape(task.rows, nbytes))
+            except InvalidInput as error:
+                raise InvalidInput(f"{task.tensor.source.slice.path}: {task.tensor.name}: {error}") from None
             self.check(finite, task, "is NaN or Inf")
-            self.check(self.run.codec.valid(out, encoding.type), task, f"is too large for {encoding.type.name}")
+            if not self.run.codec.valid(out, encoding.type):
+                self.check(False, task, f"is too large for {encoding.type.name}", self.larger_type(task, encoding))
             if not self.write(task, encoding, out, later=True):
                 del self.buffers["out"]
 
@@ -493,9 +500,16 @@ class _Worker:
             done &= self.run.outputs[index].write(self.outputs[index], offset + skip, data.data, later)
         return done
 
-    def check(self, good: bool, task: Task, fault: str) -> None:
+    def check(self, good: bool, task: Task, fault: str, advice: str = "--allow-nonfinite keeps it") -> None:
         if not good and not self.run.allow_nonfinite:
             raise BorealisError(
                 f"{task.tensor.source.slice.path}: {task.tensor.name}: a weight in rows {task.first} to "
-                f"{task.first + task.rows - 1} {fault}; --allow-nonfinite keeps it"
+                f"{task.first + task.rows - 1} {fault}; {advice}"
             )
+
+    def larger_type(self, task: Task, encoding: Encoding) -> str:
+        """What to do about a weight that is beyond the largest number of its type."""
+        plan, types = self.run.plans[encoding.places[0][0]], [t for t in (BF16, F32) if t != encoding.type]
+        options = filter(None, (plan.option(task.tensor.name, type) for type in types))
+        use = " or ".join(options) or f"write it as {types[0].name}"
+        return f"use {use} (--allow-nonfinite writes infinity)"

@@ -42,10 +42,12 @@ def lay_out(
     wanted: Sequence[GGMLQuantizationType | None] | None = None,
     importance: Sequence[np.ndarray | None] | None = None,
     label: str = "",
+    retype: tuple[tuple[str, str], ...] = (),
 ) -> FilePlan:
     """Plan one file: `types[i]` is what `model.tensors[i]` is written as, `importance[i]` its weights' importance.
 
-    `wanted[i]` is the type it fell back from, for the report. Raises ValueError when a row does not fit its type.
+    `wanted[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
+    row does not fit its type.
     """
     alignment = next((kv.value for kv in model.kv if kv.key == "general.alignment"), GGUF_DEFAULT_ALIGNMENT)
     sizes = [row_nbytes(type, t.n_per_row) * t.rows for t, type in zip(model.tensors, types, strict=True)]
@@ -70,7 +72,7 @@ def lay_out(
             strict=False,
         )
     )
-    return FilePlan(path, label, header, tensors, len(header) + offsets[-1], model)
+    return FilePlan(path, label, header, tensors, len(header) + offsets[-1], model, retype)
 
 
 def _offsets(sizes: Iterable[int], alignment: int) -> Iterable[int]:

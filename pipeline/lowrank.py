@@ -62,9 +62,14 @@ def memory(updates: Sequence[LowRank], rows: int) -> int:
     return matrices + 8 * max((max(TILE, u.down.shape[u.transposed ^ 1]) for u in updates), default=0)
 
 
+def read_matrix(matrix: Slice) -> np.ndarray:
+    """All of a matrix of an adapter, as float32."""
+    height, width = matrix.shape
+    return _read(matrix, 0, height, 0, width)
+
+
 def _down(update: LowRank) -> np.ndarray:
-    height, width = update.down.shape
-    whole = _read(update.down, 0, height, 0, width)
+    whole = read_matrix(update.down)
     return np.ascontiguousarray(whole.T) if update.transposed else whole
 
 

@@ -159,6 +159,7 @@ class FilePlan:
     """One output file. `header` is complete (magic, KV, tensor infos, padding); `size` is the whole file's.
 
     `label` is what the file is called in reports: a preset or an outtype. `model` is what the header was made of.
+    `retype` are the options that give tensors another type, "{}": by tensor name, and by "" those of the others.
     """
 
     path: Path
@@ -167,3 +168,10 @@ class FilePlan:
     tensors: tuple[TensorPlan, ...]
     size: int
     model: Model
+    retype: tuple[tuple[str, str], ...] = ()
+
+    def option(self, name: str, type: GGMLQuantizationType) -> str | None:
+        """The option that makes `type` the type of tensor `name`."""
+        options = dict(self.retype)
+        text = options.get(name, options.get(""))
+        return text and text.format(type.name.lower(), name=name)

@@ -13,24 +13,21 @@ import numpy as np
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_model import check_model
-from ..checkpoint.jsonfile import MAX_TOKENIZER_JSON
 from ..checkpoint.types import Slice
 from ..convert.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
 from ..pipeline.sources import OpenSource, open_local
-from .asked import Child
+from .checkpoint_text import read_checkpoint_text
 from .metadata import check_metadata
-from .own import read_own
 from .report import Finding, Report, Section
 from .second import second_opinion
 from .tap import Tap
 from .tensors import check_names, check_weights
-from .texts import LINES
-from .theirs import Theirs
+from .text_checks import TextCheck
+from .texts import LINES, QUICK_LINES
 from .weights import Pair
-from .words import Words
 
 MAX_TEXT = 64 << 20
 WEIGHTED_BY = "quantize.imatrix.file"
@@ -59,14 +56,13 @@ def check_file(
     header = read_gguf(path)
     if logits:
         _can_compare_logits(path, header, source, against)
-    own = read_own(source.origin) if source.origin else None
     with ExitStack() as stack:
-        words = None
-        if _has_words(header):
-            lines = [*LINES, *texts]
-            theirs = Theirs(own, lines, quick=quick) if own else None
-            words = Words(str(path), header, source.kv, theirs, lines, quick=quick)
-            stack.callback(words.close)
+        text = None
+        if _has_vocabulary(header):
+            checkpoint = read_checkpoint_text(source.origin) if source.origin else None
+            lines = [*(QUICK_LINES if quick else LINES), *texts]
+            text = TextCheck(path, header, source.kv, checkpoint, lines, quick=quick)
+            stack.callback(text.close)
         sections = [
             _form(header),
             check_metadata(header.kv, source.kv),
@@ -74,7 +70,7 @@ def check_file(
                 header, source, codec, quick=quick, importance=importance, jobs=jobs, on_progress=on_progress
             ),
             second_opinion(header, source, codec, quick=quick),
-            *(words.sections() if words else ()),
+            *(text.sections() if text else ()),
         ]
         if logits and source.origin:
             from .logits import check_logits
@@ -104,8 +100,8 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in read_text(path, MAX_TEXT).split("\n") if line]
 
 
-def _has_words(header: GGUFFile) -> bool:
-    """Not so a vision part, or an adapter."""
+def _has_vocabulary(header: GGUFFile) -> bool:
+    """A vision tower and an adapter have none."""
     return header.find("tokenizer.ggml.tokens") is not None
 
 
@@ -152,22 +148,22 @@ def check_tensors(
     )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _File:
-    """A file under quick check, under the name it has meanwhile. `metadata`: what its header says of itself."""
+    """A file under quick check. `metadata`: the sections on its header; `text`: None where there is nothing to ask."""
 
     path: Path
     plan: FilePlan
     header: GGUFFile
     metadata: tuple[Section, ...]
-    words: Words | None
+    text: TextCheck | None
 
 
 class QuickCheck:
     """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
 
     Headers are read back and texts tokenized while the weights are being written. Use it in a `with`, and let the
-    executor open its sources with `open_source`: of those far away, the rows that are compared are kept.
+    executor open its sources with `open_source`: the sampled rows of remote sources are kept as they come in.
     """
 
     def __init__(
@@ -175,50 +171,20 @@ class QuickCheck:
         codec: Codec,
         on_report: Callable[[Report], None] | None = None,
         open_source: OpenSource = open_local,
-        source: str | Path | None = None,
     ) -> None:
-        """`source` is what will be planned once this is entered, if that is known: see `_expect`."""
-        self.codec, self.on_report, self._source = codec, on_report, source
+        self.codec, self.on_report = codec, on_report
         self._tap = Tap(open_source)
         self._files: list[_File] = []
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
         self._begun: Future[None] | None = None
-        self._children: dict[str, Child] = {}
-        self._asked: Future[Theirs] | None = None
 
     def __enter__(self) -> "QuickCheck":
-        if self._source is not None:
-            self._expect(Path(self._source))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()  # before what it has begun is closed
         self._stack.close()
-        for child in self._children.values():
-            child.close()
-
-    def _expect(self, folder: Path) -> None:
-        """Start who answers about a checkpoint's texts, and ask its tokenizer, while plans are made.
-
-        Whether `folder` is a checkpoint, and one that is whole, is found out by who plans.
-        """
-        tokenizer = folder / "tokenizer.json"
-        try:
-            there = (folder / "config.json").is_file() and tokenizer.is_file()
-            if not there or tokenizer.stat().st_size > MAX_TOKENIZER_JSON:
-                return
-        except OSError:  # who plans says so
-            return
-        self._children = {"gguf": Child("gguf"), "tokenizer": Child(str(tokenizer))}  # before planning has the threads
-        self._asked = self._pool.submit(self._ask, folder)
-
-    def _ask(self, folder: Path) -> Theirs:
-        """Ask the tokenizer of the checkpoint in `folder`."""
-        child = self._children.pop("tokenizer", None)
-        theirs = Theirs(read_own(folder), LINES, quick=True, child=child)
-        self._stack.callback(theirs.close)
-        return theirs
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Begin, in a thread: what it finds is told by `finish`."""
@@ -229,43 +195,36 @@ class QuickCheck:
         return self._tap.open(slice, stop)
 
     def _read(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
-        """Read the headers back, and begin to tokenize. Files with the same vocabulary are asked once.
+        """Read the headers back, and begin to tokenize: files with the same vocabulary share one check of it.
 
-        Nobody is asked when the source is a GGUF: its vocabulary must come over as it is, key by key.
+        There is none when the source is a GGUF: its vocabulary must come over as it is, key by key.
         """
         for path, plan in files:
             header = read_gguf(path)
-            words = next((f.words for f in self._files if _same_words(f.header, header)), None)
-            if words is None and plan.model.origin and _has_words(header):
-                words = self._words(path, header, plan, plan.model.origin)
+            text = next((f.text for f in self._files if _same_vocabulary(f.header, header)), None)
+            if text is None and plan.model.origin and _has_vocabulary(header):
+                checkpoint = read_checkpoint_text(plan.model.origin)
+                text = TextCheck(path, header, plan.model.kv, checkpoint, QUICK_LINES, quick=True)
+                self._stack.callback(text.close)
             metadata = (_form(header), check_metadata(header.kv, plan.model.kv))
-            self._files.append(_File(path, plan, header, metadata, words))
-
-    def _words(self, path: Path, header: GGUFFile, plan: FilePlan, origin: Path) -> Words:
-        theirs = self._asked.result() if self._asked else None
-        if theirs is None or theirs.own.folder != origin:
-            theirs = self._ask(origin)
-        child = self._children.pop("gguf", None)
-        words = Words(str(path), header, plan.model.kv, theirs, LINES, quick=True, child=child)
-        self._stack.callback(words.close)
-        return words
+            self._files.append(_File(path, plan, header, metadata, text))
 
     def finish(self) -> None:
         """Compare. Raises BorealisError, in one line, when a file is not what it should be."""
         if self._begun:
             self._begun.result()
-        answered: dict[int, tuple[Section, ...]] = {}
+        checked: dict[int, tuple[Section, ...]] = {}
         for file in self._files:
             began = time.monotonic()
-            if file.words and id(file.words) not in answered:
-                answered[id(file.words)] = file.words.sections()
-            report = self._report(file, answered.get(id(file.words), ()), began)
+            if file.text and id(file.text) not in checked:
+                checked[id(file.text)] = file.text.sections()
+            report = self._report(file, checked.get(id(file.text), ()), began)
             if self.on_report:
                 self.on_report(report)
             if not report.ok:
                 raise BorealisError(f"{report.verdict}; nothing was kept (--no-check skips the check)")
 
-    def _report(self, file: _File, words: tuple[Section, ...], began: float) -> Report:
+    def _report(self, file: _File, text: tuple[Section, ...], began: float) -> Report:
         model = file.plan.model
         importance = {t.tensor.name: t.importance for t in file.plan.tensors}
         sections = (
@@ -279,15 +238,15 @@ class QuickCheck:
                 open_source=self._tap.open_kept,
             ),
             second_opinion(file.header, model, self.codec, quick=True),
-            *words,
+            *text,
         )
         against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)
         shown = tuple(section for section in sections if section.findings)
         return Report(file.plan.path, against, True, shown, time.monotonic() - began)
 
 
-def _same_words(a: GGUFFile, b: GGUFFile) -> bool:
-    """Whether two files say the same of their vocabulary and template."""
+def _same_vocabulary(a: GGUFFile, b: GGUFFile) -> bool:
+    """Whether two files have the same vocabulary and chat template."""
     return [kv for kv in a.kv if kv.key.startswith("tokenizer.")] == [
         kv for kv in b.kv if kv.key.startswith("tokenizer.")
     ]

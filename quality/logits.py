@@ -16,9 +16,9 @@ from ..checkpoint.types import GGMLQuantizationType
 from ..errors import BorealisError, InvalidInput
 from ..runtime.probe import extra_buffers_work
 from . import bounds
-from .asked import Asked
 from .report import Finding, Section
 from .texts import LINES
+from .worker_client import PendingRequest
 
 NEEDED = ("transformers", "torch")
 LONG_TOKENS = 1400
@@ -156,15 +156,20 @@ def check_logits(gguf: str, checkpoint: Path, header: GGUFFile, threads: int, re
 
     recorded: a file of `record`, which then speaks for the checkpoint.
     """
-    request: dict[str, Any] = {"logits": gguf, "checkpoint": str(checkpoint), "threads": threads}
+    request: dict[str, Any] = {
+        "task": "compute_logits",
+        "gguf": gguf,
+        "checkpoint": str(checkpoint),
+        "threads": threads,
+    }
     request |= {"extra_buffers": extra_buffers_work(), "recorded": str(recorded) if recorded else None}
-    asked = Asked(request, "both models computed logits")
+    pending = PendingRequest(request, "both models computed logits", seconds=None)
     try:
-        prompts = asked.answer()["prompts"]
+        prompts = pending.result()["prompts"]
     except BorealisError as error:
         return Section("logits", (Finding("failed", "both models", found=str(error)),))
     finally:
-        asked.close()
+        pending.close()
     counts: Counter[GGMLQuantizationType] = Counter()
     for tensor in header.tensors.values():
         counts[tensor.type] += prod(tensor.shape)

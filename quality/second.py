@@ -137,12 +137,13 @@ class _Sides:
                     gguf, own = weight.gguf.format(bid) + kind, weight.checkpoint.format(bid)
                     # some matrices are no module's, and their names are whole
                     found = self.checkpoint.get(own + kind) or self.checkpoint.get(own if kind == ".weight" else "")
-                    if found and gguf not in self.changed:
-                        yield _Match(self._home(gguf), *found, weight)
+                    home = self._home(gguf)
+                    if found and home not in self.changed:
+                        yield _Match(home, *found, weight)
 
     def _home(self, gguf: str) -> str:
         """A head that is left out is the embedding, which must then hold it too."""
-        return EMBEDDING if gguf == HEAD and HEAD not in self.gguf and EMBEDDING not in self.changed else gguf
+        return EMBEDDING if gguf == HEAD and HEAD not in self.gguf else gguf
 
 
 def _weights(sides: _Sides, definition: Definition, values: Values, quick: bool) -> list[Finding]:

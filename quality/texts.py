@@ -1,5 +1,8 @@
 """Texts on which tokenizers tend to disagree. Written for this purpose; every line says something of its own."""
 
+LITERAL_SPACES = "▁ ▁▁ lav ▁strek▁"
+"""SentencePiece's own character for a space, as text."""
+
 LINES = (
     "",
     " ",
@@ -62,5 +65,10 @@ LINES = (
     "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichenüberprüfungsstelle",
     "xqzjwkvbp Ørsåkdfgh AbCdEfGhIj sNaKe_cAsE camelCaseMedÆØÅ SCREAMING_SNAKE",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaæ",
-    "▁ ▁▁ lav ▁strek▁ <0x0A> <0xFF> [PAD1] <s> </s> <|im_start|> [INST]",
+    "<0x0A> <0xFF> [PAD1] <s> </s> <|im_start|> [INST]",
+    LITERAL_SPACES,
 )
+
+QUICK_LINES = tuple(line for line in LINES if line is not LITERAL_SPACES)
+"""Those of the quick check: no GGUF of a Gemma 3 can get the line that is left out right, and to prove that this is why
+takes a second tokenizer, which is made only when something differs."""

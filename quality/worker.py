@@ -1,112 +1,65 @@
-"""The child that tokenizes and computes: reads one request from standard input, writes one answer, ends.
+"""The worker process that tokenizes and computes: reads one request from standard input, writes one answer, ends.
 
-llama.cpp and the `tokenizers` library are native code, which may die on a damaged file; here nothing dies with them.
-{"gguf": PATH, "texts": […], "ask": [ids], …}, {"tokenizer": PATH, "texts": […]}, the same with "chats", or {"logits":
-PATH, …}: each calls a function below, or `logits.measure`, whose result is the answer. The process's arguments name
-what can be opened before.
+llama.cpp and the `tokenizers` library are native code, which may die or hang on a damaged file; here nothing dies with
+them. A request is a JSON object whose "task" is a key of TASKS; the rest are that function's arguments.
 """
 
 import contextlib
 import gc
-import importlib
 import json
 import os
 import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..errors import BorealisError
 from ..runtime.child import die_quietly
 
-LATER = 5
-"""Steps of priority behind the process that asks: it plans and encodes meanwhile."""
+NICENESS = 5
+"""Steps of priority below the process that asks, which plans and encodes meanwhile."""
+ORDINARY = (1, 4)
+"""Types of tokens that are text: normal ones and user-defined ones."""
 
 
 def main() -> None:
     """Never raises: an error is an answer."""
     die_quietly()
-    if sys.platform != "win32":  # there, whoever starts it says so
+    if sys.platform != "win32":  # there, the parent sets the priority
         with contextlib.suppress(OSError):
-            os.nice(LATER)
-    gc.disable()  # it ends before there is anything to collect
+            os.nice(NICENESS)
+    gc.disable()  # the process ends before there is anything to collect
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print to standard output goes to standard error
-    for ahead in sys.argv[1:]:
-        _open(ahead)
     request = json.load(sys.stdin.buffer)
     try:
-        answer = _answer(request)
+        answer = TASKS[request.pop("task")](**request)
     except BorealisError as error:
         answer = {"error": str(error)}
     pipe.write(json.dumps(answer).encode("ascii"))
     pipe.close()
     sys.stderr.flush()
-    os._exit(0)  # nobody waits for hundreds of thousands of strings to be freed
+    os._exit(0)  # without freeing hundreds of thousands of strings one by one
 
 
-def _open(ahead: str) -> None:
-    """Do what the request will need. What is wrong is told when it comes, if it comes."""
-    if ahead == "gguf":
-        _llama().begin()
-        return
-    with contextlib.suppress(Exception):
-        _in_parts(ahead)
-        importlib.import_module("tokenizers")
-
-
-def _llama() -> Any:
-    """llama.cpp's vocabularies. The binding's own ways to chat, which take longest to import, are left out."""
-    sys.modules.setdefault("llama_cpp.llama", ModuleType("llama_cpp.llama"))
-    from ..runtime import vocabulary
-
-    return vocabulary
-
-
-@cache
-def _in_parts(tokenizer: str) -> Any:
-    from ..checkpoint.tokenizer_file import open_in_parts
-
-    return open_in_parts(Path(tokenizer))
-
-
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    if "logits" in request:
-        from .logits import measure
-
-        return {"prompts": measure(request.pop("logits"), **request)}
-    if "chats" in request:
-        return of_bare_tokenizer(**request)
-    return of_gguf(**request) if "gguf" in request else of_tokenizer(**request)
-
-
-def of_gguf(
-    gguf: str, texts: list[str], ask: list[int], vocabulary: str | None = None, ids: list[int] | None = None
-) -> dict[str, Any]:
+def tokenize_gguf(gguf: str, texts: list[str], ask: list[int]) -> dict[str, Any]:
     """`ids` of the texts as llama.cpp has them, with special tokens; `bos`; which tokens of `ask` are control tokens
-    and ends. `back` tells of each text whether its ids give it back.
-
-    `vocabulary` is a GGUF that holds of the vocabulary of `gguf` the tokens `ids` alone; of `gguf` itself ggml then
-    reads the header.
+    and end an answer; `plain`, the ids that the names of `ask` get as plain text; `back`, whether each text comes back
+    from its ids; `retyped`, the ordinary tokens that llama.cpp makes control tokens.
     """
-    llama = _llama()
-    if vocabulary:
-        llama.open_header(Path(gguf))
-    vocab = llama.open_vocabulary(Path(vocabulary or gguf))
-    whole = range(vocab.n_vocab) if ids is None else ids
-    asked = [(id, whole.index(id)) for id in ask]
+    from ..checkpoint.gguf import read_gguf
+    from ..runtime.vocabulary import open_vocabulary
 
-    def tokenize(text: str, *, special: bool) -> list[int]:
-        return [whole[id] for id in vocab.tokenize(text, special)]
-
+    vocab, header = open_vocabulary(Path(gguf)), read_gguf(Path(gguf))
+    tokens, types = (header.value(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
+    named = [id for id, (text, type) in enumerate(zip(tokens, types, strict=False)) if type in ORDINARY and "<" in text]
     return {
-        "ids": [tokenize(text, special=True) for text in texts],
-        "plain": [tokenize(vocab.token_text(own), special=False) for _, own in asked],
+        "ids": [vocab.tokenize(text, special=True) for text in texts],
+        "plain": [vocab.tokenize(vocab.token_text(id), special=False) for id in ask],
         "back": [_comes_back(vocab, text) for text in texts],
-        "bos": None if vocab.bos is None else whole[vocab.bos],
-        "control": [id for id, own in asked if vocab.is_control(own)],
-        "ends": [id for id, own in asked if vocab.is_end(own)],
+        "bos": vocab.bos,
+        "control": [id for id in ask if vocab.is_control(id)],
+        "ends": [id for id in ask if vocab.is_end(id)],
+        "retyped": [tokens[id] for id in named if vocab.is_control(id)],
     }
 
 
@@ -115,51 +68,85 @@ def _comes_back(vocabulary: Any, text: str) -> bool:
     return text.encode("utf-8", "replace") in (data, data.removeprefix(b" "))
 
 
-def of_tokenizer(tokenizer: str, texts: list[str], less: bool = False) -> dict[str, Any]:
-    """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text.
-
-    `less` is without what these texts have no use for (see `cut`).
+def tokenize_reference(tokenizer: str, gguf: str, texts: list[str], quick: bool) -> dict[str, Any]:
+    """`ids` of the texts as the checkpoint's own tokenizer has them; `around`, what it puts around an empty text;
+    `vocabulary`, as `vocabulary_parity.compare_texts` compares it with the GGUF's; `merges`, what is wrong with them,
+    None when `quick`.
     """
+    from tokenizers import Tokenizer
+
+    from ..checkpoint.gguf import read_gguf
+    from ..checkpoint.tokenizer_file import read_tokenizer_file
+    from .vocabulary_parity import compare_merges, compare_texts
+
+    header = read_gguf(Path(gguf))
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return {"missing": True}
-    try:
-        own = (_cut(tokenizer, texts) if less else None) or Tokenizer.from_file(tokenizer)
-        return {"ids": _ids(own, texts), "around": own.encode("").ids}
+        own = Tokenizer.from_file(tokenizer)
+        vocabulary, renumbered = own.get_vocab(with_added_tokens=True), dict[str, int]()
+        found = compare_texts(vocabulary, header)
+        if found["different"]:
+            renumbered = _renumbered(own, read_tokenizer_file(Path(tokenizer), merges=False))
+            found = compare_texts(vocabulary | renumbered, header)
+        return {
+            "ids": _ids(own, texts, renumbered),
+            "around": own.encode("").ids,
+            "vocabulary": {**found, "renumbered": renumbered},
+            "merges": None if quick else compare_merges(read_tokenizer_file(Path(tokenizer)), header),
+        }
+    except BorealisError:
+        raise
     except Exception as error:  # the library raises bare Exceptions
         return {"error": f"{tokenizer}: tokenizers cannot use it ({' '.join(str(error).split())})"}
 
 
-def _cut(tokenizer: str, texts: list[str]) -> Any:
-    """The tokenizer cut down to `texts`; None where that does not work, for whatever reason: the whole one knows."""
-    from tokenizers import Tokenizer
-
-    from .cut import cut_tokenizer
-
-    with contextlib.suppress(Exception):
-        made = cut_tokenizer(_in_parts(tokenizer), texts)
-        return made and Tokenizer.from_str(made)
-
-
-def of_bare_tokenizer(tokenizer: str, texts: list[str], chats: list[str]) -> dict[str, Any]:
+def tokenize_representable(
+    tokenizer: str, texts: list[str], chats: list[str], control: list[str], n_vocab: int
+) -> dict[str, Any]:
     """`ids` of the texts, and `chats`, those of conversations, without what the GGUF's tokenizer and the GGUF's chat
-    template cannot do; the library is there.
-    """
+    template cannot do; `gaps`, that in words."""
     from tokenizers import Tokenizer
 
+    from ..checkpoint.folder import Checkpoint
     from ..checkpoint.tokenizer_file import read_tokenizer_file
-    from .bare import bare
+    from ..convert.bpe import read_bpe
+    from ..convert.text_view import text_view
+    from .checkpoint_text import optional_json
+    from .representable import not_representable, representable
 
-    whole = read_tokenizer_file(Path(tokenizer))
+    path = Path(tokenizer)
+    whole = read_tokenizer_file(path)
+    config = optional_json(Checkpoint(path.parent, None, {}, {}), "tokenizer_config.json")
+    view = text_view(whole)
+    gaps = view.gaps if view else read_bpe(path, whole, config, n_vocab).gaps
     try:
-        plain, chat = (Tokenizer.from_str(json.dumps(bare(whole, chat=chat))) for chat in (False, True))
-        return {"ids": _ids(plain, texts), "chats": _ids(chat, chats)}
+        plain, chat = (
+            Tokenizer.from_str(json.dumps(representable(whole, chat=chat, control=control))) for chat in (False, True)
+        )
+        renumbered = _renumbered(plain, whole)
+        found = {"ids": _ids(plain, texts, renumbered), "chats": _ids(chat, chats, renumbered)}
+        return {**found, "gaps": not_representable(whole, gaps, control)}
     except Exception as error:
         return {"error": f"{tokenizer}: tokenizers cannot use a part of it ({' '.join(str(error).split())})"}
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def compute_logits(**request: Any) -> dict[str, Any]:
+    from .logits import measure
+
+    return {"prompts": measure(**request)}
+
+
+def _renumbered(tokenizer: Any, json: dict[str, Any]) -> dict[str, int]:
+    """Added tokens to which `tokenizers` gives another id than the one that tokenizer.json states: it counts them on
+    from the end of the vocabulary, and only notices when that has gaps."""
+    added = {token["content"]: token["id"] for token in json.get("added_tokens") or []}
+    return {text: id for text, id in added.items() if tokenizer.token_to_id(text) not in (id, None)}
+
+
+def _ids(tokenizer: Any, texts: list[str], renumbered: dict[str, int]) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [[renumbered.get(token, id) for token, id in zip(e.tokens, e.ids, strict=True)] for e in encodings]
+
+
+TASKS = {task.__name__: task for task in (tokenize_gguf, tokenize_reference, tokenize_representable, compute_logits)}

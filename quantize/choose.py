@@ -1,7 +1,7 @@
 """Which type each tensor gets: overrides first, then the preset's mixture, then what the row width allows."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,17 @@ def choose_types(tensors: Sequence[TensorInfo], facts: Facts, preset: Preset, op
     """
     chooser = _Chooser(tensors, facts, preset, options)
     return [chooser.choose(*tensor) for tensor in tensors]
+
+
+def require_matches(shapes: Mapping[str, tuple[int, ...]], arch: str, options: Options) -> None:
+    """Raises InvalidInput for a pattern that fits no tensor which presets quantize: llama-quantize is silent then."""
+    names = [name for name, shape in shapes.items() if is_quantized_by_presets(name, shape, arch)]
+    for text, _ in options.tensor_types:
+        if not any(map(_pattern(text).search, names)):
+            kinds = list(dict.fromkeys(re.sub(r"^blk\.\d+\.", "", name) for name in names))
+            listed = ", ".join(kinds[:12]) + (", …" if len(kinds) > 12 else "")
+            example = f" (in full {names[-1]})" if names else ""
+            raise InvalidInput(f"--tensor-type {text!r}: fits no tensor that is quantized; these are {listed}{example}")
 
 
 class _Chooser:

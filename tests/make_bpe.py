@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from borealis_gguf.convert.norwegian import LINES
+from .norwegian_lines import LINES
 
 DATA = Path(__file__).parent / "data"
 BPE = DATA / "tokenizers" / "bpe.json"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from borealis_gguf.checkpoint.folder import Checkpoint
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert.bpe import LETTERS, Bpe, bpe_kv, read_bpe
-from borealis_gguf.convert.norwegian import LINES
 from borealis_gguf.convert.pre_type import BLOOM, CASES, GPT4O, LLAMA3, PRE_TYPES, QWEN2, TEKKEN
 from borealis_gguf.convert.template_spaces import emulated_steps
-from borealis_gguf.convert.token_gap import measure, tokenize
 from borealis_gguf.convert.vocabulary import vocabulary_kv
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.runtime.template import ChatTemplate
@@ -34,6 +33,8 @@ from .families import (
     byte_level,
     split,
 )
+from .llama_tokenizer import measure, tokenize
+from .norwegian_lines import LINES
 
 TEXT = (Path(__file__).parent / "data" / "norwegian.txt").read_text(encoding="utf-8")
 LINES_AND_MORE = (*LINES, TEXT, *TEXT.splitlines(), "a b", " ", "\n", "\n\n\n", "\r\n", " \n ")
@@ -186,43 +187,38 @@ def test_each_gap_is_named(tmp_path: Path) -> None:
     assert read(tmp_path, words).gaps == ("ByteLevel's space in front of every word",)
 
 
-def test_the_gap_is_measured_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_gguf_cannot_express_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = write(tmp_path, NORA_TOKENIZER, chat_template=CHATML)
     with caplog.at_level(logging.INFO):
-        vocabulary_kv(checkpoint, N_BPE)
+        kv = vocabulary_kv(checkpoint, N_BPE)
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "leaves out Prepend(' '); NFKC; Replace(" in record.getMessage()
-    assert "30 of 30 Norwegian lines get other ids" in record.getMessage()
     told = record.getMessage()
-    assert "get other ids, as 'Hovedstaden i Norge heter Oslo.': (" in told
-    assert r"; in chats the template does Prepend(' '), Replace('\n' → '\n '), Replace(/ *\n/ → '\n'), and " in told
-    assert (
-        r"5 of 30 still get other ids, as '\xc6RLIG TALT: DETTE ER \xd8VERST P\xc5 \xc5RETS LISTE' from its tok" in told
-    )
-    assert "\n" not in told
+    assert record.levelno == logging.WARNING and "\n" not in told
+    assert "a GGUF cannot express Prepend(' '); NFKC; Replace(" in told
+    assert told.endswith(r"; in chats the template does Prepend(' '), Replace('\n' → '\n '), Replace(/ *\n/ → '\n')")
+    gap = measure(kv, tmp_path / "tokenizer.json")
+    assert (gap.different, gap.lines, gap.example) == (30, 30, "Hovedstaden i Norge heter Oslo.")
+    steps = [step.apply for step in emulated_steps(read(tmp_path, NORA_TOKENIZER).match)]
+    left = measure(kv, tmp_path / "tokenizer.json", steps=steps)
+    assert (left.different, left.example) == (5, "ÆRLIG TALT: DETTE ER ØVERST PÅ ÅRETS LISTE")
 
 
-def test_a_normalizer_that_changes_nothing_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_normalizer_that_changes_nothing_changes_no_ids(tmp_path: Path) -> None:
     never = [{"type": "Replace", "pattern": {"String": "\ue000"}, "content": "x"}]
-    checkpoint = write(tmp_path, bpe_json(STRUCTURES["gpt-2"][0], never))
-    with caplog.at_level(logging.INFO):
-        vocabulary_kv(checkpoint, N_BPE)
-    (record,) = caplog.records
-    assert record.levelno == logging.INFO
-    assert "0 of 30 Norwegian lines" in record.getMessage()
+    kv = vocabulary_kv(write(tmp_path, bpe_json(STRUCTURES["gpt-2"][0], never)), N_BPE)
+    assert measure(kv, tmp_path / "tokenizer.json").different == 0
 
 
-def test_without_the_tokenizers_library_nothing_is_claimed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with caplog.at_level(logging.WARNING):
-        kv = vocabulary_kv(write(tmp_path, NORA_TOKENIZER), N_BPE)
-    assert value_of(kv, "ggml.pre") == "tekken"
-    assert (
-        "how often ids differ was not measured (pip install tokenizers); in chats the template does Prep" in caplog.text
+def test_planning_loads_neither_tokenizers_nor_llama_cpp(tmp_path: Path) -> None:
+    write(tmp_path, NORA_TOKENIZER, chat_template=CHATML)
+    code = (
+        "import sys; from pathlib import Path; from borealis_gguf.checkpoint.folder import Checkpoint; "
+        "from borealis_gguf.convert.vocabulary import vocabulary_kv; "
+        "vocabulary_kv(Checkpoint(Path(sys.argv[1]), None, {}, {}), int(sys.argv[2])); "
+        "print(sorted({'tokenizers', 'llama_cpp'} & sys.modules.keys()))"
     )
+    command = [sys.executable, "-c", code, str(tmp_path), str(N_BPE)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # --- what the chat template makes up for ----------------------------------------------------------------------------
@@ -316,7 +312,9 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
     refused(tmp_path, changed(vocab={}), "must be an object of tokens")
     refused(tmp_path, changed(vocab=vocabulary | {"x y": 7}), "an id to two tokens")
     refused(tmp_path, changed(vocab=vocabulary | {"x y": "8"}), "something that is no id")
-    refused(tmp_path, changed(vocab=vocabulary | {"x y": N_BPE}), f"'x y' has the id {N_BPE}")
+    refused(
+        tmp_path, changed(vocab=vocabulary | {"x y": N_BPE}), rf"vocab_size is {N_BPE}, .*: 'x y' \(id {N_BPE}\); call"
+    )
     refused(tmp_path, changed(vocab=vocabulary | {"a\0": N_BPE}), "holds a NUL", N_BPE + 1)
     refused(tmp_path, changed(vocab=vocabulary | {"": N_BPE}), "is empty", N_BPE + 1)
     refused(tmp_path, changed(vocab=vocabulary | {"\ud800": N_BPE}), "is not text", N_BPE + 1)

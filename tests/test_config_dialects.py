@@ -8,12 +8,12 @@ import pytest
 
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert.describe import can_see, describe, describe_vision
-from borealis_gguf.convert.norwegian import LINES
-from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.pipeline.plan import Model, Tensor
 
 from .checkpoints import Miniature, write_json
 from .config_dialects import BASES, VERSIONS, write
+from .llama_tokenizer import tokenize
+from .norwegian_lines import LINES
 
 UNLIKE = (
     "tokenizer.ggml.scores",  # those from tokenizer.json are ranks: what counts are the ids

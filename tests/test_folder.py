@@ -119,7 +119,10 @@ def test_index_without_metadata(tmp_path: Path) -> None:
     [
         ({"config.json": None}, "holds no config.json; is this a checkpoint folder?"),
         ({"config.json": None, "m-Q4_K_M.gguf": a.gguf()}, "It holds m-Q4_K_M.gguf: give that file itself"),
-        ({"config.json": None, "adapter_config.json": {}}, "LoRA adapter: merge it"),
+        (
+            {"config.json": None, "adapter_config.json": {}},
+            "a LoRA adapter, not a model: borealis-gguf convert BASE --lora ",
+        ),
         ({}, "holds neither model.safetensors nor model.safetensors.index.json"),
         (
             {"pytorch_model.bin": b"PK\3\4"},
@@ -133,12 +136,8 @@ def test_index_without_metadata(tmp_path: Path) -> None:
         ({"config.json": b"[]"}, "holds a JSON list, an object is needed"),
         ({"config.json": b'{"a": 1, "a": 2}'}, "the key 'a' occurs twice"),
         ({"config.json": b'{"a": {"b": 1, "b": 1}}'}, "the key 'b' occurs twice"),
-        ({"config.json": b'{"a": NaN}'}, "NaN is not JSON"),
-        ({"config.json": b'{"a": -Infinity}'}, "-Infinity is not JSON"),
-        ({"config.json": b'{"a": 1e400}'}, "number '1e400' is too large"),
         ({"config.json": b'{"a": ' + b"1" * 5000 + b"}"}, "is too large"),
         ({"config.json": b'{"a": "\xff"}'}, "byte 7 is not UTF-8"),
-        ({"config.json": b"\xef\xbb\xbf{}"}, "not valid JSON: .*BOM"),
         ({"config.json": b"{} {}"}, "not valid JSON: Extra data"),
         ({"config.json": b""}, "not valid JSON"),
         ({"config.json": b'{"a":' * 100_000}, "nested too deeply"),

@@ -113,7 +113,6 @@ def test_full_attention_everywhere_writes_no_window() -> None:
         ({"rope_theta": float("inf")}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"text_config": []}, "text_config"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
     ],
     ids=str,
 )

@@ -168,6 +168,18 @@ def test_rows_of_the_type_already_are_copied_bit_by_bit() -> None:
     assert encoded(bits.view(np.float16), T.F16).tobytes() == bits.tobytes()
 
 
+@pytest.mark.parametrize("type", [*ggml.EXPONENTS, *ggml.SCALES, T.MXFP4], ids=lambda type: type.name)
+def test_validate_judges_as_ggml_does_and_silently(type: T, capfd: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(type)
+    data = rng.integers(0, 256, (4000, type.nbytes), np.uint8)
+    data[:, :: rng.integers(1, 4)] |= rng.integers(0, 2, (4000, 1), np.uint8) * np.uint8(0x7C)
+    found = [ggml.validate(block, type) for block in data]
+    assert not capfd.readouterr().err
+    library = ggml.library()
+    assert found == [library.ggml_validate_row_data(type, block.ctypes.data, block.size) for block in data]
+    assert {True, False} == set(found)
+
+
 def test_validate_finds_nan_and_infinity() -> None:
     good = encoded(weights(), T.Q4_K)
     assert ggml.validate(good, T.Q4_K)

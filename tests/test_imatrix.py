@@ -173,6 +173,20 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 IMATRIX = Imatrix((), {Q: np.ones(4, np.float32), "token_embd.weight": np.ones(3, np.float32)}, 1)
 
 
+def test_values_beyond_any_activations_are_refused(tmp_path: Path) -> None:
+    huge = write_gguf(tmp_path / "huge", pair([[1, 1e23]], [[10]]))
+    with pytest.raises(InvalidInput, match=r"'blk\.0\.attn_q\.weight' has a value of 1e\+22, and weights times that"):
+        read_imatrix(huge)
+    assert read_imatrix(write_gguf(tmp_path / "large", pair([[1, 1e15]], [[10]]))).entries[Q][1] == np.float32(1e14)
+
+
+def test_importance_that_is_zero_everywhere_is_none() -> None:
+    zeros = np.zeros(4, np.float32)
+    matrix = Imatrix((), {"a": zeros, "b": np.array([0, 0, 0, 1], np.float32)}, 1)
+    assert importance_of(matrix, "a", (2, 4)) is None
+    assert importance_of(matrix, "b", (2, 4)) is matrix.entries["b"]
+
+
 def test_importance_belongs_to_a_tensor_of_its_width() -> None:
     assert importance_of(IMATRIX, Q, (8, 4)) is IMATRIX.entries[Q]
     assert importance_of(IMATRIX, "blk.0.attn_k.weight", (8, 4)) is None

@@ -281,7 +281,7 @@ def extra(name: str, *shape: int, prefix: str = "base_model.model.model.layers.0
 TENSORS = [
     (extra("self_attn.q_proj.lora_magnitude_vector", 128), "DoRA is not supported"),
     (extra("self_attn.q_proj.lora_B.bias", 128), "lora_bias is not supported"),
-    (extra("self_attn.q_proj.lora_A.default.weight", 4, 64), "neither a LoRA matrix nor"),
+    (extra("self_attn.q_proj.lora_A.default.weight", 4, 64), "named as in a raw state dict; save the adapter with"),
     (extra("input_layernorm.weight", 64), "neither a LoRA matrix nor"),
     (extra("self_attn.q_proj.bias", 64), "neither a LoRA matrix nor"),
     (extra("lora_A.weight", 4, 64, prefix="base_model.model.x."), "has A of a pair"),
@@ -289,9 +289,6 @@ TENSORS = [
     (extra("lora_A.weight", 4, 64, prefix="base_model.model.mlp.")
      | extra("lora_B.weight", 8, 4, prefix="base_model.model.mlp."),
      "changes mlp, which the model does not have"),
-    (extra("lm_head.lora_A.weight", 4, 64, prefix="base_model.model.")
-     | extra("lm_head.lora_B.weight", 4096, 4, prefix="base_model.model."),
-     "the output layer is the embedding here"),
     (extra("model.layers.9.mlp.x.lora_A.weight", 4, 64, prefix="base_model.model.")
      | extra("model.layers.9.mlp.x.lora_B.weight", 8, 4, prefix="base_model.model."), "changes model.layers.9.mlp.x"),
     (extra("model.embed_tokens.weight", 5000, 64, prefix="base_model.model."),

@@ -101,31 +101,6 @@ def test_base_models_and_datasets(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a: [", "cannot be read"),
-        ("a: !!python/object/apply:os.system [x]", "cannot be read"),
-        ("a: !!int x", "cannot be read"),
-        ("a: " + "[" * 50000, "brackets"),
-        ("- " * 5000, "nested too deeply"),
-        ("a: " + "x" * 200000, "is the most it may have"),
-        ("a: &a [*a, *b]", "cannot be read"),
-    ],
-    ids=lambda v: v[:20],
-)
-def test_bad_cards(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        general(card(tmp_path / "a", text))
-    assert words in str(caught.value) and "README.md" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "# Only prose\n", "---\nnever closed: [", "---\n- a list\n---\n", "---\n---\n"])
-def test_cards_that_say_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    assert set(general(tmp_path)) <= {"name", "basename", "size_label", "finetune", "version"}
-
-
 def test_aliases_do_not_explode(tmp_path: Path) -> None:
     bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))
     assert "tags" not in general(card(tmp_path / "a", f"a0: &a0 x\n{bomb}\ntags: *a39"))

@@ -19,7 +19,7 @@ from borealis_gguf.quality.check import QuickCheck, check_file
 from borealis_gguf.quality.conversations import CONVERSATIONS
 from borealis_gguf.quality.logits import _compared
 from borealis_gguf.quality.report import as_json, as_text
-from borealis_gguf.quality.texts import LINES
+from borealis_gguf.quality.texts import LINES, QUICK_LINES
 from borealis_gguf.quality.weights import SAMPLED_ROWS, sampled_rows
 from borealis_gguf.quantize import ggml
 from borealis_gguf.runtime.events import Options
@@ -43,7 +43,10 @@ def test_every_section_of_a_good_file_is_looked_at(nano: Path, nano_q4: Path) ->
     assert not report.notes
     assert lines(report, "weights")[0] == "ok F32: 37 tensors, 37 rows: equal"
     assert lines(report, "weights")[2].endswith("each weight the one our encoder gives")
-    assert lines(report, "token ids") == [f"ok {len(LINES)} texts, {tokens(report)} tokens"]
+    assert lines(report, "token ids") == [
+        f"ok {len(LINES)} texts, {tokens(report)} tokens",
+        "ok 4096 tokens have the tokenizer's texts, joined in the same order",
+    ]
     assert "ok 5 '<end_of_turn>': ends an answer (generation_config.json, its name)" in lines(report, "special tokens")
     assert f"ok exactly one BOS in {len(CONVERSATIONS) - 2} prompts" in lines(report, "chat template")
     assert as_text(report).count("✗") == 0
@@ -140,16 +143,27 @@ def test_the_source_may_be_a_gguf(nano_bf16: Path, nano_q4: Path) -> None:
     assert "note not compared: a GGUF is the source" in lines(report, "chat template")[-1]
 
 
-def test_without_tokenizers_the_report_says_so(
+def test_ids_that_cannot_be_compared_are_not_proven(
     tmp_path: Path, nano: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizers.py").write_text("raise ImportError('none here')", encoding="utf-8")
-    monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path / "cache"))  # an earlier answer would do as well
-    monkeypatch.syspath_prepend(str(tmp_path))  # children import what this process would
+    monkeypatch.syspath_prepend(str(tmp_path))  # workers import what this process would
     report = api.check(nano_q8, nano, quick=True)
-    assert report.ok, as_text(report)
-    assert "the tokenizers library is not installed (pip install tokenizers)" in report.notes[0].what
-    assert f"ok {len(LINES) - 1} texts come back from their ids" in lines(report, "token ids")
+    assert [finding.what.split(":")[0] for finding in report.failures] == ["not compared"]
+    assert "tokenizer.json, the process ended (1): ImportError: none here" in report.failures[0].what
+    assert f"ok {len(QUICK_LINES)} texts come back from their ids" in lines(report, "token ids")
+
+
+def test_a_tokenizer_that_never_answers_fails_the_check(
+    tmp_path: Path, nano: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizers.py").write_text("while True: pass", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("borealis_gguf.quality.text_checks.TIME_LIMIT", 3.0)
+    report = api.check(nano_q8, nano, quick=True)
+    (finding,) = report.failures
+    assert finding.what.endswith("tokenizer.json, no answer came within 3 s")
+    assert report.seconds < 60
 
 
 def test_a_checkpoint_with_sentencepiece_alone(tmp_path: Path, nano: Path) -> None:
@@ -167,7 +181,7 @@ def test_a_checkpoint_with_sentencepiece_alone(tmp_path: Path, nano: Path) -> No
 def test_lines_of_a_file(tmp_path: Path, nano: Path, nano_q8: Path) -> None:
     (tmp_path / "text.txt").write_text("Første linje\r\n\nAndre linje 🫐\n", encoding="utf-8")
     report = api.check(nano_q8, nano, text=tmp_path / "text.txt", quick=True)
-    assert lines(report, "token ids")[0].startswith(f"ok {len(LINES) + 2} texts")
+    assert lines(report, "token ids")[0].startswith(f"ok {len(QUICK_LINES) + 2} texts")
     with pytest.raises(InvalidInput, match=r"none\.txt"):
         api.check(nano_q8, nano, text=tmp_path / "none.txt")
 

@@ -9,14 +9,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from borealis_gguf.convert.bpe import bpe_kv, read_bpe
-from borealis_gguf.convert.norwegian import LINES
 from borealis_gguf.convert.pre_type import ROUGH_TEKKEN, TEKKEN
-from borealis_gguf.convert.token_gap import tokenize
 from borealis_gguf.quality import texts
-from borealis_gguf.quality.bare import bare
+from borealis_gguf.quality.representable import representable
 
 from .checkpoints import write_json
 from .families import NORA_TOKENIZER, bpe_json, byte_level, llama_json, llama_pieces, split
+from .llama_tokenizer import tokenize
+from .norwegian_lines import LINES
 from .test_bpe import STRUCTURES
 
 WORDS = "blåBær BLÅBÆR åBær ÅBær ÆØÅ Ær éAb Žž ǅ ʰ नमस्ते ไทย ａＢ İi ß ẞ σΣ Ⅳ Ⓐⓐ ªº 𝔄𝔟 ŊÁ čČa"
@@ -36,7 +36,7 @@ def ids(folder: Path, value: dict[str, Any]) -> tuple[list[tuple[int, ...]], ...
     n = 1 + max(*value["model"]["vocab"].values(), *(token["id"] for token in value["added_tokens"]))
     found = read_bpe(folder / "tokenizer.json", value, {}, n)
     kv = bpe_kv("here", found, value, {"bos_token": "<s>", "eos_token": "</s>"}, {})
-    return (tokenize(kv, lines()), *(encoded(v) for v in (value, bare(value))))
+    return (tokenize(kv, lines()), *(encoded(v) for v in (value, representable(value))))
 
 
 def encoded(value: dict[str, Any]) -> list[tuple[int, ...]]:
@@ -75,10 +75,13 @@ def test_every_gap_at_once(tmp_path: Path) -> None:
 
 
 def test_for_chats_it_keeps_what_templates_do() -> None:
-    kept = bare(NORA_TOKENIZER, chat=True)["normalizer"]["normalizers"]
+    kept = representable(NORA_TOKENIZER, chat=True)["normalizer"]["normalizers"]
     assert [step["type"] for step in kept] == ["Prepend", "Replace", "Replace"]
     words = bpe_json([byte_level(use_regex=True, add_prefix_space=True)])
-    spaces = [bare(words, chat=chat)["pre_tokenizer"]["pretokenizers"][0]["add_prefix_space"] for chat in (False, True)]
+    spaces = [
+        representable(words, chat=chat)["pre_tokenizer"]["pretokenizers"][0]["add_prefix_space"]
+        for chat in (False, True)
+    ]
     assert spaces == [False, True]
 
 
@@ -87,5 +90,5 @@ def test_of_sentencepieces_kind_only_the_spaces_are_left() -> None:
     pieces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     plain = llama_json(llama_pieces(), True)
     odd = plain | {"normalizer": {"type": "NFKC"}, "pre_tokenizer": pieces}
-    assert bare(odd) == bare(odd, chat=True) == plain
-    assert bare(llama_json(llama_pieces(), False)) == llama_json(llama_pieces(), False)
+    assert representable(odd) == representable(odd, chat=True) == plain
+    assert representable(llama_json(llama_pieces(), False)) == llama_json(llama_pieces(), False)

@@ -1,4 +1,4 @@
-"""How often llama.cpp gives other ids than the checkpoint's own tokenizer, over Norwegian text."""
+"""llama.cpp's ids of a vocabulary that is only metadata, beside those of the `tokenizers` library."""
 
 import ctypes
 import tempfile
@@ -10,12 +10,14 @@ from typing import Any
 
 import llama_cpp as llama
 from gguf.constants import GGUFValueType
+from tokenizers import Tokenizer
 
-from ..checkpoint.types import KV
-from ..errors import BorealisError
-from ..pipeline.layout import lay_out
-from ..pipeline.plan import Model
-from .norwegian import LINES
+from borealis_gguf import BorealisError
+from borealis_gguf.checkpoint.types import KV
+from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.plan import Model
+
+from .norwegian_lines import LINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,10 @@ class Gap:
 def measure(
     kv: Sequence[KV], tokenizer_json: Path, lines: Sequence[str] = LINES, *, steps: Sequence[Callable[[str], str]] = ()
 ) -> Gap:
-    """Compare the vocabulary in `kv` with tokenizer.json. Raises ImportError where `tokenizers` is not installed.
+    """Compare the vocabulary in `kv` with tokenizer.json.
 
     `steps` are done to what llama.cpp reads, and not to what the tokenizer reads.
     """
-    from tokenizers import Tokenizer
-
     theirs = Tokenizer.from_file(str(tokenizer_json))
     wanted = [tuple(theirs.encode(line, add_special_tokens=False).ids) for line in lines]
     found = tokenize(kv, [reduce(lambda text, step: step(text), steps, line) for line in lines])
