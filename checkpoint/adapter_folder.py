@@ -75,8 +75,16 @@ def find_adapter(folder: Path) -> AdapterFolder | None:
 
 
 def adapters_below(folder: Path) -> list[AdapterFolder]:
-    """Those in subfolders: PEFT saves an adapter with a name of its own there, a trainer each checkpoint."""
-    return [found for path in _subfolders(folder) if (found := find_adapter(path))]
+    """Those in subfolders: PEFT saves an adapter with a name of its own there, a trainer each checkpoint.
+
+    One beside a model is not meant: torchtune saves the adapter together with what it was merged into.
+    """
+    return [found for path in _subfolders(folder) if not _holds_model(path) and (found := find_adapter(path))]
+
+
+def _holds_model(folder: Path) -> bool:
+    weights = (path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
+    return (folder / "config.json").exists() and any(weights)
 
 
 def instead_of_model(folder: Path) -> str | None:

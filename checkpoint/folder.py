@@ -12,6 +12,7 @@ from .adapter_folder import instead_of_model
 from .files import extended, open_regular, quote, recognize, shown
 from .folder_advice import what_instead
 from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
+from .other_weights import other_weights
 from .quantized import refuse_dtypes, refuse_leftovers
 from .safetensors import DTYPES, UnknownDtype, read_header
 from .types import Slice
@@ -21,6 +22,9 @@ __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_obj
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
+
+DERIVED = ".rotary_emb.inv_freq"
+"""Computed from config.json when a model is built: trainers drop these, and keep the index that lists them."""
 
 Headers = Mapping[str, Mapping[str, Slice]]
 Warn = Callable[[str], None]
@@ -173,6 +177,8 @@ def _add_shard(tensors: dict[str, Slice], shard: Path, remote: Headers) -> None:
 
 def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice]) -> None:
     for name, shard in weight_map.items():
+        if name not in tensors and name.endswith(DERIVED):
+            continue
         if name not in tensors:
             raise InvalidInput(f"{index}: {quote(name)} is listed, but {shard} does not hold it")
         if tensors[name].path.name != shard:
@@ -208,14 +214,12 @@ def _found_instead(path: Path) -> str:
         return f" It is {instead}"
     for pattern, advice in (
         ("*.safetensors", f"It holds {{}}: fetch {INDEX} too, or rename a single file to {SINGLE}."),
-        ("pytorch_model*.bin", "It holds {}: convert it to safetensors first."),
-        ("*.pth", "It holds {}: convert it to safetensors first."),
         ("*.gguf", "It holds {}: give that file itself."),
     ):
         names = sorted(match.name for match in path.glob(pattern))
         if names:
             return " " + advice.format(shown(names[0]))
-    return ""
+    return other_weights(path)
 
 
 def _cached_repo_id(path: Path) -> str | None:

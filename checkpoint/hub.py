@@ -14,6 +14,7 @@ from .gguf import read_gguf
 from .hub_download import EXAMPLE, SCHEMES, Progress, download, parse_id
 from .hub_errors import redact
 from .hub_stream import open_stream
+from .other_weights import other_weights
 from .types import GGMLQuantizationType
 
 UNQUANTIZED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
@@ -90,6 +91,8 @@ def _local_folder(path: Path) -> Source:
     if not names and (instead := what_instead(path) or instead_of_model(path)):
         raise InvalidInput(f"{path}: {instead}")
     also = f", and its GGUFs ({_listed(names)}) are quantized or no models; give one of them" if names else ""
+    other = "" if names else other_weights(path)
+    also += "." * bool(other) + other
     raise InvalidInput(f"{path}: holds no config.json (a checkpoint) and no F32, F16 or BF16 GGUF{also}")
 
 

@@ -12,6 +12,7 @@ from ..checkpoint.types import KV, Slice
 from ..errors import InvalidInput
 from .rope import Scaling, read_rope, scaling_keys
 from .same_bytes import same_bytes
+from .tied import warn_of_own_head
 from .values import integer, number, only
 
 log = logging.getLogger("borealis_gguf")
@@ -145,4 +146,6 @@ def with_head(
     both = head in tensors and embedding in tensors and not checkpoint.parted_head
     if both and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
+    if both:
+        warn_of_own_head(checkpoint)
     return tensors

@@ -11,6 +11,7 @@ from .gemma3_config import Config, read_config, text_config
 from .rope import scaling_keys
 from .rows import Row, map_tensors
 from .same_bytes import same_bytes
+from .tied import warn_of_own_head
 from .tokenizer import read_tokenizer, tokenizer_kv
 
 ARCHITECTURE = "gemma3"
@@ -82,6 +83,8 @@ def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
         raise InvalidInput(f"{where}: tie_word_embeddings is false, but there is no lm_head.weight among the tensors")
     if head and embedding and not checkpoint.parted_head and same_bytes(tensors[head], tensors[embedding]):
         return {name: tensor for name, tensor in tensors.items() if name != head}
+    if head and embedding:
+        warn_of_own_head(checkpoint)
     return tensors
 
 

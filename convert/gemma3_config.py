@@ -109,7 +109,11 @@ def _window(where: str, text: Mapping[str, Any], layers: int) -> int | None:
         agrees = full or step == PATTERN or layers < min(step, PATTERN)
     else:
         if not isinstance(types, list) or len(types) != layers:
-            raise InvalidInput(f"{where}: layer_types must be a list with an entry for each of the {layers} layers")
+            has = f"has {len(types)} entries" if isinstance(types, list) else "is no list"
+            raise InvalidInput(
+                f"{where}: layer_types {has}, but there are {layers} layers, and each must have one; a merge that "
+                "repeats or leaves out layers must list those of its own"
+            )
         full = all(kind == "full_attention" for kind in types)
         expected = ("full_attention" if (i + 1) % PATTERN == 0 else "sliding_attention" for i in range(layers))
         agrees = full or all(kind == other for kind, other in zip(types, expected, strict=False))

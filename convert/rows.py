@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.files import quote
+from ..checkpoint.other_weights import empty_tensors
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import RowMap, Tensor, TensorSource
@@ -92,6 +93,13 @@ def _refuse(where: str, names: Sequence[str], what: str) -> None:
 
 def _tensor(source: Slice, name: str, row: Row, bid: int, sizes: Mapping[str, int]) -> Tensor:
     shape = tuple(sizes[axis] for axis in row.shape)
+    if 0 in source.shape:
+        raise InvalidInput(f"{source.path}: {name}: {empty_tensors(source.path.parent)}")
+    if row.cut and source.shape[1:] == shape[1:] and source.shape[0] < shape[0]:
+        raise InvalidInput(
+            f"{source.path}: {name} has {source.shape[0]} rows, but vocab_size is {shape[0]}; if no token needs the "
+            f"rows that are missing, set vocab_size to {source.shape[0]} in config.json"
+        )
     fits = source.shape[1:] == shape[1:] and len(source.shape) == len(shape) and source.shape[0] >= shape[0]
     if not fits or (source.shape[0] > shape[0] and not row.cut):
         raise InvalidInput(

@@ -45,6 +45,15 @@ def says_tied(config: Mapping[str, Any]) -> bool:
     return all(known) if known else first.startswith(TIED_BY_DEFAULT)
 
 
+def warn_of_own_head(checkpoint: Checkpoint) -> None:
+    """For an output layer that is stored, and is another matrix than the embedding, as merges of models leave it."""
+    if says_tied(checkpoint.config) and not checkpoint.parted_head:
+        checkpoint.warn(
+            f"{checkpoint.path}: tie_word_embeddings is true, but {HEAD} is not the embedding; it is kept, as "
+            "transformers 5 does (4 leaves it out); set tie_word_embeddings to false if that is meant, or remove it"
+        )
+
+
 def without_shared(adapter: Adapter, plain: Mapping[str, str]) -> Iterable[LoraModule]:
     """The adapter's modules; of embedding and output layer that share their LoRA matrices, the embedding alone.
 

@@ -1,7 +1,8 @@
 """Rendering a model's own chat template: code from strangers, so sandboxed and bounded.
 
 The environment is the one `transformers` renders chat templates in (immutable sandbox, trimmed blocks, loop controls,
-`tojson`, `raise_exception`, `strftime_now`), with a budget: a template may count to a million, not for ever.
+`generation`, `tojson`, `raise_exception`, `strftime_now`), with a budget: a template may count to a million, not for
+ever.
 """
 
 import json
@@ -13,8 +14,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InvalidInput
@@ -86,10 +89,21 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
+class _Generation(Extension):
+    """`{% generation %}`, by which trainers find the model's own words in a conversation: just what stands in it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Extension declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 @lru_cache(maxsize=8)
 def _compile(source: str) -> Template:
     # optimized=False: constants are not computed while compiling, where the bounds do not hold.
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"])
+    extensions = ("jinja2.ext.loopcontrols", _Generation)
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
     for name in ("lipsum", "cycler"):
         del env.globals[name]
     for name in ("center", "indent", "wordwrap", "format"):  # they grow text by a number

@@ -124,8 +124,11 @@ def test_index_without_metadata(tmp_path: Path) -> None:
             "a LoRA adapter, not a model: borealis-gguf convert BASE --lora ",
         ),
         ({}, "holds neither model.safetensors nor model.safetensors.index.json"),
-        ({"pytorch_model.bin": b"PK\3\4"}, "It holds pytorch_model.bin: convert it to safetensors first"),
-        ({"consolidated.00.pth": b"PK\3\4"}, "It holds consolidated.00.pth: convert it"),
+        (
+            {"pytorch_model.bin": b"PK\3\4"},
+            "It holds pytorch_model.bin, pickled weights; convert it to",
+        ),
+        ({"consolidated.00.pth": b"PK\3\4"}, "It holds consolidated.00.pth, Meta's own format"),
         ({ONE: tensors("a")}, f"It holds {ONE}: fetch model.safetensors.index.json too"),
         ({"model.safetensors": a.safetensors("{}")}, "the safetensors hold no tensors"),
         ({"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n"}, "Git LFS pointer.*git lfs pull"),

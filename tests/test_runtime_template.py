@@ -51,6 +51,20 @@ def test_a_template_can_refuse_a_conversation() -> None:
         ChatTemplate("{{ raise_exception('No\\nway') }}").render(USER)
 
 
+def test_generation_blocks_render_as_in_transformers() -> None:
+    """TRL's chat templates mark the model's turns with them, which Jinja alone does not know."""
+    source = """{% for m in messages %}
+    {% if m.role == 'assistant' %}
+        {% generation %}
+            {% set end = '!' %}
+{{ m.content }}{{ end }}
+        {% endgeneration %}
+{{ end }}{% else %}
+{{ m.content }}{% endif %}{% endfor %}"""
+    conversation = [*USER, {"role": "assistant", "content": "Hallo"}, *USER]
+    assert ChatTemplate(source).render(conversation) == "HeiHallo!\nHei"
+
+
 def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
     source = """{% for m in messages %}
     {% if loop.index0 == 1 %}
