@@ -1,4 +1,6 @@
-"""Checkpoints of the five Borealis shapes for measurements: random or sparse weights, a vocabulary of real size.
+"""Checkpoints of the five Borealis shapes for measurements: random or sparse weights, Gemma's real tokenizer.
+
+Where `python -m tests.real.material` has not fetched that, one of the same size is made up, which is a little faster.
 
 python benchmarks/shapes.py 4b FOLDER --layers 6            random BF16 weights
 python benchmarks/shapes.py 27b FOLDER --sparse             holes: 54 GB that take no room on most file systems
@@ -6,6 +8,8 @@ python benchmarks/shapes.py 27b FOLDER --sparse             holes: 54 GB that ta
 
 import argparse
 import json
+import os
+import shutil
 import struct
 from math import prod
 from pathlib import Path
@@ -25,6 +29,7 @@ SIZES = {
 }
 """layers, hidden, feed-forward, heads, kv heads, head_dim, context, sliding window"""
 
+REAL = Path(os.environ.get("BOREALIS_GGUF_REAL_MODELS") or Path.home() / ".cache" / "borealis-gguf-tests") / "gemma3"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -72,7 +77,11 @@ def write_checkpoint(folder: Path, size: str, layers: int | None = None, *, spar
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(size, layers)
     _write_json(folder / "config.json", config)
-    write_tokenizer(folder)
+    if (REAL / "tokenizer.json").exists():
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(REAL / name, folder / name)
+    else:
+        write_tokenizer(folder)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, shape in tensor_shapes(config, "language_model." if "text_config" in config else "").items():
         if shards[-1] and sum(map(_nbytes, shards[-1].values())) + _nbytes(shape) > SHARD_BYTES:

@@ -113,10 +113,11 @@ def tokenize_representable(
     view = text_view(whole)
     gaps = view.gaps if view else read_bpe(path, whole, config, n_vocab).gaps
     try:
-        plain, chat = (
-            Tokenizer.from_str(json.dumps(representable(whole, chat=chat, control=control))) for chat in (False, True)
-        )
-        renumbered = _renumbered(plain, whole)
+        left = representable(whole, control=control), representable(whole, chat=True, control=control)
+        plain = chat = Tokenizer.from_str(json.dumps(left[0]))
+        if left[0] != left[1]:
+            chat = Tokenizer.from_str(json.dumps(left[1]))
+        renumbered = _renumbered(plain, left[0])
         found = {"ids": _ids(plain, texts, renumbered), "chats": _ids(chat, chats, renumbered)}
         return {**found, "gaps": not_representable(whole, gaps, control)}
     except Exception as error:
