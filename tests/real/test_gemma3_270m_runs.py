@@ -98,7 +98,10 @@ TURN = (
 def test_a_conversation_beyond_the_windows(gemma_270m_q8: Path) -> None:
     """Only what is new is computed in every turn, also when windows have forgotten the beginning; and the last answer
     is to the last bit the one to the whole conversation computed anew."""
-    options, held = Options(max_tokens=12, logprobs=2), []
+    options = Options(max_tokens=12, logprobs=2)
+    held: list[int] = []
+    prompt: list[int] = []
+    chosen: list[Chosen] = []
     with greedy(gemma_270m_q8) as model:
         conversation = model.conversation(options=options)
         for n in range(10):
