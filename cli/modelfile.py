@@ -23,7 +23,7 @@ def modelfile(model: Path, output: Path | None, mmproj: Path | None, system: str
     """
     from ..modelfiles.write import write_modelfile
 
-    if output and output.resolve().parent != model.resolve().parent:
+    if output and output.parent.resolve() != model.parent.resolve():
         raise click.UsageError(f"a Modelfile lies beside its model: use -o {model.with_name(output.name)}")
     text = write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx)
     if output is None:

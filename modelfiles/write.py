@@ -61,7 +61,7 @@ def _check_template(header: GGUFFile) -> None:
 
 
 def _checked_mmproj(gguf: Path, mmproj: Path) -> Path:
-    if mmproj.resolve().parent != gguf.resolve().parent:
+    if mmproj.parent.resolve() != gguf.parent.resolve():
         raise InvalidInput(f"{mmproj}: not in the folder of {gguf}; put both in one")
     if read_gguf(mmproj).value("general.type") != "mmproj":
         raise InvalidInput(f"{mmproj}: not a vision part: its general.type is not mmproj")

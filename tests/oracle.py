@@ -32,11 +32,12 @@ def llama_quantize(
     *,
     dry_run: bool = False,
     allow_requantize: bool = False,
+    threads: int = 1,
 ) -> tuple[bool, str]:
-    """Run llama.cpp's quantizer in one thread; returns whether it succeeded, and everything it logged."""
+    """Run llama.cpp's quantizer; returns whether it succeeded, and everything it logged."""
     options = options or Options()
     params: Any = llama_cpp.llama_model_quantize_default_params()
-    params.nthread, params.pure, params.dry_run = 1, options.pure, dry_run
+    params.nthread, params.pure, params.dry_run = threads, options.pure, dry_run
     params.allow_requantize = allow_requantize
     params.only_copy, params.ftype = preset.ftype is None, preset.ftype or 0
     params.quantize_output_tensor = not options.leave_output_tensor

@@ -116,6 +116,17 @@ def test_modelfile_lies_beside_its_model(nano_q8: Path, tmp_path: Path) -> None:
     assert "lies beside its model" in elsewhere.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows makes links for administrators only")
+def test_modelfile_lies_beside_a_link_to_its_model(nano_q8: Path, tmp_path: Path) -> None:
+    """As the Hub's cache has it: the link has the name, the file lies among others elsewhere."""
+    model = tmp_path / "nano-Q8_0.gguf"
+    model.symlink_to(nano_q8)
+    done = run("modelfile", model, "-o", tmp_path / "Modelfile")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./nano-Q8_0.gguf\n")
+    assert run("modelfile", model, "-o", nano_q8.parent / "Modelfile").returncode == 2
+
+
 def test_faults_of_the_input_are_one_line_and_exit_code_2(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.gguf").write_text("hei", encoding="utf-8")

@@ -1,6 +1,7 @@
 """A Modelfile for a real GGUF, read back; and the GGUFs, names and texts it is refused for."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_vision_is_a_second_from(nano_q8: Path, tmp_path: Path) -> None:
         write_modelfile(gguf, mmproj=gguf)
     with pytest.raises(InvalidInput, match="not in the folder of"):
         write_modelfile(gguf, mmproj=nano_q8)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows makes links for administrators only")
+def test_links_lie_where_they_are(nano_q8: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    mmproj = gguf_with(tmp_path / "blobs" / "1", "clip", general__type="mmproj")
+    (tmp_path / "a.gguf").symlink_to(nano_q8)
+    (tmp_path / "mmproj.gguf").symlink_to(mmproj)
+    text = write_modelfile(tmp_path / "a.gguf", mmproj=tmp_path / "mmproj.gguf")
+    assert text.startswith("FROM ./a.gguf\nFROM ./mmproj.gguf\n")
+    with pytest.raises(InvalidInput, match="not in the folder of"):
+        write_modelfile(tmp_path / "a.gguf", mmproj=mmproj)
 
 
 @pytest.mark.parametrize("name", ["a\nb.gguf", "a\u00a0b.gguf", "a\u200bb.gguf"])
