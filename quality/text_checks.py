@@ -164,7 +164,7 @@ class TextCheck:
         n = len(self.lines)
         told, wrong = self._compare_ids(reference["ids"], gguf["ids"], known)
         if len(wrong) > 1:
-            wrong.insert(0, Finding("failed", f"{len(wrong)} of {n} texts become other tokens; some of them"))
+            wrong[0] = replace(wrong[0], what=f"{len(wrong)} of {n} texts become other tokens, here")
         rest = ", apart from that" if told else f", {sum(map(len, gguf['ids'][:n]))} tokens"
         texts = wrong or [Finding("ok", f"{n} texts{rest}")]
         return Section("token ids", failures_first([*told, *texts, *_vocabulary(reference)], 8))

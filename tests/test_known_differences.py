@@ -127,5 +127,8 @@ def test_an_unknown_difference_beside_a_known_one(tmp_path: Path, monkeypatch: p
     """A GGUF that joins nothing: some lines differ for reasons that are known, the rest does not pass with them."""
     checkpoint = qwen(tmp_path, holes=False)
     monkeypatch.setattr("borealis_gguf.convert.bpe._merges", lambda *_: ("e h",))
-    with pytest.raises(BorealisError, match=r"quick check of bad\.gguf failed: \d+ of 53 texts become other tokens"):
+    with pytest.raises(
+        BorealisError,
+        match=r"bad\.gguf failed: text '.*, token \d+: \d+ of 53 texts become other tokens, here: expected \d",
+    ):
         api.execute([api.plan_convert(checkpoint, tmp_path / "bad.gguf")])
