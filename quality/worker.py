@@ -141,7 +141,12 @@ def _ids(tokenizer: Any, texts: list[str], renumbered: dict[str, int]) -> list[l
     tokenizer.no_padding()
     tokenizer.no_truncation()
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [[renumbered.get(token, id) for token, id in zip(e.tokens, e.ids, strict=True)] for e in encodings]
+    return [_file_ids(encoding, renumbered) for encoding in encodings]
+
+
+def _file_ids(encoding: Any, renumbered: dict[str, int]) -> list[int]:
+    pairs = zip(encoding.tokens, encoding.ids, strict=True)
+    return [renumbered[token] if token in renumbered else id for token, id in pairs]
 
 
 TASKS = {task.__name__: task for task in (tokenize_gguf, tokenize_reference, tokenize_representable, compute_logits)}

@@ -125,7 +125,7 @@ def test_types_that_ignore_importance(type: T) -> None:
     out = np.empty((2, 4, 256 // type.block * type.nbytes), np.uint8)
     for to, values in zip(out, (None, np.arange(256, dtype=np.float32)), strict=True):
         ggml.encode(rows, type, values, to)
-    assert np.array_equal(*out)
+    assert np.array_equal(out[0], out[1])
 
 
 # ---- --tensor-type

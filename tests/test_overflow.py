@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from borealis_gguf import api
+from borealis_gguf import FilePlan, api
 from borealis_gguf.errors import BorealisError
 
 from .checkpoints import write_shards
@@ -27,12 +27,12 @@ def checkpoint(folder: Path, name: str, value: float, dtype: str = "BF16") -> Pa
     path, tensors = model.write(folder), model.tensors()
     kind, shape, data = tensors[name]
     values = np.frombuffer(data, np.uint16 if dtype == "BF16" else np.float32).copy()
-    values[70:71] = bf16(np.float32([value])) if dtype == "BF16" else value
+    values[70:71] = bf16(np.array([value], np.float32)) if dtype == "BF16" else value
     write_shards(path, tensors | {name: (kind, shape, values.tobytes())}, 1)
     return path
 
 
-def refusal(plans: tuple[api.FilePlan, ...], capfd: pytest.CaptureFixture[str]) -> str:
+def refusal(plans: tuple[FilePlan, ...], capfd: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(BorealisError) as caught:
         api.execute(plans)
     assert not plans[0].path.exists() and "\n" not in str(caught.value)

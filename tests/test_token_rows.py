@@ -66,7 +66,11 @@ def add(first: int, *texts: str, where: tuple[str, ...] = ("tokenizer.json", "to
 
 
 def both(*steps: Files) -> Files:
-    return lambda folder: [step(folder) for step in steps] and None
+    def change(folder: Path) -> None:
+        for step in steps:
+            step(folder)
+
+    return change
 
 
 def gemma(tokenizer: Files, rows: int = N_NANO) -> Miniature:
