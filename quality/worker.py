@@ -145,8 +145,9 @@ def _ids(tokenizer: Any, texts: list[str], renumbered: dict[str, int]) -> list[l
 
 
 def _file_ids(encoding: Any, renumbered: dict[str, int]) -> list[int]:
-    pairs = zip(encoding.tokens, encoding.ids, strict=True)
-    return [renumbered[token] if token in renumbered else id for token, id in pairs]
+    tokens: list[str] = encoding.tokens
+    ids: list[int] = encoding.ids
+    return [renumbered.get(token, id) for token, id in zip(tokens, ids, strict=True)]
 
 
 TASKS = {task.__name__: task for task in (tokenize_gguf, tokenize_reference, tokenize_representable, compute_logits)}
