@@ -120,9 +120,9 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     )
     check_token_rows(checkpoint.path, named, n_vocab, embedding_rows(checkpoint))
     table = _Table.of(pieces, n_vocab)
-    _check_same_pieces(str(whole), vocabulary, {token["id"] for token in added} | {t.id for t in declared}, table)
     _add_tokens(declared, table)
     _check(where, table)
+    _check_same_pieces(str(whole), vocabulary, {token["id"] for token in added}, declared, table)
     _check_markers(where, table, added)
     json.pop("model", None)
     template = read_chat_template(checkpoint, config)
@@ -187,9 +187,10 @@ def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
     return vocabulary if isinstance(vocabulary, dict) else {}
 
 
-def _check_same_pieces(where: str, vocabulary: dict[str, Any], added: Set[int], table: _Table) -> None:
-    """tokenizer.model and tokenizer.json, when both are there, must give a piece the same id; `added` are the ids of
-    tokens added later."""
+def _check_same_pieces(
+    where: str, vocabulary: dict[str, Any], added: Set[int], declared: Sequence["AddedToken"], table: _Table
+) -> None:
+    """tokenizer.json must give a piece the id that the other files give it; `added` are the ids of its added tokens."""
     n, tokens = len(table.tokens), table.tokens
     rows = iter(vocabulary.items())
     if list(vocabulary.values()) == list(range(len(vocabulary))):  # as they are written
@@ -200,6 +201,8 @@ def _check_same_pieces(where: str, vocabulary: dict[str, Any], added: Set[int], 
         if tokens[id] == piece.replace(SPACE, " "):
             continue
         other = quote(tokens[id]) if table.used[id] else "no piece"
+        if file := next((token.path.name for token in declared if token.id == id), None):
+            raise InvalidInput(f"{where}: id {id} is {quote(piece)}, but {other} in {file}; they must agree")
         raise InvalidInput(
             f"{where}: id {id} is {quote(piece)}, but {other} in tokenizer.model; "
             "remove the one that does not belong to the checkpoint"

@@ -193,6 +193,15 @@ def test_pieces_that_only_tokenizer_json_has(tmp_path: Path) -> None:
         described(folder)
 
 
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("tokenizer", [BOTH, JSON_ONLY], ids=["both", "json"])
+def test_a_declared_token_in_the_place_of_a_piece(tmp_path: Path, tokenizer: Files, where: str) -> None:
+    """tokenizers would give it another id, and texts would lose the piece."""
+    folder = gemma(both(tokenizer, add(3000, "<min_0>", where=(where,)))).write(tmp_path)
+    with pytest.raises(InvalidInput, match=rf"tokenizer.json: id 3000 is 'cupen', but '<min_0>' in {where}; they must"):
+        described(folder)
+
+
 def test_tokens_that_tokenizer_json_lacks(tmp_path: Path) -> None:
     tokenizer = both(BPE.tokenizer, add(N_BPE, *NEW, where=("tokenizer_config.json",)))
     folder = replace(BPE, tokenizer=tokenizer, config=BPE.config | {"vocab_size": N_BPE + 8}).write(tmp_path)
