@@ -10,18 +10,25 @@ PATH_START = re.compile(
       | [a-z]:[\\/]                      # C:\model
       | \\                               # \\server\share
       | file:                            # file:///home/kari/model
+      | (?:smb|nfs|afp)://               # smb://server/share/model
       | \$\{?\w+\}?[\\/] | %\w+%[\\/]    # $HOME/model, %USERPROFILE%\model
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
+ROOTS = (
+    "ceph|cluster|content|data|dbfs|efs|fp|fsx|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt|pfs|private|proj|projappl|"
+    "projects?|root|scratch|shared|srv|storage|teamspace|tmp|users|usit|var|volumes|work|workspace"
+)
+"""Folders at the top of a file system in which people and clusters keep models."""
 PATH_INSIDE = re.compile(
-    r"""(?:^|[\s"'`(\[<=,;:])(?:
-        /(?:home|users|root|mnt|media|data|scratch|work|workspace|content|kaggle|tmp|var|opt|srv|cluster|lustre|gpfs)/
-      | ~/ | [a-z]:\\ | file:/ | \$HOME\b | %USERPROFILE%
+    rf"""(?<![\w/\\.~-])(?:
+        /(?:{ROOTS})/
+      | ~/ | [a-z]:[\\/](?!/) | \\\\\w | file:/
+      | \$\{{?[A-Z_]{{2,}}\b\}}?[\\/] | \$env: | \$HOME\b | %[A-Z]{{2,}}%
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-URL = re.compile(r"(?:(?!file:)[a-z][a-z0-9+.-]+://|(?:www|huggingface|hf)\.)\S*", re.IGNORECASE)
+URL = re.compile(r"(?!(?:file|smb|nfs|afp):)(?:[a-z][a-z0-9+.-]+://|(?:www|huggingface|hf)\.)\S*", re.IGNORECASE)
 
 
 def is_local_path(text: str) -> bool:

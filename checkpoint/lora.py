@@ -198,7 +198,7 @@ def _sort(
             continue  # the base model's own weights, which the copy stands in for
         known = name.startswith(PREFIX) and module.endswith((*copied, *EMBEDDINGS))
         if "lora_" in plain or not known or target in replaced:
-            raise InvalidInput(f"{path}: {quote(name)}: {_why(plain, target in replaced)}")
+            raise InvalidInput(f"{path}: {quote(name)}: {_why(name, target in replaced)}")
         replaced[target] = slice
     for target in replaced:
         # PEFT calls the weight beside LoRA's matrices base_layer, and does not load it under its plain name
@@ -218,6 +218,10 @@ def _names(where: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 def _why(name: str, twice: bool) -> str:
     if name.endswith("lora_magnitude_vector") or "lora_magnitude_vector." in name:
         return "DoRA is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
+    if not name.startswith(PREFIX) and MATRIX.fullmatch(name):
+        return (
+            f"PEFT's names begin with {PREFIX}, so it would not load this; save the adapter with PEFT's save_pretrained"
+        )
     if RAW.fullmatch(name):
         return "named as in a raw state dict; save the adapter with PEFT's save_pretrained"
     if name.endswith(("lora_A.bias", "lora_B.bias")):

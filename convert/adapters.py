@@ -22,7 +22,7 @@ from .tied import EMBEDDINGS, HEAD, embedding_of, is_tied, without_shared
 Loras = Sequence[tuple[Adapter, float]]
 """Adapters, each with its own scale."""
 
-WRAPPERS = ("base_model", "model", "language_model", "transformer")
+WRAPPERS = ("base_model", "_orig_mod", "model", "language_model", "transformer")
 VISION = (siglip.TOWER, siglip.PROJECTOR)
 
 log = logging.getLogger("borealis_gguf")
@@ -88,7 +88,7 @@ def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
     """
     if not loras:
         return Merge(checkpoint, {}, {}, {})
-    tensors, precision, homes = _replaced(checkpoint, loras)
+    tensors, precision, homes, parted = _replaced(checkpoint, loras)
     updates: dict[Slice, tuple[LowRank, ...]] = {}
     for adapter, scale in loras:
         for module, name in _targets(adapter, homes):
@@ -96,7 +96,7 @@ def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
             if scale:
                 updates[home] = (*updates.get(home, ()), low_rank(adapter, module, home, scale))
     changed = updates.keys() | precision.keys()
-    parted = _is_parted(tensors, homes, updates)
+    parted = parted or _is_parted(tensors, homes, updates)
     names = {slice: name for name, slice in tensors.items() if slice in changed}
     merged = replace(checkpoint, tensors=tensors, parted_head=parted)
     return Merge(merged, updates, precision, names, _lora_on_tied(loras, homes))
@@ -130,9 +130,9 @@ def _targets(adapter: Adapter, homes: Mapping[str, str]) -> Iterator[tuple[LoraM
 
 def _replaced(
     checkpoint: Checkpoint, loras: Loras
-) -> tuple[dict[str, Slice], dict[Slice, GGMLQuantizationType], dict[str, str]]:
-    """The tensors, some of them taken from adapters; the type that those are rounded to, the base model's; and names
-    by plain name, where a tied output layer has the embedding's."""
+) -> tuple[dict[str, Slice], dict[Slice, GGMLQuantizationType], dict[str, str], bool]:
+    """The tensors, some of them taken from adapters; the type that those are rounded to, the base model's; names by
+    plain name, where a tied output layer has the embedding's; and whether adapters part it from the embedding."""
     tensors, precision = dict(checkpoint.tensors), {}
     homes = _by_plain_name(checkpoint, tensors)
     embedding = embedding_of(homes)
@@ -164,9 +164,8 @@ def _replaced(
                 copies[place] = slice
             else:
                 tensors[home] = slice
-    if copies:
-        _part(tensors, homes, copies)
-    return tensors, precision, homes
+    parted = bool(copies) and _part(tensors, homes, copies)
+    return tensors, precision, homes, parted
 
 
 def _check_once(adapter: Adapter, name: str, slice: Slice, owner: Adapter, first: Slice) -> None:
@@ -180,13 +179,15 @@ def _check_once(adapter: Adapter, name: str, slice: Slice, owner: Adapter, first
         )
 
 
-def _part(tensors: dict[str, Slice], homes: dict[str, str], copies: Mapping[str, Slice]) -> None:
-    """Put trained copies of a tied embedding and output layer in their places."""
+def _part(tensors: dict[str, Slice], homes: dict[str, str], copies: Mapping[str, Slice]) -> bool:
+    """Put trained copies of a tied embedding and output layer in their places. Whether they are two matrices then."""
     embedding = homes[HEAD]
     head = copies.get(HEAD, tensors[embedding])
     tensors[embedding] = next((slice for name, slice in copies.items() if name != HEAD), tensors[embedding])
-    if not same_bytes(head, tensors[embedding]):
-        tensors[HEAD], homes[HEAD] = head, HEAD
+    if same_bytes(head, tensors[embedding]):
+        return False
+    tensors[HEAD], homes[HEAD] = head, HEAD
+    return True
 
 
 def _one_matrix(homes: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from ..checkpoint.types import KV
 from ..errors import InvalidInput
 from .pre_type import Match, match_pre_type
 from .special import special_kv
+from .text_view import added_token_gaps
 from .token_rows import check_token_rows
 from .token_texts import repeated, tokens_fault
 from .tokenizer import TURNS, AddedToken, TokenType, added_tokens, looks_special
@@ -39,9 +40,7 @@ class Bpe:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What the tokenizer does to texts and llama.cpp does not."""
-        greedy = [t["content"] for t in self.added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")]
-        names = ", ".join(map(quote, greedy[:3])) + (" …" if len(greedy) > 3 else "")
-        return (*self.match.gaps, *([f"{names} take the spaces around them"] if greedy else []))
+        return (*self.match.gaps, *added_token_gaps(self.added))
 
 
 def read_bpe(

@@ -17,8 +17,8 @@ from ..errors import InvalidInput
 MAX_BLOCK = 64 << 10  # YAML parses 100 KB a second; real cards have 1 to 10
 MAX_BRACKETS = 1000  # open ones take quadratic time
 MAX_HEAD = 4 * MAX_BLOCK  # bytes that MAX_BLOCK characters can take
-MARK = "---"
-NULL = "tag:yaml.org,2002:null"
+MARK, ENDS = "---", ("---", "...")
+KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 KEY = re.compile(r"([A-Za-z][\w-]*):(?:[ \n]|$)")
 CONTINUED = re.compile(r"[ #\-\]}]|$")
@@ -26,13 +26,13 @@ PLAIN_TEXT = re.compile(r"[^\s\[{\"'&*!|>#][^\n]*")
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Every scalar is text, but for an empty one: `no` is Norwegian here, not false, and `1.0` a version."""
+    """Every scalar is text, but for an empty one and the key `<<`: `no` is Norwegian here, and `1.0` a version."""
 
 
 _TextLoader.yaml_implicit_resolvers = {
     first: kept
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag == NULL])
+    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag in KEPT_TAGS])
 }
 
 
@@ -91,7 +91,7 @@ def _front_matter(head: bytes) -> tuple[str, bool, bool]:
     lines = _decoded(head).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if lines[0].rstrip() != MARK:
         return "", True, True
-    end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() == MARK), None)
+    end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() in ENDS), None)
     inside = lines[1:end]
     decoded = [_windows_1252(line) for line in inside]
     return "\n".join(decoded).replace("\t", "  "), end is not None, decoded == inside

@@ -4,7 +4,7 @@ llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and, if told so, puts
 checkpoint's tokenizer does is a gap: it is named here and measured elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,17 @@ SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """`prefix`: a space is put in front. `normalizer` and `splits` name steps that llama.cpp does not do."""
+    """`prefix`: a space is put in front. `normalizer` and `splits` name steps that llama.cpp does not do, `added` what
+    it does not do around added tokens."""
 
     prefix: bool
     normalizer: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     @property
     def gaps(self) -> tuple[str, ...]:
-        return self.normalizer + self.splits
+        return self.normalizer + self.splits + self.added
 
 
 def text_view(json: Mapping[str, Any]) -> TextView | None:
@@ -52,7 +54,23 @@ def text_view(json: Mapping[str, Any]) -> TextView | None:
         # After the replacement no space is left, so this split, which Gemma's files have, does nothing.
         elif not (spaces and step.get("type") == "Split" and step.get("pattern") == {"String": " "}):
             splits.append(described(step))
-    return TextView(prefix, tuple(normalizer), tuple(splits)) if spaces else None
+    if not spaces:
+        return None
+    return TextView(prefix, tuple(normalizer), tuple(splits), added_token_gaps(json.get("added_tokens") or []))
+
+
+def added_token_gaps(added: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What added tokens do to the text around them: llama.cpp looks for nothing but their texts."""
+    tokens = list(added)
+    stripping = [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]
+    words = [token["content"] for token in tokens if token.get("single_word")]
+    told = ((stripping, "take the spaces around them"), (words, "only as whole words"))
+    return tuple(f"{some_names(texts)} {what}" for texts, what in told if texts)
+
+
+def some_names(texts: Sequence[str]) -> str:
+    """The first three, in quotes."""
+    return ", ".join(map(quote, texts[:3])) + (" …" if len(texts) > 3 else "")
 
 
 def steps(part: Any, key: str) -> list[dict[str, Any]]:

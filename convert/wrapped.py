@@ -8,8 +8,15 @@ from ..errors import InvalidInput
 from .tied import EMBEDDINGS, says_tied
 
 SAVE = "save_pretrained(FOLDER)"
-PARTS = ("model", "language_model", "transformer")
-"""What may stand in front of the embedding in a model that was saved by itself."""
+LAYOUTS = (
+    ".model.language_model.model",
+    ".language_model.model",
+    ".model.language_model",
+    ".model",
+    ".transformer",
+    "",
+)
+"""What may stand in front of the embedding in a model that was saved by itself, the longest first."""
 
 BARE = {
     "Gemma3TextModel": "Gemma3ForCausalLM",
@@ -67,14 +74,11 @@ def refuse_wrapped(checkpoint: Checkpoint) -> None:
             what = f"the state dict of {wrapper.what} ({_shown(name)})"
             raise InvalidInput(f"{checkpoint.path}: {what}; save the model itself: {wrapper.advice}")
     embedding = next((name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)), "")
-    front = embedding.split(".")[:-2]
-    if embedding == EMBEDDINGS[0] or front == ["language_model"]:
+    front = f".{embedding}".rsplit(".", 2)[0]
+    if embedding == EMBEDDINGS[0] or front == ".language_model":
         raise InvalidInput(f"{checkpoint.path}: {_shown(embedding)}: {bare_advice(checkpoint)}")
-    outer = next((i for i, part in enumerate(front) if part in PARTS), len(front))
-    if front[:2] == ["model", "model"]:
-        outer = 1
-    if outer:
-        prefix = ".".join(front[:outer])
+    layout = next(layout for layout in LAYOUTS if front.endswith(layout))
+    if prefix := front.removesuffix(layout).removeprefix("."):
         raise InvalidInput(
             f"{checkpoint.path}: the state dict of a wrapper that holds the model as {_shown(prefix)} "
             f"({_shown(embedding)}); save the model itself: model.{_shown(prefix)}.{SAVE}"

@@ -502,8 +502,10 @@ class _Worker:
 
     def check(self, good: bool, task: Task, fault: str, advice: str = "--allow-nonfinite keeps it") -> None:
         if not good and not self.run.allow_nonfinite:
+            source = task.tensor.source
+            files = dict.fromkeys(str(slice.path) for slice in (source.slice, *(u.up for u in source.updates)))
             raise BorealisError(
-                f"{task.tensor.source.slice.path}: {task.tensor.name}: a weight in rows {task.first} to "
+                f"{' with '.join(files)}: {task.tensor.name}: a weight in rows {task.first} to "
                 f"{task.first + task.rows - 1} {fault}; {advice}"
             )
 

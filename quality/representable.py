@@ -7,10 +7,9 @@ a fault of the GGUF.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..checkpoint.files import quote
 from ..convert.pre_type import SPACE_IN_FRONT, Match, match_pre_type
 from ..convert.template_spaces import emulated_steps
-from ..convert.text_view import SPACE, SPACES, described, steps, text_view
+from ..convert.text_view import SPACE, SPACES, described, some_names, steps, text_view
 from ..convert.tokenizer import looks_special
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
@@ -22,30 +21,34 @@ def representable(json: Mapping[str, Any], *, chat: bool = False, control: Seque
     `control` are ordinary tokens that llama.cpp treats as control tokens because of their names.
     """
     json = _with_control(_with_plain_spaces(json), control)
+    greedy = {"lstrip": False, "rstrip": False, "single_word": False}
+    json = {**json, "added_tokens": [{**token, **greedy} for token in json.get("added_tokens") or []]}
     view = text_view(json)
     if view:
         prefix = [{"type": "Prepend", "prepend": SPACE}] * view.prefix
         return {**json, "normalizer": _sequence("normalizers", [*prefix, SPACES]), "pre_tokenizer": None}
     match = match_pre_type("tokenizer.json", json, None)
     done = {step.name for step in emulated_steps(match)} if chat else set[str]()
-    greedy = {"lstrip": False, "rstrip": False, "single_word": False}
     return {
         **json,
         "normalizer": _sequence("normalizers", [step for step in match.normalizer if described(step) in done]),
         "pre_tokenizer": _sequence("pretokenizers", _splits(json, match, SPACE_IN_FRONT in done)),
-        "added_tokens": [{**token, **greedy} for token in json.get("added_tokens") or []],
         "model": {**json["model"], "ignore_merges": match.type.ignore_merges},
     }
 
 
-def not_representable(json: Mapping[str, Any], gaps: Iterable[str], control: Sequence[str] = ()) -> list[str]:
-    """In words, what `representable` leaves out. `gaps` are the steps that `convert` found llama.cpp not to do."""
+def not_representable(
+    json: Mapping[str, Any], gaps: Iterable[str], control: Sequence[str] = (), *, in_spaces: bool = False
+) -> list[str]:
+    """In words, what `representable` leaves out. `gaps` are the steps that `convert` found llama.cpp not to do.
+    `in_spaces`: texts without a literal ▁ get other ids, too."""
     found = list(gaps)
-    if _space_tokens(json):
-        found.append(LITERAL_SPACE)
+    if tokens := list(_space_tokens(json)):
+        joined = f"added tokens that hold {SPACE} ({some_names(tokens)}), which llama.cpp looks for as spaces"
+        found.append(joined if in_spaces else LITERAL_SPACE)
     if ordinary := _ordinary(json, control):
-        names = ", ".join(map(quote, ordinary[:3])) + (" …" if len(ordinary) > 3 else "")
-        found.append(f"{names} as ordinary text: llama.cpp takes a token of such a name for a control token")
+        what = "as ordinary text: llama.cpp takes a token of such a name for a control token"
+        found.append(f"{some_names(ordinary)} {what}")
     return found
 
 

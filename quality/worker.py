@@ -95,31 +95,33 @@ def tokenize_reference(
 
 
 def tokenize_representable(
-    tokenizer: str, texts: list[str], chats: list[str], control: list[str], n_vocab: int
+    tokenizer: str, texts: list[str], chats: list[str], whole: list[list[int]], control: list[str], n_vocab: int
 ) -> dict[str, Any]:
     """`ids` of the texts, and `chats`, those of conversations, without what the GGUF's tokenizer and the GGUF's chat
-    template cannot do; `gaps`, that in words."""
+    template cannot do; `gaps`, that in words. `whole` are the ids of both with all of it."""
     from tokenizers import Tokenizer
 
     from ..checkpoint.folder import Checkpoint
     from ..convert.bpe import read_bpe
-    from ..convert.text_view import text_view
+    from ..convert.text_view import SPACE, text_view
     from .checkpoint_text import optional_json
     from .representable import not_representable, representable
 
     path = Path(tokenizer)
-    whole = read_tokenizer_file(path)
+    parsed = read_tokenizer_file(path)
     config = optional_json(Checkpoint(path.parent, None, {}, {}), "tokenizer_config.json")
-    view = text_view(whole)
-    gaps = view.gaps if view else read_bpe(path, whole, config, n_vocab).gaps
+    view = text_view(parsed)
+    gaps = view.gaps if view else read_bpe(path, parsed, config, n_vocab).gaps
     try:
-        left = representable(whole, control=control), representable(whole, chat=True, control=control)
+        left = representable(parsed, control=control), representable(parsed, chat=True, control=control)
         plain = chat = Tokenizer.from_str(json.dumps(left[0]))
         if left[0] != left[1]:
             chat = Tokenizer.from_str(json.dumps(left[1]))
         renumbered = _renumbered(plain, left[0])
         found = {"ids": _ids(plain, texts, renumbered), "chats": _ids(chat, chats, renumbered)}
-        return {**found, "gaps": not_representable(whole, gaps, control)}
+        rows = zip([*texts, *chats], whole, [*found["ids"], *found["chats"]], strict=True)
+        in_spaces = any(SPACE not in text and before != after for text, before, after in rows)
+        return {**found, "gaps": not_representable(parsed, gaps, control, in_spaces=in_spaces)}
     except Exception as error:
         return {"error": f"{tokenizer}: tokenizers cannot use a part of it ({' '.join(str(error).split())})"}
 

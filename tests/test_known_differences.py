@@ -11,7 +11,7 @@ from borealis_gguf.convert.bpe import LETTER_OF_BYTE
 from borealis_gguf.convert.pre_type import QWEN2
 from borealis_gguf.quality.report import as_text
 
-from .checkpoints import NANO, Miniature, config, nano_tokenizer, write_json
+from .checkpoints import NANO, Files, Miniature, config, nano_tokenizer, write_json
 from .families import Family, byte_level, qwen2_shapes, split
 from .faults import set_item, with_metadata
 
@@ -32,6 +32,24 @@ def space_pieces(folder: Path) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["added_tokens_decoder"][str(id)] = {"content": "▁▁", **FLAGS}
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def nano_with(**changes: dict[str, Any]) -> Files:
+    """nano's tokenizer.json, whose added tokens of these names are changed, or are made of its pieces."""
+
+    def write(folder: Path) -> None:
+        nano_tokenizer("tokenizer_config.json", "chat_template.jinja")(folder)
+        value = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {token["content"]: token for token in value["added_tokens"]}
+        for text, change in changes.items():
+            id = value["model"]["vocab"][text]
+            added[text] = {"id": id, "content": text, **FLAGS, **added.get(text, {}), **change}
+        write_json(folder / "tokenizer.json", value | {"added_tokens": list(added.values())})
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings["added_tokens_decoder"] = {str(token["id"]): token for token in added.values()}
+        write_json(folder / "tokenizer_config.json", settings)
+
+    return write
 
 
 def qwen_like(holes: bool) -> dict[str, Any]:
@@ -106,6 +124,25 @@ def test_a_literal_space_piece(tmp_path: Path) -> None:
     bad = with_metadata(plan.path, tmp_path / "bad.gguf", set_item("tokenizer.ggml.tokens", 300, "\ue123"))
     report = api.check(bad, checkpoint)
     assert any(line.startswith("failed 300: token: expected ") for line in ids(report)), as_text(report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"▁hei": {}}, "added tokens that hold ▁ ('\\u2581hei'), which llama.cpp looks for as spaces"),
+        ({"er": {"single_word": True}}, "'er' only as whole words"),
+        ({"<start_of_turn>": {"single_word": True}}, "'<start_of_turn>' only as whole words"),
+    ],
+)
+def test_added_tokens_in_ordinary_text(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    """The last one is in conversations alone."""
+    checkpoint = Miniature("gemma", config(), tokenizer=nano_with(**changes)).write(tmp_path)
+    plan = api.plan_convert(checkpoint, tmp_path / "good.gguf")
+    api.execute([plan])
+    report = api.check(plan.path, checkpoint)
+    assert report.ok and f"become other tokens; a GGUF cannot express {told}\n" in f"{as_text(report)}\n"
+    bad = with_metadata(plan.path, tmp_path / "bad.gguf", set_item("tokenizer.ggml.tokens", 300, "\ue123"))
+    assert not api.check(bad, checkpoint).ok
 
 
 @pytest.mark.parametrize("holes", [False, True])

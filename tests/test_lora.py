@@ -126,7 +126,12 @@ def test_merging_changes_what_the_adapter_names_and_nothing_else(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "dialect", ["base_model.model.model.language_model.", "base_model.model.language_model.model."]
+    "dialect",
+    [
+        "base_model.model.model.language_model.",
+        "base_model.model.language_model.model.",
+        "base_model.model._orig_mod.model.",  # compiled before PEFT wrapped it
+    ],
 )
 def test_names_of_every_version_of_transformers(tmp_path: Path, dialect: str) -> None:
     (tmp_path / "a").mkdir()
@@ -285,7 +290,7 @@ TENSORS = [
     (extra("input_layernorm.weight", 64), "neither a LoRA matrix nor"),
     (extra("self_attn.q_proj.bias", 64), "neither a LoRA matrix nor"),
     (extra("lora_A.weight", 4, 64, prefix="base_model.model.x."), "has A of a pair"),
-    (extra("model.layers.0.mlp.up_proj.lora_A.weight", 4, 64, prefix=""), "neither a LoRA matrix nor"),
+    (extra("model.layers.0.mlp.up_proj.lora_A.weight", 4, 64, prefix=""), "PEFT's names begin with base_model."),
     (extra("lora_A.weight", 4, 64, prefix="base_model.model.mlp.")
      | extra("lora_B.weight", 8, 4, prefix="base_model.model.mlp."),
      "changes mlp, which the model does not have"),

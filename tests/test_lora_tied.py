@@ -107,8 +107,9 @@ def check(found: tuple[np.ndarray, np.ndarray | None], case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_on_a_tied_base(tmp_path: Path, case: Case) -> None:
+def test_on_a_tied_base(tmp_path: Path, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     check(convert(tmp_path, case, base("F32").write(tmp_path)), case)
+    assert "tie_word_embeddings" not in caplog.text.replace("tie_word_embeddings=False", "")  # the base stores no head
 
 
 @pytest.mark.parametrize("case", CASES[:9:2], ids=lambda case: case.name)

@@ -203,6 +203,8 @@ PATHS = (
     "$HOME/base",
     "${WORK}/base",
     "%USERPROFILE%\\base",
+    "$env:USERPROFILE\\base",
+    "smb://server/share/base",
 )
 KEYS = ("name", "author", "version", "organization", "finetune", "basename", "description", "size_label", "license")
 KEYS += ("license_name", "license_link", "url", "doi", "uuid", "repo_url", "tags", "language", "base_model", "datasets")
@@ -229,9 +231,39 @@ def test_base_models_that_are_relative_paths(folder: Path, name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["Trained from /home/kari/x.", "See https://a.no and ~/x", "at C:\\x", "(file:/x)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "Trained from /home/kari/x.",
+            "See https://a.no and ~/x",
+            "at C:\\x",
+            "at d:/x",
+            "(file:/x)",
+            "in “/home/kari/x”",
+        ),
+        *("on /Volumes/Disk/x", "in /fp/projects01/ec30", "in /projects/nlp/x", "from \\\\server\\share"),
+        *("in $SCRATCH/x", "in ${HOME}/x", "in %APPDATA%\\x"),
+    ],
+)
 def test_descriptions_that_mention_a_path(folder: Path, text: str) -> None:
     assert general(folder, front(f"description: '{text}'")) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See https://a.no/home/kari",
+        "and/or a / b",
+        "in $USD",
+        "50 %",
+        "og: noko",
+        "A/B testing",
+        "http://x.no:80/data/y",
+    ],
+)
+def test_descriptions_without_a_path(folder: Path, text: str) -> None:
+    assert general(folder, front(f"description: '{text}'")) == {"description": text}
 
 
 def test_what_is_no_local_path(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -291,3 +323,15 @@ def test_no_card(tmp_path: Path) -> None:
         assert written(out)["general.name"] == "M" and "general.license" not in written(out)
     with pytest.raises(InvalidInput, match="--no-card needs a checkpoint; a GGUF keeps its metadata"):
         api.plan_quantize(tmp_path / "convert.gguf", ["Q8_0"], tmp_path / "x.gguf", card=False)
+
+
+def test_a_block_that_yamls_own_mark_ends(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert general(folder, "---\nlicense: gemma\n...\n# Prose\nlicense: mit\n") == {"license": "gemma"}
+    assert not caplog.records
+
+
+def test_a_merge_key(folder: Path) -> None:
+    assert general(folder, front("common: &c {license: mit, author: Kari}\n<<: *c\nauthor: Ola")) == {
+        "author": "Ola",
+        "license": "mit",
+    }

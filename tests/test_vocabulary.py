@@ -138,3 +138,12 @@ def test_a_model_that_changes_letters_is_told(tmp_path: Path, caplog: pytest.Log
 def test_no_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"neither tokenizer\.model nor tokenizer\.json is there"):
         read(tmp_path)
+
+
+def test_added_tokens_that_mind_what_stands_beside_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sentencepiece(*ALL[1:])(tmp_path)
+    value = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    value["added_tokens"][1]["single_word"] = value["added_tokens"][2]["rstrip"] = True
+    write_json(tmp_path / "tokenizer.json", value)
+    read(tmp_path)
+    assert "a GGUF cannot express '</s>' take the spaces around them; '<s>' only as whole words: " in caplog.text

@@ -72,6 +72,16 @@ NAMES: dict[str, tuple[Callable[[str], str], str, str]] = {
         "holds the model as policy.actor",
         "model.policy.actor.save_pretrained(FOLDER)",
     ),
+    "own, around a wrapper": (
+        lambda n: f"policy.model.{n}",
+        "holds the model as policy.model",
+        "model.policy.model.save_pretrained(FOLDER)",
+    ),
+    "own, around a vision side": (
+        lambda n: f"policy.{n.replace('model.', 'model.language_model.')}",
+        "holds the model as policy (",
+        "model.policy.save_pretrained(FOLDER)",
+    ),
     "bare": (
         lambda n: n.removeprefix("model."),
         "a bare model, saved without its output layer, which is the embedding",
