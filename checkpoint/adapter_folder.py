@@ -108,7 +108,8 @@ def instead_of_peft(folder: Path) -> str | None:
 
 
 def command_line(*words: str) -> str:
-    """`words` as one types them in a shell."""
+    """`words` as one types them in a shell; DIR stands for what no terminal could show."""
+    words = tuple(word if word.isprintable() else "DIR" for word in words)
     if os.name == "nt":
         from subprocess import list2cmdline
 

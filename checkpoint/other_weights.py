@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adapter_folder import command_line
 from .files import shown
 
 ZERO = "zero_to_fp32.py"
@@ -79,7 +80,7 @@ def _zero(folder: Path) -> str | None:
     if not (folder / ZERO).exists():
         return None
     module = "deepspeed.utils.zero_to_fp32"
-    gather = _typed("python", "-m", module, str(folder), str(folder), "--safe_serialization")
+    gather = command_line("python", "-m", module, str(folder), str(folder), "--safe_serialization")
     return f"gather them: {gather}"
 
 
@@ -90,7 +91,7 @@ def _distributed(folder: Path) -> str | None:
     if not places:
         return None
     target = folder.parent if places[0] == folder else folder
-    return f"sharded FSDP weights; run: {_typed('accelerate', 'merge-weights', str(places[0]), str(target))}"
+    return f"sharded FSDP weights; run: {command_line('accelerate', 'merge-weights', str(places[0]), str(target))}"
 
 
 def _subfolder(folder: Path) -> str:
@@ -101,7 +102,7 @@ def _subfolder(folder: Path) -> str:
     if not found:
         return ""
     newest = max(found, key=lambda path: _numbers(path.name))
-    return f" Its folder {shown(newest.name)} is a checkpoint: {_typed('borealis-gguf', 'convert', str(newest))}"
+    return f" Its folder {shown(newest.name)} is a checkpoint: {command_line('borealis-gguf', 'convert', str(newest))}"
 
 
 def _numbers(name: str) -> list[int]:
@@ -116,8 +117,3 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(folder / entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False))
-
-
-def _typed(*words: str) -> str:
-    """A command as one types it; the last word stands for what no terminal could show."""
-    return shlex.join(word if word.isprintable() else "DIR" for word in words)
