@@ -10,6 +10,7 @@ from typing import Any
 from ..convert.pre_type import SPACE_IN_FRONT, Match, match_pre_type
 from ..convert.template_spaces import emulated_steps
 from ..convert.text_view import SPACE, SPACES, described, some_names, steps, text_view
+from ..convert.token_rows import PLACEHOLDERS
 from ..convert.tokenizer import looks_special
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
@@ -35,6 +36,12 @@ def representable(json: Mapping[str, Any], *, chat: bool = False, control: Seque
         "pre_tokenizer": _sequence("pretokenizers", _splits(json, match, SPACE_IN_FRONT in done)),
         "model": {**json["model"], "ignore_merges": match.type.ignore_merges},
     }
+
+
+def without_rowless_tokens(json: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
+    """A parsed tokenizer.json without the placeholders past a vocabulary of `n_vocab`: in the GGUF they are text."""
+    added = json.get("added_tokens") or []
+    return {**json, "added_tokens": [t for t in added if t["id"] < n_vocab or t["content"] not in PLACEHOLDERS]}
 
 
 def not_representable(

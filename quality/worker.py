@@ -105,7 +105,7 @@ def tokenize_representable(
     from ..convert.bpe import read_bpe
     from ..convert.text_view import SPACE, text_view
     from .checkpoint_text import optional_json
-    from .representable import not_representable, representable
+    from .representable import not_representable, representable, without_rowless_tokens
 
     path = Path(tokenizer)
     parsed = read_tokenizer_file(path)
@@ -113,15 +113,22 @@ def tokenize_representable(
     view = text_view(parsed)
     gaps = view.gaps if view else read_bpe(path, parsed, config, n_vocab).gaps
     try:
-        left = representable(parsed, control=control), representable(parsed, chat=True, control=control)
+        kept = without_rowless_tokens(parsed, n_vocab)
+        left = representable(kept, control=control), representable(kept, chat=True, control=control)
         plain = chat = Tokenizer.from_str(json.dumps(left[0]))
         if left[0] != left[1]:
             chat = Tokenizer.from_str(json.dumps(left[1]))
         renumbered = _renumbered(plain, left[0])
         found = {"ids": _ids(plain, texts, renumbered), "chats": _ids(chat, chats, renumbered)}
         rows = zip([*texts, *chats], whole, [*found["ids"], *found["chats"]], strict=True)
-        in_spaces = any(SPACE not in text and before != after for text, before, after in rows)
-        return {**found, "gaps": not_representable(parsed, gaps, control, in_spaces=in_spaces)}
+        rowless = [max(ids, default=0) >= n_vocab for ids in whole]
+        changed = [
+            text for (text, before, after), gone in zip(rows, rowless, strict=True) if before != after and not gone
+        ]
+        told = not_representable(parsed, gaps, control, in_spaces=any(SPACE not in text for text in changed))
+        if any(rowless):
+            told.append("placeholders for images, for which this model has no embedding row")
+        return {**found, "gaps": told}
     except Exception as error:
         return {"error": f"{tokenizer}: tokenizers cannot use a part of it ({' '.join(str(error).split())})"}
 
