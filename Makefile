@@ -28,7 +28,7 @@ lint: .venv/installed
 	@touch $@
 
 sanitize: .venv/installed
-	$(BIN)/python tests/sanitize_kernels.py
+	$(BIN)/python -m tests.quantize.sanitize_kernels
 
 clean:
 	rm -rf .venv build demo *.egg-info

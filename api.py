@@ -14,18 +14,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from .checkpoint.file_names import MMPROJ, model_stem
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
-from .checkpoint.gguf_model import check_model
-from .checkpoint.hub import Source, resolve_source
+from .checkpoint.gguf_naming import MMPROJ, model_stem
+from .checkpoint.gguf_validation import check_model
+from .checkpoint.hub.remote import open_source
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
-from .checkpoint.quantized import warn_of_settings
-from .checkpoint.remote import open_source
+from .checkpoint.quantized_checkpoint import warn_of_settings
+from .checkpoint.source import Source, resolve_source
 from .checkpoint.types import KV, GGMLQuantizationType
-from .convert.adapter_file import describe_adapter
 from .convert.describe import can_see, describe, describe_vision
+from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
@@ -35,8 +35,8 @@ from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
-from .quantize import ggml, native, trial
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
+from .quantize.encoders import ggml, native, self_test
 from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
@@ -288,12 +288,12 @@ class _Verifiers:
     def __init__(self, quick: QuickCheck | None, stop: threading.Event | None) -> None:
         self.quick = quick
         self.stop = stop
-        self.trial: trial.Trial | None = None
+        self.trial: self_test.Trial | None = None
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Try the encoders that `files` need, before the first of them is used."""
         encoded = {t.type for _, plan in files for t in plan.tensors if not is_copy(t.tensor, t.type)}
-        self.trial = trial.prepare(encoded)
+        self.trial = self_test.prepare(encoded)
         if self.quick:  # last: its thread would keep this one waiting
             self.quick.begin(files)
 

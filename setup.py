@@ -1,7 +1,7 @@
 """Builds the native encoders (quantize/kernels) where a GCC or Clang is at hand; the install succeeds without them.
 
 The same sources are compiled once per instruction set, each into objects of its own, and linked into one library
-beside quantize/native.py, which loads it with ctypes. Everything else about the package stands in pyproject.toml.
+beside quantize/encoders/native.py, which loads it with ctypes. Everything else stands in pyproject.toml.
 """
 
 import os
@@ -69,6 +69,6 @@ HEADERS = sorted(map(str, KERNELS.glob("*.h")))
 SOURCES = sorted(map(str, KERNELS.glob("*.c")))
 
 setup(
-    ext_modules=[Extension("borealis_gguf.quantize._kernels", SOURCES, depends=HEADERS, optional=True)],
+    ext_modules=[Extension("borealis_gguf.quantize.encoders._kernels", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildKernels},
 )

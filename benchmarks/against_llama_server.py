@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from borealis_gguf.checkpoint.gguf import read_gguf
+from borealis_gguf.runtime.bench.answer_timing import Ask, random_prompts, together, waiting, writing_speed
 from borealis_gguf.runtime.events import Finished, Options, Text
+from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
 from borealis_gguf.runtime.model import Model, cpus, load
-from borealis_gguf.runtime.probe import extra_buffers_work
-from borealis_gguf.runtime.timing import Ask, random_prompts, together, waiting, writing_speed
 
 MODELS = (("270m", 18), ("1b", 6))
 PRESETS = ("Q8_0", "Q4_K_M")

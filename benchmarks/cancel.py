@@ -17,9 +17,9 @@ from typing import Any
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.runtime.answer import Answer
+from borealis_gguf.runtime.bench.answer_timing import random_prompts
 from borealis_gguf.runtime.events import Finished, Options
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.timing import random_prompts
 
 SHORT, LONG, OTHERS = 16, 2000, 300
 GREEDY = {"temperature": 0.0}

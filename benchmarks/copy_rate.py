@@ -18,7 +18,7 @@ from shapes import write_checkpoint
 
 from borealis_gguf.pipeline.execute import available_cores
 
-NO_WAIT = "from borealis_gguf.pipeline import outputs; outputs._fsync = lambda fd: None\n"
+NO_WAIT = "from borealis_gguf.pipeline import atomic_output; atomic_output._fsync = lambda fd: None\n"
 CONVERT = "from borealis_gguf.cli.main import main; main()"
 EXECUTE = """
 import sys, time

@@ -1,8 +1,8 @@
 """The long proof that the native encoders give ggml's bytes: python benchmarks/encoder_proof.py [--weights N] [TYPE …]
 
 For every type, without and with importance, and for every instruction set of this machine: at least N weights (10
-million by default) over all kinds of input of tests/kernel_inputs.py, in row counts that fill no vector. Every kind
-meets every importance as F32, BF16 and F16 rows. Prints one line a case and writes them all to encoder_proof.json
+million by default) over all kinds of input of tests/helpers/kernel_inputs.py, in row counts that fill no vector. Every
+kind meets every importance as F32, BF16 and F16 rows. Prints one line a case and writes them all to encoder_proof.json
 beside this file, with the digest of the kernels that were tried and the ggml they were compared with. Cases of other
 kernels or another ggml are dropped from the record. Two to ten minutes.
 """
@@ -22,11 +22,11 @@ import numpy as np
 
 from borealis_gguf.checkpoint.types import row_nbytes
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.quantize import ggml, native
+from borealis_gguf.quantize.encoders import ggml, native
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import kernel_build
-import kernel_inputs as inputs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.helpers import kernel_build
+from tests.helpers import kernel_inputs as inputs
 
 T = native.T
 RECORD = Path(__file__).with_name("encoder_proof.json")

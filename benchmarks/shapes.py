@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from borealis_gguf.convert.gemma3 import ROWS
-from borealis_gguf.convert.gemma3_config import read_config
+from borealis_gguf.convert.architectures.gemma3 import ROWS
+from borealis_gguf.convert.architectures.gemma3_config import read_config
 
 TOKENS = 262144
 SIZES = {

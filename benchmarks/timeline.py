@@ -21,7 +21,7 @@ from machine import forget, limits, rates
 
 from borealis_gguf import api
 from borealis_gguf.pipeline import execute as executor
-from borealis_gguf.pipeline.outputs import PartialFile
+from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.plan import Codec, FilePlan
 
 Span = tuple[str, str, float, float]

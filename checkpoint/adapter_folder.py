@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from .files import quote, shown
-from .jsonfile import read_json_object
+from .file_access import quote, shown
+from .strict_json import read_json_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
-from .files import extended, open_regular, quote, recognize, shown
-from .folder_advice import what_instead
-from .jsonfile import MAX_TOKENIZER_JSON, read_json_object
-from .other_weights import other_weights
-from .quantized import refuse_dtypes, refuse_leftovers
+from .file_access import extended, open_regular, quote, recognize, shown
+from .other_formats import other_weights
+from .quantized_checkpoint import refuse_dtypes, refuse_leftovers
 from .safetensors import DTYPES, UnknownDtype, read_header
+from .strict_json import MAX_TOKENIZER_JSON, read_json_object
 from .types import Slice
+from .unsupported_folder import what_instead
 
 __all__ = ["MAX_TOKENIZER_JSON", "Checkpoint", "open_checkpoint", "read_json_object"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from gguf.constants import GGUFValueType
 
 from ..errors import InvalidInput
-from .files import extended, quote
+from .file_access import extended, quote
 from .gguf_header import DAMAGED, GGUFFile, read_header
 from .types import Slice
 

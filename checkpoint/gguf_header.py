@@ -18,8 +18,8 @@ import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
-from .files import open_regular, quote, recognize
-from .together import WINDOW, following, next_singly, texts_at
+from .file_access import open_regular, quote, recognize
+from .packed_records import WINDOW, following, next_singly, texts_at
 from .types import KV, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4

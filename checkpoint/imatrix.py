@@ -16,7 +16,7 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from ..errors import InvalidInput
-from .files import open_regular, quote, recognize
+from .file_access import open_regular, quote, recognize
 from .gguf_header import GGUFFile, read_header
 from .types import KV, GGMLQuantizationType, Slice
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from ..errors import InvalidInput
 from .adapter_folder import CONFIG, PICKLE, WEIGHTS, instead_of_peft
-from .files import exists, extended, open_regular, quote, recognize, shown
+from .file_access import exists, extended, open_regular, quote, recognize, shown
 from .folder import own_file, read_json_object
-from .pattern import matches
 from .safetensors import read_header
+from .target_pattern import matches
 from .types import Slice
 
 PREFIX = "base_model.model."

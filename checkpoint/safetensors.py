@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import InvalidInput
-from .files import open_regular, quote, recognize
-from .jsonfile import MAX_JSON, parse_object
+from .file_access import open_regular, quote, recognize
+from .strict_json import MAX_JSON, parse_object
 from .types import GGMLQuantizationType, Slice
 
 MAX_HEADER = MAX_JSON  # room for some 60,000 tensors; the format itself allows 100 MB

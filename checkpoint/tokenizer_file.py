@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from .jsonfile import MAX_TOKENIZER_JSON, check_values, no_collection, parse_object, read_json_bytes
+from .strict_json import MAX_TOKENIZER_JSON, check_values, no_collection, parse_object, read_json_bytes
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _vocabulary = msgspec.json.Decoder(dict[str, int])

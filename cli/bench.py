@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .shared import size, table
+from .common_options import size, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..runtime.bench import Speed
+    from ..runtime.bench.model_speed import Speed
 
 
 class Counts(click.ParamType):
@@ -53,9 +53,9 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
     """
 
     from ..checkpoint.types import GGMLQuantizationType
-    from ..quantize.bench import BENCHED, bench_encoders
+    from ..quantize.encoders.benchmark import BENCHED, bench_encoders
     from ..quantize.presets import parse_type
-    from .report import speed_row, speeds_json
+    from .plan_report import speed_row, speeds_json
 
     speeds = []
     chosen = tuple(map(parse_type, types)) or BENCHED
@@ -119,8 +119,8 @@ def run(
     import json
     import sys
 
-    from ..runtime.bench import bench_run
-    from ..runtime.terminal import Screen
+    from ..runtime.bench.model_speed import bench_run
+    from ..runtime.terminal.terminal_io import Screen
 
     screen = Screen(sys.stdout, sys.stderr)
     speeds = bench_run(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .shared import loading_options
+from .common_options import loading_options
 
 if TYPE_CHECKING:
     from ..runtime.events import Overflow
@@ -49,11 +49,11 @@ def chat(
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --system "Svar på nynorsk." --stats
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --seed 1 < replikkar.txt > svar.txt
     """
-    from ..runtime.chat import Chat, greeting
-    from ..runtime.chat_commands import COMMANDS
     from ..runtime.events import Options
     from ..runtime.model import load
-    from ..runtime.terminal import Screen, open_reader
+    from ..runtime.terminal.chat_commands import COMMANDS
+    from ..runtime.terminal.chat_loop import Chat, greeting
+    from ..runtime.terminal.terminal_io import Screen, open_reader
 
     screen = Screen(sys.stdout, sys.stderr)
     words = [f"/{name}" for name in COMMANDS]

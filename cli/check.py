@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import PATH, lora_options, loras, progress_bar
+from .common_options import PATH, lora_options, loras, progress_bar
 
 
 @click.command()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import (
+from .common_options import (
     OUTPUT_HELP,
     PATH,
     download_bar,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .shared import size, table
+from .common_options import size, table
 
 if TYPE_CHECKING:
-    from ..runtime.devices import Device
+    from ..runtime.llama.devices import Device
 
 HINT = (
     "llama.cpp sees no GPU here. If there is one, install llama-cpp-python with CUDA, Metal or Vulkan: "
@@ -30,7 +30,7 @@ def devices(as_json: bool) -> None:
       borealis-gguf devices
       borealis-gguf devices --json
     """
-    from ..runtime.devices import devices as find
+    from ..runtime.llama.devices import devices as find
 
     found = find()
     click.echo(as_json_text(found) if as_json else as_text(found))

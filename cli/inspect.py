@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import PATH
+from .common_options import PATH
 
 
 @click.command()
@@ -19,7 +19,7 @@ def inspect(file: Path, as_json: bool) -> None:
       borealis-gguf inspect borealis-4b-Q4_K_M.gguf --json
     """
     from ..checkpoint.gguf import read_gguf
-    from . import report
+    from . import plan_report
 
     gguf = read_gguf(file)
-    click.echo(report.gguf_json(gguf) if as_json else report.gguf_text(gguf))
+    click.echo(plan_report.gguf_json(gguf) if as_json else plan_report.gguf_text(gguf))

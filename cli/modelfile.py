@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import PATH
+from .common_options import PATH
 
 
 @click.command()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .shared import (
+from .common_options import (
     OUTPUT_HELP,
     PATH,
     download_bar,
@@ -94,7 +94,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
-    from . import report
+    from . import plan_report
 
     with download_bar(quiet) as on_download:
         plans = api.plan_quantize(
@@ -116,10 +116,10 @@ def quantize(
             on_download=on_download,
         )
     if dry_run:
-        click.echo(report.plans_json(plans, jobs) if as_json else report.plans_text(plans, jobs))
+        click.echo(plan_report.plans_json(plans, jobs) if as_json else plan_report.plans_text(plans, jobs))
         return
     if not quiet:
-        report.fallback_advice(plans)
+        plan_report.fallback_advice(plans)
     with progress_bar(quiet) as on_progress:
         results = api.execute(
             plans,
@@ -130,6 +130,6 @@ def quantize(
             on_report=None if quiet else show_notes,
         )
     if as_json:
-        click.echo(report.results_json(results))
+        click.echo(plan_report.results_json(results))
     else:
         show_results(results, quiet)

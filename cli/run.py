@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .shared import PATH, loading_options
+from .common_options import PATH, loading_options
 
 
 @click.command()
@@ -48,7 +48,7 @@ def run(
     """
     from ..runtime.events import Options, Text
     from ..runtime.model import load
-    from ..runtime.visible import visible
+    from ..runtime.terminal.terminal_escape import visible
 
     if prompt is None:
         if sys.stdin.isatty():

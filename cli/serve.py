@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidInput
-from .shared import PATH, loading_options
+from .common_options import PATH, loading_options
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -80,7 +80,7 @@ def serve(
     """
     try:
         from ..runtime.serve.server import Server, is_loopback, listen, url_of
-        from ..runtime.serve.service import PAGE, Settings
+        from ..runtime.serve.service_state import PAGE, Settings
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("starlette", "uvicorn", "anyio", "h11"):

@@ -7,18 +7,18 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
-from ..checkpoint.files import quote
+from ..checkpoint.file_access import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from ..pipeline.plan import Model
-from . import bloom, gemma3, llama, qwen2, siglip
-from .adapters import Loras, plan_merge
 from .architecture import Text
-from .metadata import metadata_kv
+from .architectures import bloom, gemma3, llama, qwen2, siglip
+from .lora.merge import Loras, plan_merge
+from .metadata.general import metadata_kv
 from .outtype import file_type, outtypes
-from .token_texts import is_text
-from .wrapped import BARE, bare_advice, refuse_wrapped
+from .tokenizers.token_validation import is_text
+from .wrapped_state_dict import BARE, bare_advice, refuse_wrapped
 
 ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
     "Gemma3ForCausalLM": gemma3.read_text,

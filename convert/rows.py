@@ -7,8 +7,8 @@ names, before a weight is read.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint.files import quote
-from ..checkpoint.other_weights import empty_tensors
+from ..checkpoint.file_access import quote
+from ..checkpoint.other_formats import empty_tensors
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
 from ..pipeline.plan import RowMap, Tensor, TensorSource

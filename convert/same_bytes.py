@@ -1,6 +1,6 @@
 """Whether two stored tensors are the same, read in step with bounded memory."""
 
-from ..checkpoint.files import open_regular
+from ..checkpoint.file_access import open_regular
 from ..checkpoint.types import Slice
 from ..errors import InvalidInput
 

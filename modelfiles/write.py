@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..errors import InvalidInput
-from ..runtime.sampling import sampling_of
-from ..runtime.template import ChatTemplate
+from ..runtime.prompting.chat_template import ChatTemplate
+from ..runtime.prompting.sampling_settings import sampling_of
 from .gemma import SAMPLES, STOP, TEMPLATE, render_gemma
 from .syntax import Instruction, format_instruction
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from ..errors import BorealisError, Cancelled, InvalidInput
-from . import lowrank
-from .outputs import PartialFile, check_outputs
+from . import low_rank
+from .atomic_output import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
-from .sources import Announced, Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
+from .row_reader import Announced, Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks, total_nbytes
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -197,7 +197,7 @@ def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
 def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
     source = task.tensor.source
-    merged = 0 if source.as_stored else lowrank.memory(source.updates, task.rows) + 2 * n * task.rows
+    merged = 0 if source.as_stored else low_rank.memory(source.updates, task.rows) + 2 * n * task.rows
     return task.nbytes + task.span_nbytes + merged + task.rows * 4 * n + _made_nbytes(task)
 
 
@@ -390,7 +390,7 @@ class _Worker:
         self.outputs = outputs
         self.source: tuple[Path, RawIOBase] | None = None
         self.ahead: tuple[Batch, np.ndarray] | None = None
-        self.updates: tuple[TensorSource, lowrank.Updates] | None = None
+        self.updates: tuple[TensorSource, low_rank.Updates] | None = None
         self.buffers: dict[str, np.ndarray] = {}
 
     def close(self) -> None:
@@ -450,7 +450,7 @@ class _Worker:
         source = task.tensor.source
         if source.updates:
             if self.updates is None or self.updates[0] is not source:
-                self.updates = source, lowrank.Updates(source.updates, self.run.codec)
+                self.updates = source, low_rank.Updates(source.updates, self.run.codec)
             picked = task.source_rows()
             self.updates[1].add(rows, np.arange(task.first, task.first + task.rows) if picked is None else picked)
         if source.type == F32:

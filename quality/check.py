@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
-from ..checkpoint.gguf_model import check_model
+from ..checkpoint.gguf_validation import check_model
 from ..checkpoint.types import Slice
-from ..convert.chat_template import read_text
+from ..convert.metadata.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
 from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
-from ..pipeline.sources import OpenSource, open_local
-from .checkpoint_text import read_checkpoint_text
+from ..pipeline.row_reader import OpenSource, open_local
+from .cross_check.cross_check import second_opinion
 from .metadata import check_metadata
 from .report import Finding, Report, Section
-from .second import second_opinion
-from .tap import Tap
-from .tensors import check_names, check_weights
-from .text_checks import TextCheck
-from .texts import LINES, QUICK_LINES
-from .weights import Pair
+from .text.checkpoint_text import read_checkpoint_text
+from .text.sample_texts import LINES, QUICK_LINES
+from .text.text_checks import TextCheck
+from .weights.comparison import Pair
+from .weights.sampled_rows import Tap
+from .weights.tensor_checks import check_names, check_weights
 
 MAX_TEXT = 64 << 20
 WEIGHTED_BY = "quantize.imatrix.file"

@@ -14,11 +14,11 @@ import numpy as np
 from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.types import GGMLQuantizationType
 from ..errors import BorealisError, InvalidInput
-from ..runtime.probe import extra_buffers_work
-from . import bounds
+from ..runtime.fitting.cpu_probe import extra_buffers_work
+from .check_worker_client import PendingRequest
 from .report import Finding, Section
-from .texts import LINES
-from .worker_client import PendingRequest
+from .text.sample_texts import LINES
+from .weights import error_bounds
 
 NEEDED = ("transformers", "torch")
 LONG_TOKENS = 1400
@@ -68,7 +68,7 @@ def measure(
 
 def prompts_of(gguf: str) -> list[list[int]]:
     """The texts that are compared as the GGUF's vocabulary has them, the longest past any sliding window."""
-    from ..runtime.vocabulary import open_vocabulary
+    from ..runtime.llama.vocabulary import open_vocabulary
 
     vocabulary = open_vocabulary(Path(gguf))
     begin = [] if vocabulary.bos is None else [vocabulary.bos]
@@ -121,7 +121,7 @@ def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]], count: int = P
 
 
 def _of_gguf(path: str, expected: Sequence[Expected], extra_buffers: bool, threads: int) -> list[np.ndarray]:
-    from ..runtime.engine import BATCH, Engine
+    from ..runtime.llama.engine import BATCH, Engine
 
     longest = max(len(e.tokens) for e in expected)
     placing: dict[str, Any] = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
@@ -147,7 +147,7 @@ def _log_softmax(rows: np.ndarray) -> np.ndarray:
 
 def limit(types: Mapping[GGMLQuantizationType, int]) -> float:
     """The mean divergence to expect at most, of a file with so many weights of each type."""
-    error = sum(count * bounds.TYPICAL.get(type, 1.0) ** 2 for type, count in types.items())
+    error = sum(count * error_bounds.TYPICAL.get(type, 1.0) ** 2 for type, count in types.items())
     return ALWAYS + PER_ERROR * error / max(1, sum(types.values()))
 
 

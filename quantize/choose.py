@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
-from .ggml import NOT_ENCODED
+from .encoders.ggml import NOT_ENCODED
 from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Facts, Mixture, V, block_of, category
 from .presets import Preset
 

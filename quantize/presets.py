@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from ..checkpoint.types import GGMLQuantizationType
 from ..errors import InvalidInput
-from .ggml import NOT_ENCODED
+from .encoders.ggml import NOT_ENCODED
 
 
 @dataclass(frozen=True, slots=True)

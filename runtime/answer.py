@@ -11,7 +11,7 @@ from types import TracebackType
 
 from ..errors import BorealisError
 from .events import Event, Finished, Options, Text, ToolCall
-from .tools import Calls
+from .prompting.tool_calls import Calls
 
 TICK = 0.1  # s; on Windows a wait without an end hears no Ctrl-C
 

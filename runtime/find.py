@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from ..checkpoint.file_names import MMPROJ, MMPROJ_TYPES, model_stem
-from ..checkpoint.files import quote, shown
-from ..checkpoint.hub_download import SCHEMES, Progress, download_files, parse_id
+from ..checkpoint.file_access import quote, shown
+from ..checkpoint.gguf_naming import MMPROJ, MMPROJ_TYPES, model_stem
+from ..checkpoint.hub.download import SCHEMES, Progress, download_files, parse_id
 from ..errors import InvalidInput
 
 USUAL = "Q4_K_M"

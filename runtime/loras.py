@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint.files import quote
+from ..checkpoint.file_access import quote
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..errors import InvalidInput
 

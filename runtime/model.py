@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..checkpoint.file_names import mmproj_beside
 from ..checkpoint.gguf import GGUFFile, read_gguf
+from ..checkpoint.gguf_naming import mmproj_beside
 from ..errors import BorealisError, InvalidInput
 from .answer import Answer, begun
 from .conversation import Conversation
 from .events import Ask, Event, Info, Options, Overflow
-from .local import MAX_SEED, TEMPLATE_KEY, Local, checked_seed
+from .fitting.cpu_probe import extra_buffers_work
+from .fitting.placement import Placement, choose, model_params
 from .loras import checked_loras
-from .placement import Placement, choose, model_params
-from .probe import extra_buffers_work
-from .sampling import override, sampling_of
-from .template import ChatTemplate, Message
+from .process.in_process_model import MAX_SEED, TEMPLATE_KEY, Local, checked_seed
+from .prompting.chat_template import ChatTemplate, Message
+from .prompting.sampling_settings import override, sampling_of
 
 if TYPE_CHECKING:
-    from .engine import Engine, Progress
+    from .llama.engine import Engine, Progress
 
 
 class Backend(Protocol):
@@ -219,7 +219,7 @@ def load(
     }  # fmt: skip
     if not isolate:
         return Model(path, load_here(path, on_progress=on_progress, **wanted))
-    from .isolated import Isolated
+    from .process.isolated_model import Isolated
 
     return Model(path, Isolated(path, wanted, on_progress))
 
@@ -299,9 +299,9 @@ def _place(
 ) -> Placement:
     """Where the model goes, as llama.cpp sees this machine. Raises InvalidInput when it fits nowhere."""
     try:
-        from .devices import devices
-        from .repack import repacked
-        from .vision import read_mmproj
+        from .llama.devices import devices
+        from .llama.repack import repacked
+        from .llama.vision import read_mmproj
     except (ImportError, OSError, RuntimeError) as error:
         raise unloadable(error) from error
     return choose(
@@ -327,7 +327,7 @@ def _template(header: GGUFFile, engine: "Engine") -> ChatTemplate | None:
 def engine_class() -> "type[Engine]":
     """llama.cpp's libraries are loaded after the probe said that they can be."""
     try:
-        from .engine import Engine
+        from .llama.engine import Engine
     except (ImportError, OSError, RuntimeError) as error:
         raise unloadable(error) from error
     return Engine

@@ -20,11 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..cache import cache_dir
-from ..checkpoint.files import open_regular
+from ..checkpoint.file_access import open_regular
 from ..checkpoint.gguf import read_gguf
 from ..errors import BorealisError, InvalidInput
-from .wire import pack, unpack
+from ..machine_cache import cache_dir
+from .process.wire_format import pack, unpack
 
 MAGIC = b"BOREALIS-GGUF CONVERSATION 2\n"
 SEAL = 32

@@ -11,19 +11,17 @@ import pytest
 
 from borealis_gguf import api
 
-from .oracle import keep
+from .helpers.llama_quantize import keep
+from .helpers.paths import NANO, ROOT
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all processes they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NANO = Path(__file__).parents[1] / "examples" / "nano-nb-7m"
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The repository's root is the package: pytest would import it under the name of its folder, which may be none."""
-    root = Path(__file__).parents[1]
     for package in {node for item in items for node in item.listchain() if isinstance(node, pytest.Package)}:
-        if package.path == root:
+        if package.path == ROOT:
             package.setup = lambda: None  # type: ignore[method-assign]
 
 

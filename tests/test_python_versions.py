@@ -2,11 +2,11 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .helpers.paths import ROOT
+
 SOURCES = [path for folder in ROOT.iterdir() if (folder / "__init__.py").is_file() for path in folder.rglob("*.py")]
 SOURCES += [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]
 

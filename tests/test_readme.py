@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .test_cli import BOOT, run
+from .cli.test_cli import BOOT, run
+from .helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs
 
-from borealis_gguf.runtime.child import CHILDREN, PACKAGE
+from borealis_gguf.runtime.process.child_process import CHILDREN, PACKAGE
 
 homes = import_module(PACKAGE)._HOMES.values()
 hiddenimports = sorted({*CHILDREN, *(f"{PACKAGE}.{home}" for home in homes)})

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ..events import Finished, Text
-from .answers import Gathered, gather, header, usage
-from .flow import PING, Stream, closing_all, merged, read_body, sse, unless_gone
+from .http_stream import PING, Stream, closing_all, merged, read_body, sse, unless_gone
 from .logprobs import completion_logprobs
-from .requests import Completion, read_completion
-from .service import Service
+from .request_parsing import Completion, read_completion
+from .response_parts import Gathered, gather, header, usage
+from .service_state import Service
 
 if TYPE_CHECKING:
     from ..answer import Answer

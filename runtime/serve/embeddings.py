@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...errors import Busy
-from .flow import read_body, unless_gone
-from .refusal import wrong
-from .requests import Embedding, read_embedding
-from .service import Service
+from .error_response import wrong
+from .http_stream import read_body, unless_gone
+from .request_parsing import Embedding, read_embedding
+from .service_state import Service
 
 if TYPE_CHECKING:
     from ..model import Model

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ...errors import Cancelled, InvalidInput
-from .app import make_app
-from .connection import Connection
-from .service import Service, Settings
+from .connection_timeout import Connection
+from .routes import make_app
+from .service_state import Service, Settings
 
 if TYPE_CHECKING:
     from ..model import Model

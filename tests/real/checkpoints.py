@@ -10,10 +10,10 @@ from gguf import GGUFReader, dequantize
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 
-from .. import sentencepiece_models as sp
-from ..checkpoints import Files, Miniature, config, pattern, write_json, write_safetensors
-from ..families import Family, llama_shapes, qwen2_shapes
-from ..tiny import bf16
+from ..helpers import sentencepiece_models as sp
+from ..helpers.checkpoints import Files, Miniature, config, pattern, write_json, write_safetensors
+from ..helpers.families import Family, llama_shapes, qwen2_shapes
+from ..helpers.tiny import bf16
 from .material import real
 
 SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}

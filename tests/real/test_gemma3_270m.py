@@ -20,11 +20,11 @@ from borealis_gguf.quality.report import Report
 from borealis_gguf.quantize.metadata import imatrix_kv
 from borealis_gguf.quantize.presets import PRESETS, find_preset
 
-from ..checkpoints import pattern, write_json, write_safetensors
-from ..oracle import llama_quantize
-from ..test_cli import run
-from ..test_imatrix import pair, write_gguf
-from ..test_parity import NEED_IMATRIX
+from ..cli.test_cli import run
+from ..helpers.checkpoints import pattern, write_json, write_safetensors
+from ..helpers.llama_quantize import llama_quantize
+from ..quantize.test_imatrix import pair, write_gguf
+from ..quantize.test_parity import NEED_IMATRIX
 from .material import real
 
 NAMES = [preset.name for preset in PRESETS if preset.type is not None]

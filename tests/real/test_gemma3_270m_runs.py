@@ -12,15 +12,15 @@ import pytest
 
 from borealis_gguf import load
 from borealis_gguf.runtime.answer import Answer
-from borealis_gguf.runtime.engine import Engine
 from borealis_gguf.runtime.events import Chosen, Finished, Options, Text
+from borealis_gguf.runtime.llama.engine import Engine
 from borealis_gguf.runtime.model import Model
-from borealis_gguf.runtime.sequences import common
+from borealis_gguf.runtime.scheduling.slots import common
 
-from ..asking import encode, local
-from ..serving import serving, until
-from ..test_chat import talk
-from ..test_cli import run
+from ..cli.test_cli import run
+from ..helpers.asking import encode, local
+from ..helpers.serving import serving, until
+from ..runtime.test_terminal_chat import talk
 
 CAPITAL = "Hovedstaden i Norge heter"
 SHORT = Options(max_tokens=12)

@@ -15,12 +15,12 @@ from gguf.constants import GGUFValueType
 
 from borealis_gguf import InvalidInput, api
 from borealis_gguf.checkpoint.types import KV
-from borealis_gguf.convert import gemma3, llama, qwen2
-from borealis_gguf.convert.vocabulary import PREFIX
+from borealis_gguf.convert.architectures import gemma3, llama, qwen2
+from borealis_gguf.convert.tokenizers.llama_tokenizer import PREFIX
 from borealis_gguf.quality.report import as_text
 
-from ..checkpoints import write_json
-from ..faults import Edit, with_metadata
+from ..helpers.checkpoints import write_json
+from ..helpers.gguf_faults import Edit, with_metadata
 from .test_tokenizers import CHECKPOINTS
 
 GGML = "tokenizer.ggml."

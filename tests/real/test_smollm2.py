@@ -15,11 +15,11 @@ from borealis_gguf.quantize.presets import find_preset
 from borealis_gguf.runtime.events import Options
 from borealis_gguf.runtime.model import Model
 
-from ..asking import encode, local
-from ..oracle import llama_quantize
-from ..serving import serving
-from ..test_chat import talk
-from ..test_cli import run
+from ..cli.test_cli import run
+from ..helpers.asking import encode, local
+from ..helpers.llama_quantize import llama_quantize
+from ..helpers.serving import serving
+from ..runtime.test_terminal_chat import talk
 from .material import real
 
 ASKED: list[Any] = [{"role": "user", "content": "What is 2+2?"}]

@@ -13,14 +13,14 @@ from transformers import AutoTokenizer
 from borealis_gguf import Report, api
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.quality.report import as_text
-from borealis_gguf.quality.texts import LINES
-from borealis_gguf.runtime.vocabulary import open_vocabulary
+from borealis_gguf.quality.text.sample_texts import LINES
+from borealis_gguf.runtime.llama.vocabulary import open_vocabulary
 
-from ..checkpoints import Miniature
+from ..helpers.checkpoints import Miniature
+from ..helpers.paths import DATA
 from .checkpoints import N_GEMMA, gemma, llama, tokenizer_files, with_tokenizer_model
 from .material import real
 
-DATA = Path(__file__).parents[1] / "data"
 BARS = "▁"
 PLAIN_EOS = "'</s>' as ordinary text: llama.cpp takes a token of such a name for a control token"
 

@@ -1,0 +1,91 @@
+"""Does a GGUF's metadata agree with its tensors? A file may be well-formed and still lie about its model."""
+
+import re
+from typing import NoReturn
+
+from gguf.constants import GGUFValueType
+
+from ..errors import InvalidInput
+from .file_access import quote
+from .gguf_header import GGUFFile
+from .types import KV
+
+BLOCK = re.compile(r"(?:blk|v\.blk|a\.blk)\.(\d+)\.")
+PER_TOKEN = (("scores", GGUFValueType.FLOAT32), ("token_type", GGUFValueType.INT32))
+TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask")  # the key is spelled so
+
+
+def check_model(file: GGUFFile) -> None:
+    """Refuse a GGUF that is no model, or whose block count or vocabulary contradicts its arrays.
+
+    llama.cpp reads tokenizer arrays without comparing their types and lengths, hence past their end.
+    """
+    architecture = file.value("general.architecture")
+    kind = file.value("general.type", "model")
+    if kind not in ("model", "mmproj"):
+        raise InvalidInput(f"{file.path}: general.type is {quote(str(kind))}; a model is needed here")
+    if not isinstance(architecture, str) or not architecture:
+        raise InvalidInput(f"{file.path}: general.architecture is missing; this GGUF holds no model")
+    if file.tensors:
+        _check_blocks(file, architecture)
+    _check_tokenizer(file)
+
+
+def _check_blocks(file: GGUFFile, architecture: str) -> None:
+    keys = [f"{architecture}.block_count"]
+    if architecture == "clip":
+        keys = ["clip.vision.block_count", "clip.audio.block_count"]
+    found = [kv for key in keys if (kv := file.find(key))]
+    for kv in found:
+        if kv.type is not GGUFValueType.UINT32:
+            _fail(file, kv, f"is {kv.type.name}, not UINT32")
+    present = {int(match[1]) for name in file.tensors if (match := BLOCK.match(name))}
+    if not present:
+        return
+    blocks = max(present) + 1
+    if not found:
+        raise InvalidInput(f"{file.path}: {keys[0]} is missing; make the GGUF again from its checkpoint")
+    if max(kv.value for kv in found) != blocks:
+        _fail(file, found[0], f"is {found[0].value}, but the tensors belong to {blocks} blocks")
+    if len(present) != blocks:
+        missing = next(bid for bid in range(blocks) if bid not in present)
+        _fail(file, found[0], f"is {blocks}, but block {missing} has no tensors")
+
+
+def _check_tokenizer(file: GGUFFile) -> None:
+    tokens = file.find("tokenizer.ggml.tokens")
+    merges = file.find("tokenizer.ggml.merges")
+    for kv in filter(None, (tokens, merges)):
+        _check_array(file, kv, GGUFValueType.STRING)
+    if tokens is None:
+        return
+    n_vocab = len(tokens.value)
+    for name, item_type in PER_TOKEN:
+        kv = file.find(f"tokenizer.ggml.{name}")
+        if kv is not None:
+            _check_array(file, kv, item_type)
+            if len(kv.value) != n_vocab:
+                _fail(file, kv, f"has {len(kv.value)} items for {n_vocab} tokens")
+    for name in TOKEN_IDS:
+        kv = file.find(f"tokenizer.ggml.{name}_token_id")
+        if kv is not None:
+            _check_id(file, kv, n_vocab)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and embedding.shape[:-1] != (n_vocab,):
+        _fail(file, tokens, f"has {n_vocab} items, but token_embd.weight has shape {list(embedding.shape)}")
+
+
+def _check_array(file: GGUFFile, kv: KV, item_type: GGUFValueType) -> None:
+    if kv.type is not GGUFValueType.ARRAY or kv.item_type is not item_type:
+        found = kv.type if kv.item_type is None else kv.item_type
+        _fail(file, kv, f"is {found.name}, not an array of {item_type.name}")
+
+
+def _check_id(file: GGUFFile, kv: KV, n_vocab: int) -> None:
+    # llama.cpp drops an id that is out of range with a warning; then a model may never stop
+    if kv.type is not GGUFValueType.UINT32 or kv.value >= n_vocab:
+        _fail(file, kv, f"is {kv.type.name} {kv.value}, not one of {n_vocab} token ids as UINT32")
+
+
+def _fail(file: GGUFFile, kv: KV, problem: str) -> NoReturn:
+    raise InvalidInput(f"{file.path}: {kv.key} {problem}; make the GGUF again from its checkpoint")

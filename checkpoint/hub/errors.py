@@ -1,0 +1,97 @@
+"""What the Hub and its library answer, as one line that says what to do, with nothing secret in it."""
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ...errors import BorealisError, InvalidInput
+from ..file_access import quote
+from .retry import PASSING, Passing, retry_after
+
+WEB = "https://huggingface.co/"
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
+QUERY = re.compile(r"(https?://[^\s?]+)\?[^\s:]+")
+
+T = TypeVar("T")
+
+
+def ask(call: Callable[[], T], repo_id: str, revision: str | None = None, *, kept: str = "") -> T:
+    """What huggingface_hub returns; what it raises becomes Passing, or InvalidInput with the reason.
+
+    `kept` is added to the advice to try again: it says what a failed attempt leaves for the next.
+    """
+    try:
+        return call()
+    except BorealisError:  # what the caller raised, to stop
+        raise
+    except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
+        status = status_of(error)
+        if status in PASSING:
+            wait = retry_after(_response(error).headers)
+            raise Passing(f"the Hub answered {status}", wait, f"try again later{kept}") from None
+        if status is None and isinstance(error, client_error()):
+            name = type(error).__name__
+            if name.startswith("Connect"):
+                raise Passing(f"the Hub cannot be reached ({name})", None, "is there a network connection?") from None
+            raise Passing(f"the connection to the Hub broke ({name})", None, f"try again later{kept}") from None
+        raise InvalidInput(explain(error, repo_id, revision, kept)) from None
+
+
+def client_error() -> type[Exception]:
+    """What the library's HTTP client raises: HTTPError of httpx with huggingface_hub 1, of httpx2 with 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # type: ignore
+
+
+def explain(error: Exception, repo_id: str, revision: str | None, kept: str) -> str:
+    """One line on what the Hub said and what to do. The exception's text is used only where nothing else is known."""
+    from huggingface_hub import constants, errors, get_token
+
+    page = WEB + repo_id
+    status = status_of(error)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return f"{repo_id}: accept the licence at {page} first, then log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id}: has no revision {quote(revision or 'main')}; see {page}/commits/main"
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return (
+            f"{repo_id}: no such folder here, and no such model on the Hub, or you may not see it: check the name, "
+            f"accept its licence at {page} if it asks for that, and log in with `hf auth login`"
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        if not kept:
+            return f"{repo_id}: no such folder here, and HF_HUB_OFFLINE is set; --stream needs the network"
+        return f"{repo_id}: no such folder here, not completely in the Hub's local cache, and HF_HUB_OFFLINE is set"
+    if status is not None:
+        return f"{repo_id}: the Hub answered {status}; try again later{kept}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{repo_id}: no such folder here, and the Hub cannot be reached; is there a network connection?"
+    words = redact(" ".join(str(error).replace(get_token() or "hf_…", "hf_…").split()))[:200]
+    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again{kept}"
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that made the library raise, if one did."""
+    return getattr(_response(error), "status_code", None)
+
+
+def _response(error: Exception) -> Any:
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+
+
+def redact(text: str) -> str:
+    """Without tokens, and without what follows a ? in an address: signatures, which open a file to whoever has them."""
+    return TOKEN.sub("hf_…", QUERY.sub(r"\1?…", text))
+
+
+class _Redacted(logging.Filter):
+    """The library's warnings name the addresses it reads from."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+REDACTED = _Redacted()

@@ -1,0 +1,147 @@
+"""A checkpoint on the Hub whose weights stay there: small files come to a temporary folder, headers into memory."""
+
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+from ...errors import InvalidInput
+from ..file_access import shown
+from ..folder import SINGLE, Headers
+from ..quantized_checkpoint import refuse_dtypes
+from ..safetensors import DTYPES, UnknownDtype, parse_header
+from ..strict_json import read_json_object
+from ..types import Remote, Slice
+from .download import UNWANTED, WANTED, Progress, check_id, missing
+from .errors import ask
+from .remote import RemoteFile, locate
+from .retry import persist
+
+R = TypeVar("R")
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WEIGHTS = ".safetensors"
+MAX_SMALL = 256 << 20  # a tokenizer.json of 33 MB is the largest known
+HEADER_BYTES = 256 << 10  # read at first of a file of weights; the header of a 4b model has half of that
+AT_ONCE = 8
+
+
+class TemporaryFolder:
+    """A folder that is removed with its last holder, and at the end of the process at the latest."""
+
+    def __init__(self, *names: str) -> None:
+        root = Path(tempfile.mkdtemp(prefix="borealis-gguf-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
+        self.path = root.joinpath(*names)
+        self.path.mkdir(parents=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """`folder` holds the small files, `headers` what the files of weights hold; `commit` is the pinned revision."""
+
+    folder: TemporaryFolder
+    commit: str
+    headers: Headers
+
+
+def open_stream(
+    repo_id: str, revision: str | None, on_progress: Progress | None = None, endpoint: str | None = None
+) -> Streamed:
+    """Pin a revision of a model on the Hub and fetch what planning needs; no weight is read.
+
+    `endpoint` is the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text;
+    what `on_progress` raises stops it.
+    """
+    check_id(repo_id, revision)
+    commit, names = pin(repo_id, revision, endpoint)
+    files = dict(zip(names, _each(lambda name, stop: find(repo_id, commit, name, endpoint, stop), names), strict=True))
+    small = {name: file for name, file in files.items() if not name.endswith(WEIGHTS)}
+    folder = TemporaryFolder(*repo_id.split("/"), commit)
+    _fetch(small, folder.path, on_progress)
+    weights = [SINGLE] if SINGLE in files else [name for name in names if name.endswith(WEIGHTS)]
+    try:
+        found = _each(lambda name, stop: read_remote_header(files[name], stop), weights)
+        headers = dict(zip(weights, found, strict=True))
+    except UnknownDtype as error:
+        config = folder.path / "config.json"
+        refuse_dtypes(folder.path, error.dtypes, read_json_object(config), DTYPES, label=repo_id)
+        raise
+    return Streamed(folder, commit, headers)
+
+
+def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, list[str]]:
+    """The commit a revision stands for, and the names of the files that a conversion needs."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import filter_repo_objects
+
+    api, timeout = HfApi(endpoint=endpoint), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    found = persist(
+        f"{repo_id}: no such folder here",
+        lambda: ask(lambda: api.model_info(repo_id, revision=revision or "main", timeout=timeout), repo_id, revision),
+        attempts=3,
+    )
+    if not COMMIT.fullmatch(found.sha or ""):
+        raise InvalidInput(f"{repo_id}: the Hub names no commit for it, so it cannot be pinned; leave --stream out")
+    listed = [file.rfilename for file in found.siblings or ()]
+    names = list(filter_repo_objects(listed, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+    if (problem := missing(repo_id, names)) is not None:
+        raise InvalidInput(problem)
+    return found.sha or "", names
+
+
+def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event | None = None) -> Remote:
+    """A file as it is at `commit`."""
+    from huggingface_hub import hf_hub_url
+
+    label = f"{repo_id}@{commit[:7]}/{shown(name)}"
+    url = hf_hub_url(repo_id, name, revision=commit, endpoint=endpoint)
+    size, etag, _ = persist(label, lambda: locate(url, repo_id), stop)
+    if size is None or etag is None:
+        raise InvalidInput(f"{label}: the Hub does not tell its size and ETag; leave --stream out")
+    return Remote(repo_id, label, url, size, etag)
+
+
+def read_remote_header(remote: Remote, stop: Event | None = None) -> dict[str, Slice]:
+    """The tensors of a safetensors file on the Hub; it is checked as one on this machine is."""
+    path = Path(remote.label)
+    raw = RemoteFile(remote, stop)
+    with BufferedReader(raw, HEADER_BYTES) as file:
+        header = parse_header(path, file, remote.size)
+    pinned = replace(remote, copies=tuple(raw.etags.items()))
+    return {name: replace(slice, remote=pinned) for name, slice in header.items()}
+
+
+def _fetch(files: dict[str, Remote], folder: Path, on_progress: Progress | None) -> None:
+    done, total = 0, sum(file.size for file in files.values())
+    if total > MAX_SMALL:
+        raise InvalidInput(f"{next(iter(files.values())).repo_id}: {total} bytes in files that hold no weights")
+    for size in _each(lambda name, stop: _save(files[name], folder / name, stop), list(files)):
+        done += size
+        if on_progress:
+            on_progress(done, total)
+
+
+def _save(remote: Remote, path: Path, stop: Event) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with RemoteFile(remote, stop) as file:
+        data = file.read(remote.size)
+    return path.write_bytes(data or b"")
+
+
+def _each(call: Callable[[str, Event], R], names: Sequence[str]) -> Iterator[R]:
+    """What `call` returns for every name, in their order, several at a time; the event is set once that is in vain."""
+    stop = Event()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            yield from pool.map(lambda name: call(name, stop), names)
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,151 @@
+"""What Llama, Mistral and Qwen 2 share: the sizes of a plain decoder, its keys, its head."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf.constants import GGUFValueType
+
+from ...checkpoint.folder import Checkpoint
+from ...checkpoint.types import KV, Slice
+from ...errors import InvalidInput
+from ..config_fields import integer, number, only
+from ..same_bytes import same_bytes
+from ..tied_embeddings import warn_of_own_head
+from .rope_scaling import Scaling, read_rope, scaling_keys
+
+log = logging.getLogger("borealis_gguf")
+
+U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What transformers assumes where a config.json is silent. No `kv_heads`: as many as heads."""
+
+    vocabulary: int = 32000
+    hidden: int = 4096
+    feed_forward: int = 11008
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int | None = None
+    context: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What config.json says of a decoder, checked."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    vocabulary: int
+    eps: float
+    theta: float
+    scaling: Scaling
+
+    def sizes(self) -> dict[str, int]:
+        """The axes that rows name."""
+        return {
+            "vocabulary": self.vocabulary,
+            "hidden": self.hidden,
+            "feed-forward": self.feed_forward,
+            "heads": self.heads,
+            "kv heads": self.kv_heads,
+            "halves": 2,
+            "half head": self.head_dim // 2,
+            "heads × head_dim": self.heads * self.head_dim,
+            "kv heads × head_dim": self.kv_heads * self.head_dim,
+        }
+
+
+def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> Decoder:
+    """Raises InvalidInput for values out of range, and for what llama.cpp's runtime would compute otherwise."""
+    only(where, config, "hidden_act", "silu")
+    hidden = integer(where, config, "hidden_size", defaults.hidden)
+    heads = integer(where, config, "num_attention_heads", defaults.heads)
+    assumed = None if "num_key_value_heads" in config else defaults.kv_heads  # null is as many as heads in any class
+    kv_heads = _optional(where, config, "num_key_value_heads", assumed or heads)
+    head_dim = _optional(where, config, "head_dim", max(1, hidden // heads))
+    if heads % kv_heads:
+        raise InvalidInput(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
+    if head_dim % 2:
+        raise InvalidInput(f"{where}: heads of {head_dim} cannot be turned in pairs; is config.json damaged?")
+    theta, scaling = read_rope(where, config, 10000.0)
+    return Decoder(
+        layers=integer(where, config, "num_hidden_layers", defaults.layers),
+        hidden=hidden,
+        feed_forward=integer(where, config, "intermediate_size", defaults.feed_forward),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=integer(where, config, "max_position_embeddings", defaults.context),
+        vocabulary=integer(where, config, "vocab_size", defaults.vocabulary),
+        eps=number(where, config, "rms_norm_eps", 1e-6),
+        theta=theta,
+        scaling=scaling,
+    )
+
+
+def _optional(where: str, config: Mapping[str, Any], key: str, default: int) -> int:
+    """These may be null, which means the default."""
+    return default if config.get(key) is None else integer(where, config, key, default)
+
+
+def decoder_keys(architecture: str, decoder: Decoder, *, head_dim: bool = True) -> tuple[KV, ...]:
+    """The keys in the order llama.cpp's converter writes them; some architectures say nothing of `head_dim`."""
+    entries = [
+        KV(f"{architecture}.block_count", U32, decoder.layers),
+        KV(f"{architecture}.context_length", U32, decoder.context),
+        KV(f"{architecture}.embedding_length", U32, decoder.hidden),
+        KV(f"{architecture}.feed_forward_length", U32, decoder.feed_forward),
+        KV(f"{architecture}.attention.head_count", U32, decoder.heads),
+        KV(f"{architecture}.attention.head_count_kv", U32, decoder.kv_heads),
+        *scaling_keys(architecture, decoder.scaling),
+        KV(f"{architecture}.rope.freq_base", F32, decoder.theta),
+        KV(f"{architecture}.attention.layer_norm_rms_epsilon", F32, decoder.eps),
+    ]
+    if head_dim:
+        entries += [KV(f"{architecture}.attention.{kind}_length", U32, decoder.head_dim) for kind in ("key", "value")]
+    return (*entries, KV("general.file_type", U32, 0))
+
+
+def warn_of_window(where: str, config: Mapping[str, Any], default: int | None, context: int) -> None:
+    """No key of these architectures holds a sliding window: past it llama.cpp attends to more than the checkpoint."""
+    window = config.get("sliding_window", default)
+    if window is None or context <= (window := integer(where, {"sliding_window": window}, "sliding_window", 1)):
+        return
+    log.warning(
+        "%s: sliding_window is %d, but this architecture has no window in llama.cpp: texts longer than that give other "
+        "results than the checkpoint; run the GGUF with a context of at most %d tokens",
+        where,
+        window,
+        window,
+    )
+
+
+def with_head(
+    checkpoint: Checkpoint, *, tied: bool = False, head: str = HEAD, embedding: str = EMBEDDING
+) -> dict[str, Slice]:
+    """The tensors, less a head that repeats the embedding.
+
+    A head that is missing must be tied, by `tie_word_embeddings`, which is `tied` where config.json is silent.
+    """
+    tensors = checkpoint.tensors
+    said = checkpoint.config.get("tie_word_embeddings")
+    if head not in tensors and not (tied if said is None else said):
+        raise InvalidInput(
+            f"{checkpoint.path / 'config.json'}: tie_word_embeddings is false, but there is no {head} among the tensors"
+        )
+    both = head in tensors and embedding in tensors and not checkpoint.parted_head
+    if both and same_bytes(tensors[head], tensors[embedding]):
+        return {name: tensor for name, tensor in tensors.items() if name != head}
+    if both:
+        warn_of_own_head(checkpoint)
+    return tensors

@@ -1,0 +1,98 @@
+"""An adapter as a GGUF of its own, for llama.cpp's and Ollama's run time: pairs of small matrices, and alpha.
+
+The run time adds scale · alpha / r · B @ A, with one alpha for the whole file and r the height of A. Where an adapter
+has other scalings (rsLoRA, alpha_pattern), B is multiplied by what is missing; llama.cpp's converter ignores these.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
+
+from ...checkpoint.adapter_folder import command_line
+from ...checkpoint.file_access import quote
+from ...checkpoint.folder import Checkpoint
+from ...checkpoint.lora import Adapter, LoraModule
+from ...checkpoint.types import KV, GGMLQuantizationType, Slice
+from ...errors import InvalidInput
+from ...pipeline.plan import Model, Tensor, TensorSource
+from ..describe import read_text
+from ..metadata.general import general_kv
+from ..outtype import OUTTYPES, resolve_outtype
+from ..same_bytes import same_bytes
+from ..wrapped_state_dict import refuse_wrapped
+from .merge import Merge, plan_merge
+
+EMBEDDING = "token_embd.weight"
+
+
+def describe_adapter(
+    checkpoint: Checkpoint, adapter: Adapter, outtype: str, *, model_name: str | None = None
+) -> tuple[Model, list[GGMLQuantizationType]]:
+    """The GGUF of `adapter` for the model that `checkpoint` is, and its tensors' types (f32, f16, bf16 or auto).
+
+    Raises InvalidInput when the adapter is not this model's, and for what an adapter file cannot hold.
+    """
+    refuse_wrapped(checkpoint)
+    merge = plan_merge(checkpoint, [(adapter, 1.0)])
+    text = read_text(merge.checkpoint)
+    homes: dict[Slice, list[Tensor]] = {}
+    for tensor in merge.apply(text.tensors):
+        for update in tensor.source.updates:
+            homes.setdefault(update.up if update.transposed else update.down, []).append(tensor)
+    _check(checkpoint, adapter, merge, homes)
+    alpha = common_alpha(adapter)
+    tensors = tuple(pair for module in adapter.modules for pair in _pairs(module, homes, alpha))
+    weights = sum(prod(t.shape[:-1]) * module.a.shape[1] for module in adapter.modules for t in homes[module.a])
+    kv = (
+        KV("general.architecture", GGUFValueType.STRING, text.architecture),
+        KV("general.type", GGUFValueType.STRING, "adapter"),
+        KV("adapter.type", GGUFValueType.STRING, "lora"),
+        # less than no weights: llama.cpp's way to say that this is not the size of a model
+        *general_kv(
+            Checkpoint(adapter.path, None, {}, {}, use_card=checkpoint.use_card), -weights, model_name=model_name
+        ),
+        KV("adapter.lora.alpha", GGUFValueType.FLOAT32, alpha),
+        KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
+    )
+    type = OUTTYPES[resolve_outtype(tensors, outtype)][0]
+    return Model(kv, tensors), [type] * len(tensors)
+
+
+def common_alpha(adapter: Adapter) -> float:
+    """The alpha that is right for every module, if there is one; else the configuration's."""
+    alphas = {float(np.float32(module.scaling * module.rank)) for module in adapter.modules}
+    return alphas.pop() if len(alphas) == 1 else adapter.alpha
+
+
+def _pairs(module: LoraModule, homes: Mapping[Slice, list[Tensor]], alpha: float) -> Iterator[Tensor]:
+    factor = float(np.float32(module.scaling * module.rank / alpha))
+    for home in homes[module.a]:
+        yield Tensor(f"{home.name}.lora_a", TensorSource(module.a), module.a.shape)
+        # the rows of B are the rows of the matrix, in whatever order GGUF has them
+        source = replace(home.source, slice=module.b, shift=0.0, updates=(), precision=None, scale=factor)
+        yield Tensor(f"{home.name}.lora_b", source, (*home.shape[:-1], module.rank))
+
+
+def _check(checkpoint: Checkpoint, adapter: Adapter, merge: Merge, homes: Mapping[Slice, list[Tensor]]) -> None:
+    """Raises InvalidInput for what llama.cpp cannot run as an adapter, with the command that merges it instead."""
+    fault = None
+    if tied := [m.module for m in adapter.modules if any(home.name == EMBEDDING for home in homes.get(m.a, ()))]:
+        fault = f"changes the embedding or the output layer that is tied to it, {quote(tied[0])}"
+    elif lost := [module.module for module in adapter.modules if module.a not in homes]:
+        fault = f"changes {quote(lost[0])} on the vision side"
+    elif changed := [name for name, slice in merge.checkpoint.tensors.items() if not _is_base(checkpoint, name, slice)]:
+        fault = f"holds {quote(changed[0])} whole"
+    if fault:
+        base = checkpoint.repo_id or str(checkpoint.path)
+        command = command_line("borealis-gguf", "convert", base, "--lora", str(adapter.path))
+        advice = "which as an adapter llama.cpp cannot run; merge it into the model instead"
+        raise InvalidInput(f"{adapter.path}: {fault}, {advice}: {command}")
+
+
+def _is_base(checkpoint: Checkpoint, name: str, slice: Slice) -> bool:
+    """Whether a tensor is the base model's own: PEFT saves these beside LoRA's matrices of an output layer."""
+    own = checkpoint.tensors.get(name)
+    return own is not None and (own == slice or (own.remote is None and same_bytes(own, slice)))

@@ -1,0 +1,1 @@
+"""General metadata, the model card, and the chat template."""

@@ -1,0 +1,200 @@
+"""The `general.*` keys: who made the model, what it is called, how it likes to be sampled.
+
+The sources, first come first served: the model card's YAML block, config.json's `_name_or_path`, the folder's name.
+Names and order of the keys are llama.cpp's.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGUFValueType
+from gguf.utility import size_label
+
+from ...checkpoint.file_access import quote
+from ...checkpoint.folder import Checkpoint
+from ...checkpoint.local_paths import is_local_model, is_local_path
+from ...checkpoint.strict_json import read_json_object
+from ...checkpoint.types import KV
+from ...errors import InvalidInput
+from ...pipeline.plan import Tensor
+from ..tokenizers.token_validation import is_text
+from .model_card import read_model_card
+from .model_name import NameParts, bare_name, folder_name, parse_model_name
+
+log = logging.getLogger("borealis_gguf")
+
+I32, F32, TEXT, ARRAY = GGUFValueType.INT32, GGUFValueType.FLOAT32, GGUFValueType.STRING, GGUFValueType.ARRAY
+
+SAMPLING = (
+    ("sequence", TEXT, ("sequence",)),
+    ("top_k", I32, ("top_k",)),
+    ("top_p", F32, ("top_p",)),
+    ("min_p", F32, ("min_p",)),
+    ("xtc_probability", F32, ("xtc_probability",)),
+    ("xtc_threshold", F32, ("xtc_threshold",)),
+    ("temp", F32, ("temperature",)),
+    ("penalty_last_n", I32, ("penalty_last_n",)),
+    ("penalty_repeat", F32, ("penalty_repeat", "repetition_penalty")),
+    ("mirostat", I32, ("mirostat",)),
+    ("mirostat_tau", F32, ("mirostat_tau",)),
+    ("mirostat_eta", F32, ("mirostat_eta",)),
+)
+"""general.sampling.*: the key, its type, the names in generation_config.json."""
+
+CARD = (
+    ("name", ("name", "model_name")),
+    ("author", ("author", "model_author", "model_creator")),
+    ("version", ("version", "model_version")),
+    ("organization", ("organization", "model_organization")),
+    ("finetune", ("finetune", "model_finetune")),
+    ("basename", ("basename", "model_basename", "model_type")),
+    ("description", ("description", "model_description")),
+    ("size_label", ("size_label", "model_size_label")),
+    ("license", ("license",)),
+    ("license.name", ("license_name",)),
+    ("license.link", ("license_link",)),
+    ("source.url", ("url", "model_url")),
+    ("source.doi", ("doi", "model_doi")),
+    ("source.uuid", ("uuid", "model_uuid")),
+    ("source.repo_url", ("repo_url", "model_repo_url")),
+)
+"""general.*: the key, the names in a model card. The order is that of writing."""
+
+LISTS = (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language")))
+RELATED = (
+    ("base_model", ("base_model", "base_models", "base_model_sources")),
+    ("dataset", ("datasets", "dataset", "dataset_sources")),
+)
+RELATED_KEYS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
+CARD_KEYS = frozenset(name for _, names in (*CARD, *LISTS, *RELATED) for name in names)
+ON_HUB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
+
+
+def metadata_kv(checkpoint: Checkpoint, tensors: Sequence[Tensor], *, model_name: str | None = None) -> tuple[KV, ...]:
+    """The general keys of `checkpoint`, sampling first. `model_name` overrides the name."""
+    return general_kv(checkpoint, sum(prod(t.shape) for t in tensors), model_name=model_name)
+
+
+def general_kv(checkpoint: Checkpoint, weights: int, *, model_name: str | None = None) -> tuple[KV, ...]:
+    """The same for a number of `weights`; less than 0 says that it is no model's size, so there is no size label."""
+    card = _Card(read_model_card(checkpoint, CARD_KEYS))
+    parts = _names(checkpoint, weights)
+    texts = {key: card.text(names) or getattr(parts, key, None) for key, names in CARD}
+    texts["name"] = model_name or texts["name"] or folder_name(checkpoint.path, checkpoint.repo_id)
+    if weights > 0 and not texts["size_label"]:
+        texts["size_label"] = size_label(weights, weights, 0, 0)
+    entries = [*_sampling(checkpoint.file("generation_config.json"))]
+    entries += [KV(f"general.{key}", TEXT, texts[key]) for key, _ in CARD if texts[key]]
+    for kind, names in RELATED:
+        entries += _related(kind, card, names, weights)
+    for key, names in LISTS:
+        if items := [item for name in names for item in card.texts(name)]:
+            entries.append(KV(f"general.{key}", ARRAY, tuple(items), TEXT))
+    if card.left_out:
+        more = f"; and {len(card.left_out) - 8} more" if len(card.left_out) > 8 else ""
+        checkpoint.warn(f"{checkpoint.path / 'README.md'}: left out of the GGUF: {'; '.join(card.left_out[:8])}{more}")
+    return tuple(entries)
+
+
+def _names(checkpoint: Checkpoint, weights: int) -> NameParts:
+    parts = NameParts()
+    original = checkpoint.config.get("_name_or_path")
+    if isinstance(original, str):
+        # A path of some computer says nothing about the model.
+        if is_local_model(original):
+            log.info("%s: _name_or_path is a local path and not used", checkpoint.path / "config.json")
+        else:
+            parts = parse_model_name(original, weights)
+    return parts.filled(parse_model_name(folder_name(checkpoint.path, checkpoint.repo_id), weights))
+
+
+class _Card:
+    """A model card's entries, without what may not be published; `left_out` says which, and why."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.left_out: list[str] = []
+
+    def text(self, names: Sequence[str]) -> str | None:
+        """The first of these entries that is text; a list of texts is joined by commas (as licences are)."""
+        for name in names:
+            if text := ",".join(self.texts(name)):
+                return text
+        return None
+
+    def texts(self, name: str) -> list[str]:
+        """The texts of an entry, which is one or a list."""
+        items = _items(self.values.get(name))
+        return [item for item in items if isinstance(item, str) and self.allows(name, item, is_local_path)]
+
+    def allows(self, name: str, text: str, is_path: Callable[[str], bool]) -> bool:
+        """Whether `text`, a value of the entry `name`, may be published."""
+        reason = "a local path" if is_path(text) else None if is_text(text) else "not text"
+        if reason:
+            self.left_out.append(f"{name} ({quote(text, 60)} is {reason})")
+        return reason is None
+
+
+def _items(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else value if isinstance(value, list) else []
+
+
+def _sampling(path: Path | None) -> Iterator[KV]:
+    if path is None:
+        return
+    values = read_json_object(path)
+    for key, type, names in SAMPLING:
+        value = next((values[name] for name in names if name in values), None)
+        if value is None or value == "":
+            continue
+        if not _fits(value, type):
+            raise InvalidInput(f"{path}: {names[0]} is {quote(str(value))}, which is no {type.name}")
+        yield KV(f"general.sampling.{key}", type, float(value) if type == F32 else value)
+
+
+def _fits(value: Any, type: GGUFValueType) -> bool:
+    if type == I32:
+        return _is_int(value) and -(1 << 31) <= value < 1 << 31
+    if type == F32:
+        return (_is_int(value) or isinstance(value, float)) and abs(value) < 3.4e38  # false for NaN
+    return isinstance(value, str)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _related(kind: str, card: _Card, names: Sequence[str], weights: int) -> Iterator[KV]:
+    """Base models and datasets: how many, then what is known of each. Without any, a list that is empty is counted,
+    as llama.cpp's converter does, but none whose items are all left out."""
+    name = next((name for name in names if name in card.values), None)
+    if name is None:
+        return
+    items = _items(card.values[name])
+    models = [model for item in items if (model := _described(card, name, item, weights))]
+    if models or not items:
+        yield KV(f"general.{kind}.count", GGUFValueType.UINT32, len(models))
+    for i, model in enumerate(models):
+        yield from (KV(f"general.{kind}.{i}.{key}", TEXT, model[key]) for key in RELATED_KEYS if model.get(key))
+
+
+def _described(card: _Card, name: str, item: Any, weights: int) -> dict[str, str]:
+    """What is known of one base model or dataset; empty for what is left out."""
+    if isinstance(item, dict):
+        texts = {key: item[key] for key in RELATED_KEYS if isinstance(item.get(key), str)}
+        return {key: text for key, text in texts.items() if card.allows(f"{name}.{key}", text, is_local_path)}
+    if not isinstance(item, str) or not card.allows(name, item, is_local_model):
+        return {}
+    is_url = item.startswith(("http://", "https://", "ssh://"))
+    on_hub = ON_HUB.fullmatch(item)
+    if is_url and not on_hub:
+        return {"repo_url": item}
+    model_id = on_hub[1] if on_hub else item
+    parts, (bare, organization) = parse_model_name(model_id, weights), bare_name(model_id)
+    url = item if on_hub else f"https://huggingface.co/{organization}/{bare}" if organization and bare else None
+    found = {"name": parts.name, "version": parts.version, "organization": parts.organization, "repo_url": url}
+    return {key: value for key, value in found.items() if value}

@@ -1,0 +1,1 @@
+"""Tokenizers as GGUF metadata: SentencePiece and byte-level BPE."""

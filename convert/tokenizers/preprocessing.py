@@ -1,0 +1,93 @@
+"""What a tokenizer.json of SentencePiece's kind does to a text before it joins pieces.
+
+llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and, if told so, puts one in front. Whatever else a
+checkpoint's tokenizer does is a gap: it is named here and measured elsewhere.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...checkpoint.file_access import quote
+
+SPACE = "▁"
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+@dataclass(frozen=True, slots=True)
+class TextView:
+    """`prefix`: a space is put in front. `normalizer` and `splits` name steps that llama.cpp does not do, `added` what
+    it does not do around added tokens."""
+
+    prefix: bool
+    normalizer: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        return self.normalizer + self.splits + self.added
+
+
+def text_view(json: Mapping[str, Any]) -> TextView | None:
+    """None when the tokenizer does not replace spaces by ▁, so is of another kind."""
+    spaces = prefix = False
+    normalizer, splits = [], []
+    for step in steps(json.get("normalizer"), "normalizers"):
+        if step == SPACES:
+            spaces = True
+        elif step == {"type": "Prepend", "prepend": SPACE}:
+            prefix = True
+        else:
+            normalizer.append(described(step))
+    for step in steps(json.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "Metaspace" and step.get("replacement") == SPACE and not spaces:
+            spaces = True
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+            prefix = scheme != "never"
+            if prefix:
+                splits.append("no space before a text that begins with one")
+            if scheme == "first":
+                splits.append("no space after a control token")
+            if step.get("split", True):
+                splits.append("nothing joined across a space")
+        # After the replacement no space is left, so this split, which Gemma's files have, does nothing.
+        elif not (spaces and step.get("type") == "Split" and step.get("pattern") == {"String": " "}):
+            splits.append(described(step))
+    if not spaces:
+        return None
+    return TextView(prefix, tuple(normalizer), tuple(splits), added_token_gaps(json.get("added_tokens") or []))
+
+
+def added_token_gaps(added: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What added tokens do to the text around them: llama.cpp looks for nothing but their texts."""
+    tokens = list(added)
+    stripping = [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]
+    words = [token["content"] for token in tokens if token.get("single_word")]
+    told = ((stripping, "take the spaces around them"), (words, "only as whole words"))
+    return tuple(f"{some_names(texts)} {what}" for texts, what in told if texts)
+
+
+def some_names(texts: Sequence[str]) -> str:
+    """The first three, in quotes."""
+    return ", ".join(map(quote, texts[:3])) + (" …" if len(texts) > 3 else "")
+
+
+def steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a list of its steps, those of sequences inside it too."""
+    if part is None:
+        return []
+    if not isinstance(part, dict):
+        return [{}]
+    inner = part.get(key) if part.get("type") == "Sequence" else None
+    return [step for item in inner for step in steps(item, key)] if isinstance(inner, list) else [part]
+
+
+def described(step: Mapping[str, Any]) -> str:
+    """A step as a person writes it: `Replace("\\n" → "\\n ")`, `Split(/.{1,24}/)`, `NFKC`."""
+    kind, pattern = quote(str(step.get("type"))).strip("'"), step.get("pattern")
+    if isinstance(pattern, dict):
+        regex = quote(str(pattern.get("Regex"))).strip("'")
+        text = quote(str(pattern["String"])) if "String" in pattern else f"/{regex}/"
+        return f"{kind}({text}" + (f" → {quote(str(step['content']))})" if "content" in step else ")")
+    return kind + next((f"({quote(str(step[key]))})" for key in ("prepend", "content") if key in step), "")

@@ -1,0 +1,187 @@
+"""Reading a SentencePiece model: the pieces, their scores and types.
+
+    ModelProto     1: SentencePiece, repeated   2: TrainerSpec   3: NormalizerSpec
+    SentencePiece  1: piece (string)   2: score (float)   3: type (enum, 1 when it is missing)
+    TrainerSpec    3: model_type (enum, 1 when it is missing)
+    NormalizerSpec 2: precompiled_charsmap (bytes)   3: add_dummy_prefix   4: remove_extra_whitespaces
+                   (bools, true when they are missing)
+
+A field is a varint tag (number × 8 + wire type), then the value. Four wire types and four messages do not earn a
+dependency on a protobuf package, and every length here is checked before it is believed.
+Source: the protocol buffers encoding, and sentencepiece_model.proto.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ...checkpoint.file_access import open_regular, recognize
+from ...checkpoint.packed_records import WINDOW, following, next_singly, texts_at
+from ...errors import InvalidInput
+
+MAX_MODEL = 64 << 20  # 262144 pieces take 4.7 MB
+MAX_PIECES = 1 << 20
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+UNIGRAM, BPE = 1, 2
+DAMAGED = "the file is damaged or incomplete, fetch it again"
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceModel:
+    """`types` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+
+    `prefix`: a space is put before a text. `joins_spaces`: of several spaces one is kept. `maps`: letters are replaced
+    (NFKC and the like).
+    """
+
+    pieces: tuple[str, ...]
+    scores: tuple[float, ...]
+    types: tuple[int, ...]
+    model_type: int
+    prefix: bool = True
+    joins_spaces: bool = True
+    maps: bool = False
+
+
+def read_sentencepiece(path: Path) -> SentencePieceModel:
+    """Read tokenizer.model. Raises InvalidInput, naming the file and the byte, for anything else."""
+    file, size = open_regular(path)
+    with file:
+        if size > MAX_MODEL:
+            raise InvalidInput(f"{path}: {size} bytes; {MAX_MODEL} is the most a SentencePiece model may have")
+        data = file.read(MAX_MODEL)
+    if (what := recognize(data[:64])) is not None:
+        raise InvalidInput(f"{path}: not a SentencePiece model but {what}")
+    try:
+        return parse_sentencepiece(data)
+    except _Damaged as error:
+        raise InvalidInput(f"{path}: not a SentencePiece model: {error}; {DAMAGED}") from None
+
+
+class _Damaged(ValueError):
+    """What is wrong, and at which byte."""
+
+
+def parse_sentencepiece(data: bytes) -> SentencePieceModel:
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[int] = []
+    model_type, switches, maps = UNIGRAM, {3: True, 4: True}, False
+    at, singly = 0, 1
+    while at < len(data):
+        window = data[at : at + WINDOW]
+        texts, values, kinds, taken = _usual_pieces(window)
+        pieces += texts
+        scores += values
+        types += kinds
+        at += taken
+        singly = next_singly(singly, len(window), taken)
+        for number, wire, start, end in islice(_fields(data, at, len(data)), singly):
+            at = end
+            if number == 1 and wire == BYTES:
+                piece, score, type = _piece(data, start, end)
+                pieces.append(piece)
+                scores.append(score)
+                types.append(type)
+            elif number == 2 and wire == BYTES:
+                inner = (f for f in _fields(data, start, end) if f[:2] == (3, VARINT))
+                model_type = next((_varint(data, f[2], f[3])[0] for f in inner), model_type)
+            elif number == 3 and wire == BYTES:
+                for inside, kind, begin, stop in _fields(data, start, end):
+                    if kind == VARINT and inside in switches:
+                        switches[inside] = _varint(data, begin, stop)[0] != 0
+                    maps |= (inside, kind) == (2, BYTES) and stop > begin
+        if len(pieces) > MAX_PIECES:
+            raise _Damaged(f"byte {at}: more than {MAX_PIECES} pieces")
+    if not pieces:
+        raise _Damaged("byte 0: it holds no pieces")
+    return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type, switches[3], switches[4], maps)
+
+
+def _usual_pieces(window: bytes) -> tuple[list[str], list[float], list[int], int]:
+    """Texts, scores and types of the pieces that `window` begins with, and how many bytes they take.
+
+        0A length | 0A length, text | 15 score | 18 type, unless it is 1
+
+    SentencePiece writes nearly all so, and there are 262144: they are taken apart together. Where one looks otherwise,
+    they end, as they do in the middle of one.
+    """
+    buffer = np.frombuffer(window, np.uint8)
+    begins = np.flatnonzero((buffer[:-3] == 0x0A) & (buffer[1:-2] < 0x80) & (buffer[2:-1] == 0x0A))
+    length, n = (buffer[begins + k].astype(np.int64) for k in (1, 3))
+    ends, after = begins + 2 + length, begins + 4 + n
+    tail = buffer[np.minimum(after[:, None] + np.arange(7), buffer.size - 1)]  # 15 score 18 type
+    typed = (length == n + 9) & (tail[:, 5] == 0x18) & (tail[:, 6] < 0x80)
+    usual = (tail[:, 0] == 0x15) & (typed | (length == n + 7)) & (ends <= buffer.size)
+    begins, ends, after, tail, typed = (each[usual] for each in (begins, ends, after, tail, typed))
+    count = following(begins, ends)
+    try:
+        texts = texts_at(buffer, begins[:count] + 4, after[:count])
+    except UnicodeDecodeError:
+        texts = []  # one by one, it is found out which
+    if not texts:
+        return [], [], [], 0
+    scores = tail[:count, 1:5].copy().view("<f4")[:, 0].tolist()
+    types = np.where(typed, tail[:, 6], 1)[:count].tolist()
+    return texts, scores, types, int(ends[count - 1])
+
+
+def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
+    text, score, type = "", 0.0, 1
+    for number, wire, at, stop in _fields(data, start, end):
+        if number == 1 and wire == BYTES:
+            try:
+                text = str(data[at:stop], "utf-8")
+            except UnicodeDecodeError:
+                raise _Damaged(f"byte {at}: a piece that is not UTF-8") from None
+        elif number == 2 and wire == FIXED32:
+            (score,) = struct.unpack_from("<f", data, at)
+        elif number == 3 and wire == VARINT:
+            type, _ = _varint(data, at, stop)
+    return text, score, type
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each field between `at` and `end`: number, wire type, and where its value begins and ends."""
+    while at < end:
+        tag = data[at]
+        if tag < 0x80:
+            start = at + 1
+        else:
+            tag, start = _varint(data, at, end)
+        wire = tag & 7
+        if wire == BYTES:
+            length, start = _varint(data, start, end)
+            stop = start + length
+        elif wire == VARINT:
+            _, stop = _varint(data, start, end)
+        elif wire == FIXED32:
+            stop = start + 4
+        elif wire == FIXED64:
+            stop = start + 8
+        else:
+            raise _Damaged(f"byte {at}: wire type {wire}")
+        if stop > end:
+            raise _Damaged(f"byte {at}: a field that ends at byte {stop}, where {end} is the last")
+        if tag < 8:
+            raise _Damaged(f"byte {at}: field number 0")
+        yield tag >> 3, wire, start, stop
+        at = stop
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """An unsigned number of at most ten bytes, and where it ends."""
+    value = 0
+    for i in range(10):
+        if at + i >= end:
+            raise _Damaged(f"byte {at}: a number that has no end")
+        byte = data[at + i]
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, at + i + 1
+    raise _Damaged(f"byte {at}: a number of more than ten bytes")

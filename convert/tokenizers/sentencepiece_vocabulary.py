@@ -1,0 +1,303 @@
+"""The tokenizer as llama.cpp's SentencePiece kind: a text, a score and a type for every id of the vocabulary.
+
+The pieces come from tokenizer.model, or from tokenizer.json when that is all there is. Tokens added later
+(added_tokens.json, `added_tokens_decoder`) replace pieces; ids that nobody names are padding.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import chain, compress
+from operator import ne
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gguf.constants import GGUFValueType
+
+from ...checkpoint.file_access import quote
+from ...checkpoint.folder import Checkpoint
+from ...checkpoint.strict_json import read_json_object
+from ...checkpoint.tokenizer_file import read_tokenizer_file
+from ...checkpoint.types import KV
+from ...checkpoint.unsupported_folder import no_tokenizer
+from ...errors import InvalidInput
+from ..metadata.chat_template import ChatTemplate, chat_template_kv, read_chat_template
+from .embedding_rows import check_token_rows, embedding_rows
+from .sentencepiece_from_json import Pieces, pieces_of_tokenizer_json
+from .sentencepiece_model import BPE, SentencePieceModel, read_sentencepiece
+from .special_tokens import GEMMA, special_kv
+from .token_validation import repeated, tokens_fault
+
+SPACE = "▁"
+ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
+TURNS = ("<start_of_turn>", "<end_of_turn>")
+LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+class TokenType(IntEnum):
+    """GGUF's token types; SentencePiece numbers its own the same way."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Everything the tokenizer files say: the vocabulary by id, and the parsed files that name special tokens.
+
+    `json` is tokenizer.json without its model; `config` is tokenizer_config.json. Both are empty where there is none.
+    """
+
+    folder: Path
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    types: tuple[int, ...]
+    json: dict[str, Any]
+    config: dict[str, Any]
+    chat_template: ChatTemplate
+
+
+@dataclass(slots=True)
+class _Table:
+    """The vocabulary while it is put together. `used` is 1 for the ids that some file names."""
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+    used: bytearray
+
+    @classmethod
+    def of(cls, pieces: Pieces, n: int) -> "_Table":
+        """The first `n` of `pieces`, and padding for ids without one."""
+        texts = pieces.texts[:n]
+        given = len(texts)
+        more = n - given
+        gaps = [id for id, text in enumerate(texts) if text is None] if None in texts else []
+        tokens: list[Any] = [*texts, *[None] * more]
+        table = cls(tokens, [*pieces.scores[:n], *[0.0] * more], [*pieces.types[:n], *[0] * more], bytearray(b"\1" * n))
+        for id in (*gaps, *range(given, n)):
+            tokens[id], table.scores[id], table.types[id] = f"[PAD{id}]", PADDING_SCORE, int(TokenType.UNUSED)
+            table.used[id] = 0
+        return table
+
+    def put(self, id: int, token: str, score: float, type: int) -> None:
+        self.tokens[id], self.scores[id] = token, score
+        self.types[id] = int(type)  # Python 3.10 shows an enum by its name
+        self.used[id] = 1
+
+
+def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) -> Tokenizer:
+    """Read the SentencePiece tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
+
+    With `plain`, as Gemma's, it must take a text as it is.
+
+    Raises InvalidInput, naming the file, for anything that would give llama.cpp other ids than the checkpoint's own
+    tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
+    """
+    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    trained = read_sentencepiece(model) if model else None
+    json = read_tokenizer_file(whole, merges=trained is None) if whole else {}
+    config = _optional(checkpoint.file("tokenizer_config.json"))
+    added = added_tokens(str(whole), json)
+    if model and trained:
+        where, pieces = model, _pieces_of_model(model, trained)
+    elif whole:
+        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
+    else:
+        raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
+    declared = declared_tokens(checkpoint, config, added)
+    vocabulary = _vocabulary_beside_model(json)
+    named = chain(
+        ((id, text) for id, text in enumerate(pieces.texts[n_vocab:], n_vocab) if text is not None),
+        ((id, piece) for piece, id in vocabulary.items() if type(id) is int),
+        ((token["id"], token["content"]) for token in added),
+        ((token.id, token.text) for token in declared),
+    )
+    check_token_rows(checkpoint.path, named, n_vocab, embedding_rows(checkpoint))
+    table = _Table.of(pieces, n_vocab)
+    _add_tokens(declared, table)
+    _check(where, table)
+    _check_same_pieces(str(whole), vocabulary, {token["id"] for token in added}, declared, table)
+    _check_markers(where, table, added)
+    json.pop("model", None)
+    template = read_chat_template(checkpoint, config)
+    return Tokenizer(
+        checkpoint.path, tuple(table.tokens), tuple(table.scores), tuple(table.types), json, config, template
+    )
+
+
+def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any], names: Mapping[str, str] = GEMMA) -> tuple[KV, ...]:
+    """The tokenizer's keys in the order llama.cpp's converter writes them; `config` is the checkpoint's config.json.
+
+    `names` are the special tokens' texts where no file says which they are."""
+    string, array = GGUFValueType.STRING, GGUFValueType.ARRAY
+    return (
+        KV("tokenizer.ggml.model", string, "llama"),
+        KV("tokenizer.ggml.pre", string, "default"),
+        KV("tokenizer.ggml.tokens", array, tokenizer.tokens, string),
+        KV("tokenizer.ggml.scores", array, tokenizer.scores, GGUFValueType.FLOAT32),
+        KV("tokenizer.ggml.token_type", array, tokenizer.types, GGUFValueType.INT32),
+        *special_kv(str(tokenizer.folder), tokenizer.json, tokenizer.config, config, tokenizer.tokens, names),
+        *chat_template_kv(tokenizer.chat_template),
+    )
+
+
+def _optional(path: Path | None) -> dict[str, Any]:
+    return read_json_object(path) if path else {}
+
+
+def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
+    """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
+    if model.model_type != BPE:
+        raise InvalidInput(
+            f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
+        )
+    if not math.isfinite(sum(map(abs, model.scores))):
+        id = next(id for id, score in enumerate(model.scores) if not math.isfinite(score))
+        raise InvalidInput(f"{path}: piece {id}, {quote(model.pieces[id])}, has the score {model.scores[id]}")
+    if unknown := set(model.types) - set(TokenType):
+        id = next(id for id, type in enumerate(model.types) if type in unknown)
+        raise InvalidInput(f"{path}: piece {id} is of type {model.types[id]}; only 1 to 6 are known")
+    texts = list(model.pieces)
+    own = int(TokenType.USER_DEFINED)  # an enum compares slowly
+    for id in compress(range(len(texts)), map(own.__eq__, model.types)):
+        texts[id] = texts[id].replace(SPACE, " ")
+    return Pieces(texts, model.scores, model.types)
+
+
+def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
+    tokens = json.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(
+        isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in tokens
+    ):
+        raise InvalidInput(f"{where}: added_tokens must be a list of objects with an id and a content")
+    return tokens
+
+
+def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
+    """Pieces and ids of tokenizer.json; empty where there is none."""
+    model = json.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    return vocabulary if isinstance(vocabulary, dict) else {}
+
+
+def _check_same_pieces(
+    where: str, vocabulary: dict[str, Any], added: Set[int], declared: Sequence["AddedToken"], table: _Table
+) -> None:
+    """tokenizer.json must give a piece the id that the other files give it; `added` are the ids of its added tokens."""
+    n, tokens = len(table.tokens), table.tokens
+    rows = iter(vocabulary.items())
+    if list(vocabulary.values()) == list(range(len(vocabulary))):  # as they are written
+        rows = compress(rows, map(ne, vocabulary, [*tokens, *[None] * (len(vocabulary) - n)]))
+    for piece, id in rows:
+        if type(id) is not int or not 0 <= id < n or tokens[id] == piece or id in added:
+            continue
+        if tokens[id] == piece.replace(SPACE, " "):
+            continue
+        other = quote(tokens[id]) if table.used[id] else "no piece"
+        if file := next((token.path.name for token in declared if token.id == id), None):
+            raise InvalidInput(f"{where}: id {id} is {quote(piece)}, but {other} in {file}; they must agree")
+        raise InvalidInput(
+            f"{where}: id {id} is {quote(piece)}, but {other} in tokenizer.model; "
+            "remove the one that does not belong to the checkpoint"
+        )
+
+
+class AddedToken(NamedTuple):
+    """A token added after training, and the file that says so; `special` is None where that file does not tell."""
+
+    path: Path
+    id: int
+    text: str
+    special: bool | None
+
+
+def declared_tokens(
+    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
+) -> list[AddedToken]:
+    """The tokens of added_tokens.json, then those of tokenizer_config.json, or where it names none, of tokenizer.json
+    (`added`). Later ones replace earlier ones with the same id."""
+    path = checkpoint.path / "added_tokens.json"
+    tokens = [AddedToken(path, id, text, None) for text, id in _optional(checkpoint.file("added_tokens.json")).items()]
+    tokens += _declared(checkpoint.path, config, added)
+    for token in tokens:
+        if type(token.id) is not int or token.id < 0:
+            id = quote(str(token.id), 30)
+            raise InvalidInput(f"{token.path}: {quote(token.text)} has the id {id}; it must be a whole number from 0")
+    return tokens
+
+
+def _declared(folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]) -> Iterator[AddedToken]:
+    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if not decoder:
+        for token in added:
+            yield AddedToken(folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special")))
+        return
+    if not isinstance(decoder, dict):
+        raise InvalidInput(f"{path}: added_tokens_decoder must be an object")
+    for key, token in decoder.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and isinstance(token, dict)):
+            raise InvalidInput(f"{path}: added_tokens_decoder: {quote(key)} must be a token id with an object")
+        if not isinstance(token.get("content"), str):
+            raise InvalidInput(f"{path}: added_tokens_decoder: id {key} has no content")
+        yield AddedToken(path, int(key), token["content"], bool(token.get("special")))
+
+
+def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
+    """Tokens added after the pieces were trained. Of those past the vocabulary only placeholders are left."""
+    for _, id, text, special in declared:
+        if id >= len(table.tokens):
+            continue
+        if special or (special is not None and looks_special(text)):
+            table.put(id, text, ADDED_SCORE, TokenType.CONTROL)
+        else:
+            plain = text if special is None else text.replace(SPACE, " ")
+            table.put(id, plain, ADDED_SCORE, TokenType.USER_DEFINED)
+
+
+def looks_special(token: str) -> bool:
+    """Texts that are markers in every model that has them, even where a checkpoint forgot to call them special."""
+    wrapped = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
+
+
+def _check(path: Path, table: _Table) -> None:
+    """What llama.cpp needs to load the vocabulary, and to encode any byte with it."""
+    last = table.used.rfind(1)
+    if last < 0:
+        raise InvalidInput(f"{path}: it holds no tokens")
+    if (gap := table.used.find(0, 0, last)) >= 0:
+        raise InvalidInput(f"{path}: no token has the id {gap}, though ids go up to {last}")
+    tokens = table.tokens
+    if fault := tokens_fault(tokens):
+        raise InvalidInput(f"{path}: {fault}")
+    texts = set(tokens)
+    if len(texts) != len(tokens):
+        raise InvalidInput(f"{path}: {repeated(tokens)}")
+    missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in texts), None)
+    if missing:
+        raise InvalidInput(f"{path}: there is no token {missing}; without all 256 bytes some text cannot be encoded")
+
+
+def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
+    """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
+    for token in added:
+        id, content = token["id"], token["content"]
+        if 0 <= id < len(table.tokens) and table.tokens[id] not in (content, content.replace(SPACE, " ")):
+            raise InvalidInput(
+                f"{path}: token {id} is {quote(table.tokens[id])}, but {quote(content)} in tokenizer.json; "
+                "the tokenizer's files must agree"
+            )
+    for token in TURNS:
+        id = table.tokens.index(token) if token in table.tokens else None
+        if id is not None and table.types[id] != TokenType.CONTROL:
+            raise InvalidInput(
+                f"{path}: {token} (id {id}) is not a control token, so a user's text could end a turn; "
+                'give it "special": true in tokenizer_config.json\'s added_tokens_decoder'
+            )

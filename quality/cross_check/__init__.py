@@ -1,0 +1,1 @@
+"""A second reading of the checkpoint, independent of convert, compared with the GGUF."""

@@ -1,0 +1,1 @@
+"""Compares the weights of a GGUF with those of its source."""

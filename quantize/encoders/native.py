@@ -1,0 +1,344 @@
+"""The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Without them ggml encodes.
+
+Before a type is first encoded, both sides encode a small sample; on any difference ggml is used, and one warning says
+so. Of the lattice types, whose tables take ggml seconds to build, that is ggml's answer as it is remembered for this
+very library, or else as it is recorded here, until `trial` has asked the loaded one.
+
+ggml also encodes what has no kernels, which is meant so and no cause to warn: Q1_0, Q2_0 and NVFP4, and the rows in
+which a weight is NaN or infinite. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml,
+baseline, avx2 or avx512.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from gguf import quants
+
+from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...errors import EncoderWarning, InvalidInput
+from . import ggml, ggml_digest_cache
+
+T = GGMLQuantizationType
+
+ISAS = ("baseline", "avx2", "avx512")
+"""Instruction sets the kernels are compiled for, from narrow to wide; their place is their number in the library."""
+
+SWITCH = "BOREALIS_GGUF_ENCODERS"
+
+LATTICES = {
+    T.IQ3_XXS: (quants.IQ3_XXS, 3, 2),
+    T.IQ3_S: (quants.IQ3_S, 3, 3),
+    T.IQ2_XXS: (quants.IQ2_XXS, 2, 2),
+    T.IQ2_XS: (quants.IQ2_XS, 2, 2),
+    T.IQ2_S: (quants.IQ2_S, 2, 1),
+    T.IQ1_S: (quants.IQ1_S, 2, 3),
+    T.IQ1_M: (quants.IQ1_S, 2, 3),
+}
+"""Types whose groups of levels are points of a lattice: where its points stand, bits of a level, and how many different
+distances ggml's search for a near point covers."""
+
+
+def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> bool:
+    """Fill `out` [n, row_nbytes] uint8 with `rows` [n, n_per_row] as `type`; returns whether all weights are finite.
+
+    rows: float32, float16, or uint16 which means BF16, read as they are. importance: float32 [n_per_row] or None.
+    The bytes are those of `ggml.encode` for every input, and so are the errors. Thread-safe; the GIL is released.
+    """
+    isa = encoder(type) if rows.ndim == 2 and rows.size else None
+    if isa is not None and _is_ordinary(rows, type, importance) and encode_with(isa, rows, type, importance, out):
+        return True
+    ggml.encode(rows, type, importance, out)  # what NaN and infinity become, ggml alone defines
+    return all_finite(rows)
+
+
+def encode_with(
+    isa: str, rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray
+) -> bool:
+    """`encode` with the kernels of `isa` and nothing else; False means a weight was not finite, and `out` is void."""
+    _check(rows, type, importance, out)
+    library = _library()
+    if library is None or not can_encode(isa, type):
+        raise InvalidInput(f"there are no {isa} kernels for {type.name} on this machine; use {SWITCH}=ggml")
+    rows = ggml.packed(rows)
+    weights = None if importance is None else ggml.packed(importance)
+    result = library.borealis_encode(
+        ISAS.index(isa),
+        type,
+        rows.ctypes.data,
+        ggml.SOURCE_TYPES[rows.dtype],
+        *rows.shape,
+        None if weights is None else weights.ctypes.data,
+        out.ctypes.data,
+    )
+    return bool(result)
+
+
+def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
+    """rows += scale * up @ down, in place: float32 [n, n_per_row], [n, r], [r, n_per_row], all contiguous.
+
+    False, with nothing done, where there are no kernels. The bits are those of `pipeline.lowrank.add_product`.
+    """
+    isa = chosen_isa()
+    return isa is not None and add_product_with(isa, rows, up, down, scale)
+
+
+def add_product_with(isa: str, rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
+    """`add_product` with the kernels of `isa`."""
+    library, (n, n_per_row), rank = _library(), rows.shape, up.shape[1]
+    if up.shape[0] != n or down.shape != (rank, n_per_row):
+        raise ValueError(f"rows {rows.shape}, up {up.shape} and down {down.shape} do not fit together")
+    if any(a.dtype != np.float32 or not a.flags.c_contiguous for a in (rows, up, down)) or not rows.flags.writeable:
+        raise ValueError("rows, up and down are contiguous float32, and rows can be written")
+    if library is None or not rows.size:
+        return False
+    places = (rows.ctypes.data, up.ctypes.data, down.ctypes.data)
+    return library.borealis_add_product(ISAS.index(isa), *places, n, n_per_row, rank, scale) == 1
+
+
+def all_finite(rows: np.ndarray) -> bool:
+    """Whether no weight of `rows` (float32, float16, or uint16 which means BF16) is NaN or infinite."""
+    if rows.dtype == np.uint16:
+        return not bool(((rows & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(rows).all())
+
+
+def _is_ordinary(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> bool:
+    """Whether importance is finite and, for the lattice types, nothing is so large that ggml would abort."""
+    if importance is not None and not np.isfinite(importance).all():
+        return False
+    if type not in ggml.GRID_TYPES:
+        return True
+    peak, limit = _peak(rows), ggml.GRID_LIMIT
+    if importance is None:
+        return peak**4 <= limit
+    return bool(importance.min() >= 0) and peak <= limit and peak**2 * float(importance.max()) <= limit
+
+
+def _peak(rows: np.ndarray) -> float:
+    """The largest magnitude, without a copy of `rows`; NaN if there is one."""
+    if rows.dtype != np.uint16:
+        return float(max(rows.max(), -rows.min()))
+    bits = max(int(rows.view(np.int16).max()), int(rows.max()) & 0x7FFF if rows.max() & 0x8000 else 0)
+    return float(np.uint32(bits << 16).view(np.float32))
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets this machine can run and this installation has kernels for, from narrow to wide."""
+    return tuple(isa for isa in ISAS if can_encode(isa, T.Q8_0))
+
+
+@cache
+def can_encode(isa: str, type: GGMLQuantizationType) -> bool:
+    """Whether there are kernels of `isa` for `type`, and this machine can run them."""
+    library = _library()
+    if library is None or not library.borealis_can_encode(ISAS.index(isa), type):
+        return False
+    with _lattice_lock:
+        return _set_lattice(type)
+
+
+def encoder(type: GGMLQuantizationType) -> str | None:
+    """The instruction set whose kernels encode `type` here, tried and found equal to ggml; None where ggml encodes."""
+    isa = chosen_isa()
+    return isa if isa is not None and trusted_of(isa, (type,)) else None
+
+
+def chosen_isa() -> str | None:
+    """The instruction set whose kernels are meant to encode here; None where ggml is. Warns once without kernels."""
+    return _chosen_isa(os.environ.get(SWITCH))
+
+
+@cache
+def _chosen_isa(choice: str | None) -> str | None:
+    """`choice`, or else the widest."""
+    isas = available_isas()
+    if choice is None or choice == "":
+        if not isas:
+            text = "no native encoders in this installation, so ggml encodes, more slowly; a C compiler at hand when"
+            warnings.warn(f"{text} borealis-gguf is installed gives them", EncoderWarning, 4)
+        return isas[-1] if isas else None
+    if choice == "ggml":
+        return None
+    if choice not in isas:
+        raise InvalidInput(f"{SWITCH}={choice}: this machine and installation have {', '.join(('ggml', *isas))}")
+    return choice
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernels beside this file, or None."""
+    for path in sorted(Path(__file__).parent.glob("_kernels*")):
+        try:
+            loaded = ctypes.CDLL(str(path))
+            loaded.borealis_can_encode.argtypes = [ctypes.c_int, ctypes.c_int]
+            pointer, long = ctypes.c_void_p, ctypes.c_int64
+            loaded.borealis_set_lattice.argtypes = [*[ctypes.c_int] * 4, pointer, ctypes.c_int]
+            loaded.borealis_add_product.argtypes = [ctypes.c_int, *[pointer] * 3, *[long] * 3, ctypes.c_float]
+            loaded.borealis_encode.argtypes = [
+                ctypes.c_int,
+                ctypes.c_int,
+                pointer,
+                ctypes.c_int,
+                long,
+                long,
+                pointer,
+                pointer,
+            ]
+        except (OSError, AttributeError):
+            continue
+        return loaded
+    return None
+
+
+_lattice_lock = Lock()
+
+
+@cache
+def _set_lattice(type: GGMLQuantizationType) -> bool:
+    """Hands the kernels the points of a lattice type, which the gguf package knows; milliseconds, once."""
+    library = _library()
+    if type not in LATTICES or library is None:
+        return True
+    grid, bits, wanted = LATTICES[type]
+    grid.init_grid()
+    dims = grid.grid_shape[1]
+    values = np.asarray(grid.grid).reshape(-1, dims)
+    levels = np.searchsorted(sorted(set(grid.grid_map)), values).astype(np.uint16)
+    codes = np.bitwise_or.reduce(levels << (bits * np.arange(dims, dtype=np.uint16)), axis=1).astype(np.uint16)
+    return library.borealis_set_lattice(type, dims, bits, wanted, codes.ctypes.data, len(codes)) == 0
+
+
+_told: set[tuple[str, GGMLQuantizationType]] = set()
+
+
+def trusted_of(isa: str, types: Iterable[GGMLQuantizationType]) -> list[GGMLQuantizationType]:
+    """Those of `types` that the kernels of `isa` encode as ggml does; one warning, once, names those they do not."""
+    able = [type for type in types if can_encode(isa, type)]
+    trusted = [type for type in able if _trusted(isa, type)]
+    wrong = [type for type in able if type not in trusted and (isa, type) not in _told]
+    if wrong:
+        _told.update((isa, type) for type in wrong)
+        names = ", ".join(type.name for type in wrong)
+        warnings.warn(f"{names}: the {isa} encoder differs from ggml's, which is used instead", EncoderWarning, 4)
+    return trusted
+
+
+@cache
+def _trusted(isa: str, type: GGMLQuantizationType) -> bool:
+    """Whether the kernels encode the sample as they must. Milliseconds, once per type."""
+    expected = _expected(type)
+    return expected is None or sample_digest(type, isa) == expected
+
+
+def forget_trust() -> None:
+    """Let every type be tried anew."""
+    _trusted.cache_clear()
+
+
+def _expected(type: GGMLQuantizationType) -> str | None:
+    """What the sample's digest must be, as far as that can be told at once."""
+    if not ggml_decides():
+        return SAMPLE_DIGESTS.get(type.name)
+    if type in ggml.GRID_TYPES:
+        return ggml_digest_cache.recall(type, sample_bytes()) or SAMPLE_DIGESTS.get(type.name)
+    return sample_digest(type, None)
+
+
+def ggml_decides() -> bool:
+    """Whether the loaded ggml is the reference. Builds of it for other processors contract multiply-add and give other
+    bytes: there the recorded answers of x86-64 are."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def sample_digest(type: GGMLQuantizationType, isa: str | None) -> str:
+    """A digest of the sample as `type`, without and with importance, by the kernels of `isa`, or by ggml if None."""
+    rows, importance = _sample()
+    digest = hashlib.sha256()
+    for weights in (None, importance):
+        if weights is None and ggml.requires_importance(type):
+            continue
+        out = np.empty((len(rows), row_nbytes(type, rows.shape[1])), np.uint8)
+        if isa is None:
+            ggml.encode(rows, type, weights, out)
+        else:
+            encode_with(isa, rows, type, weights, out)
+        digest.update(out.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def sample_bytes() -> bytes:
+    """What tells one sample from another."""
+    return b"".join(array.tobytes() for array in _sample())
+
+
+def _sample() -> tuple[np.ndarray, np.ndarray]:
+    """Weights [9, 512] of many kinds and an importance [512], made by integer arithmetic: the same everywhere."""
+    state = np.arange(9 * 512, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state ^= state >> np.uint64(29)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    bits = (state >> np.uint64(32)).astype(np.int64).reshape(9, 512)
+    signed = (bits % 2001 - 1000).astype(np.float32) * (bits >> 11 & 1023).astype(np.float32)
+    rows = signed * np.float32(2.0**-24)
+    rows[1] = np.abs(rows[1])
+    rows[2] = -np.abs(rows[2])
+    rows[3] *= bits[3] % 8 == 0
+    rows[4] = (bits[4] % 17 - 8).astype(np.float32) / 8
+    rows[5] = -0.75
+    rows[6, ::37] = 32.0
+    rows[7] *= np.float32(2.0**-20)
+    rows[8] = np.ldexp(rows[8], np.repeat(bits[8, :16] % 24 - 16, 32))
+    importance = (bits[0] % 977).astype(np.float32) / 1024
+    return rows, importance
+
+
+def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
+    """Refuse what the kernels would read or write outside of the arrays."""
+    if rows.ndim != 2 or not rows.size or rows.dtype not in ggml.SOURCE_TYPES:
+        raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
+    try:
+        expected = (rows.shape[0], row_nbytes(type, rows.shape[1]))
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    if out.shape != expected or out.dtype != np.uint8 or not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"out is writable, contiguous uint8 {list(expected)}, not {out.dtype} {list(out.shape)}")
+    if importance is not None and (importance.shape != rows.shape[1:] or importance.dtype != np.float32):
+        raise ValueError(f"importance is float32 [{rows.shape[1]}], not {importance.dtype} {list(importance.shape)}")
+
+
+SAMPLE_DIGESTS: dict[str, str] = {
+    "F32": "e8d69160ead65025",
+    "F16": "c5472b62e0c20d32",
+    "Q4_0": "ef98f1a4f9a38c25",
+    "Q4_1": "ef599cf8780accdd",
+    "Q5_0": "57c20773b6f5934d",
+    "Q5_1": "3c7f8490dfaac5d4",
+    "Q8_0": "c32886b778107848",
+    "Q2_K": "c672558921b96a53",
+    "Q3_K": "50a0bfed663b267e",
+    "Q4_K": "0c4b5b59ab67e348",
+    "Q5_K": "fcd66d64b57d5f8a",
+    "Q6_K": "342db3c2f51c390d",
+    "IQ2_XXS": "45928591d602db24",
+    "IQ2_XS": "88850b113bb32e91",
+    "IQ3_XXS": "acb73ddc79a48fa8",
+    "IQ1_S": "c623f12ce6a3b757",
+    "IQ4_NL": "201fc3c1d196d130",
+    "IQ3_S": "a2e87ed7affc3d81",
+    "IQ2_S": "11ba37592c48d168",
+    "IQ4_XS": "d266b90fb93736f8",
+    "IQ1_M": "cc3e96b974aa5eec",
+    "BF16": "4d43d452cae3374f",
+    "TQ1_0": "3cae83a7d65dcc82",
+    "TQ2_0": "b9372e4ad839a6e4",
+    "MXFP4": "6ce9e8c7d48a1463",
+}
+"""`sample_digest` of the reference, ggml on x86-64, by type."""

@@ -1,0 +1,1 @@
+"""Speed measurements of a model, each in a process of its own."""

@@ -1,0 +1,1 @@
+"""Does a model fit: memory estimate, free memory, placement on devices, CPU probe."""

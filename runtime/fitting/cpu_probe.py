@@ -1,0 +1,173 @@
+"""Does this llama.cpp survive on this CPU? Asked once, in a child process, and remembered.
+
+A llama.cpp that GCC 12 compiled for a CPU with AMX dies with SIGSEGV in the first decode of any quantized model. The
+faulty kernels work on weights in "extra" buffers, which a model can be loaded without, at the price of the repacked
+kernels' speed. So: a child decodes batches through a tiny model with a tensor of each everyday type. If it dies,
+another tries without the extra buffers.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as WriterType
+from gguf import GGUFWriter
+
+from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...errors import BorealisError
+from ...machine_cache import read_note, write_note
+from ..process.child_process import child_command, crash_name, die_quietly
+
+WIDTH = 256
+ARCHITECTURE = "gemma3"
+PACKAGE = "llama_cpp"
+NOTES = "probe"
+PROBE_VERSION = 1
+TYPES = {
+    "token_embd.weight": GGMLQuantizationType.Q8_0,
+    "blk.0.attn_q.weight": GGMLQuantizationType.Q4_K,
+    "blk.0.attn_k.weight": GGMLQuantizationType.Q4_0,
+    "blk.0.attn_v.weight": GGMLQuantizationType.Q5_K,
+    "blk.0.attn_output.weight": GGMLQuantizationType.IQ4_XS,
+    "blk.0.ffn_gate.weight": GGMLQuantizationType.Q6_K,
+    "blk.0.ffn_up.weight": GGMLQuantizationType.Q8_0,
+    "blk.0.ffn_down.weight": GGMLQuantizationType.IQ4_NL,
+}
+NORMS = ("output_norm", "blk.0.attn_norm", "blk.0.post_attention_norm", "blk.0.ffn_norm", "blk.0.post_ffw_norm")
+
+
+def probe_command(extra_buffers: bool) -> list[str]:
+    """The child: ends with 0 when llama.cpp survived."""
+    return child_command(__name__, "extra" if extra_buffers else "plain")
+
+
+def extra_buffers_work(
+    command: Callable[[bool], Sequence[str]] = probe_command, timeout: float = 60.0, identity: Any = None
+) -> bool:
+    """Whether models may be loaded with llama.cpp's extra buffers here; False: load them without.
+
+    Raises BorealisError when llama.cpp dies, or cannot be loaded, either way.
+    """
+    identity = machine_identity() if identity is None else identity
+    note = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    known = _recall(note, identity)
+    if known is not None:
+        return known
+    problem, crashed = _attempt(command(True), timeout)
+    if problem is None:
+        _remember(note, identity, True)
+        return True
+    second, _ = _attempt(command(False), timeout)
+    if second is not None:
+        raise BorealisError(
+            f"llama.cpp does not work on this machine: its probe {problem}, and without extra buffers it {second}; "
+            "reinstall llama-cpp-python from source for this CPU (pip install --force-reinstall --no-binary "
+            "llama-cpp-python llama-cpp-python)"
+        )
+    if crashed:
+        _remember(note, identity, False)
+    return False
+
+
+def machine_identity() -> list[Any]:
+    """What the answer depends on: the probe, llama_cpp's version and libraries (size, mtime in ns), and the CPU."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BorealisError("llama-cpp-python is not installed; install it with: pip install llama-cpp-python")
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(spec.origin).parent / "lib")
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
+    libraries = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return [PROBE_VERSION, importlib.metadata.version("llama_cpp_python"), libraries, *_cpu()]
+
+
+def _cpu() -> list[str]:
+    """What tells one kind of CPU from another."""
+    names = [platform.machine(), platform.processor(), os.environ.get("PROCESSOR_IDENTIFIER", "")]
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return [*names, asked.stdout.strip()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return names
+    first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    telling = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
+    return [*names, *(line for line in first.splitlines() if line.startswith(telling))]
+
+
+def _attempt(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
+    """What went wrong (None: nothing), and whether it was a crash."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {timeout:g} s", False
+    except OSError as error:
+        return f"could not be started ({error})", False
+    crash = crash_name(done.returncode)
+    if crash is not None:
+        return f"died ({crash})", crash != "SIGKILL"  # SIGKILL comes from outside: no trait of the machine
+    if done.returncode:
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        return f"failed ({' '.join(last) or f'exit {done.returncode}'})", False
+    return None, False
+
+
+def _recall(name: str, identity: Any) -> bool | None:
+    held = read_note(NOTES, name)
+    known = held.get("identity") == json.loads(json.dumps(identity))
+    return held["extra_buffers"] if known and isinstance(held.get("extra_buffers"), bool) else None
+
+
+def _remember(name: str, identity: Any, answer: bool) -> None:
+    write_note(NOTES, name, {"identity": identity, "extra_buffers": answer})
+
+
+def write_probe_model(path: Path) -> None:
+    """One block of Gemma 3 with 256 columns, no vocabulary, and weights that are all zero (100 kB x 6)."""
+    writer = GGUFWriter(path, ARCHITECTURE)
+    writer.add_block_count(1)
+    writer.add_context_length(WIDTH)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(1)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(WIDTH)
+    writer.add_value_length(WIDTH)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_sliding_window(WIDTH)
+    writer.add_vocab_size(WIDTH)
+    writer.add_tokenizer_model("no_vocab")
+    for name, type in TYPES.items():
+        writer.add_tensor(name, np.zeros((WIDTH, row_nbytes(type, WIDTH)), np.uint8), raw_dtype=WriterType(type))
+    for name in (*NORMS, "blk.0.attn_q_norm", "blk.0.attn_k_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    """The child: batches that take the matrix and the vector kernels, without and with leftovers."""
+    die_quietly()
+    from ..llama.engine import Engine
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.gguf"
+        write_probe_model(path)
+        engine = Engine(path, context=WIDTH, threads=2, extra_buffers=sys.argv[1] == "extra", gpu_layers=0)
+        for count in (64, 33, 1):
+            engine.read(0, 0, [1] * count)
+            engine.cut(0, 0)
+        engine.close()

@@ -1,0 +1,1 @@
+"""The binding of llama.cpp: engine, vocabulary, sampler, vision tower, devices."""

@@ -1,0 +1,100 @@
+"""Child processes of this package: how they are started, and how their death is named.
+
+Native code can die in ways Python cannot catch. What may die runs in a child; the parent says what happened.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from typing import IO
+
+from ...errors import BorealisError
+
+BOOT = "import sys; sys.path[:] = {path!a}; from {module} import main; main()"
+WINDOWS_FAULTS = {
+    0xC0000005: "access violation",
+    0xC000001D: "illegal instruction",
+    0xC00000FD: "stack overflow",
+    0xC0000374: "heap corruption",
+    0xC0000409: "abort",
+}
+FROZEN = "--borealis-gguf-child"
+"""First argument of a frozen app that starts itself as a child."""
+PACKAGE = __name__.partition(".")[0]
+CHILDREN = tuple(
+    f"{PACKAGE}.{module}"
+    for module in (
+        "quality.check_worker",
+        "runtime.bench.speed_worker",
+        "runtime.process.model_worker",
+        "runtime.fitting.cpu_probe",
+    )
+)
+"""The modules that run as children."""
+
+_asked = False
+
+
+def child_command(module: str, *args: str) -> list[str]:
+    """A command line that calls `main()` of `module`, with this process's import path and nothing added to it.
+
+    (`-m` would put the working directory first, where a stray `numpy.py` may lie.)
+    In a frozen app `sys.executable` is the app. Raises BorealisError where that would only start it once more.
+    """
+    if not getattr(sys, "frozen", False):
+        return [sys.executable, "-c", BOOT.format(path=sys.path, module=module), *args]
+    if not _asked:
+        raise BorealisError(
+            f"this frozen app cannot start child processes; call {__name__}.run_if_child() first thing in its main "
+            "script (PyInstaller does so by the hook that comes with the package)"
+        )
+    return [sys.executable, FROZEN, module, *args]
+
+
+def run_if_child() -> None:
+    """For a frozen app, before anything else: if it was started as a child, be that, and do not return.
+
+    It imports nothing but what a child needs, and costs other starts a look at `sys.argv`.
+    """
+    global _asked
+    _asked = True
+    if sys.argv[1:2] != [FROZEN]:
+        return
+    module = "".join(sys.argv[2:3])
+    del sys.argv[1:3]
+    if module not in CHILDREN:
+        sys.exit(f"{module!r}: not a child process of {PACKAGE}")
+    importlib.import_module(module).main()
+    sys.exit(0)
+
+
+def crash_name(returncode: int) -> str | None:
+    """The signal (POSIX) or fault (Windows) a process died of; None when it ended by itself."""
+    if returncode < 0:
+        try:
+            return signal.Signals(-returncode).name
+        except ValueError:
+            return f"signal {-returncode}"
+    if os.name == "nt" and returncode >= 0xC0000000:
+        return WINDOWS_FAULTS.get(returncode, f"fault {returncode:#x}")
+    return None
+
+
+def die_quietly() -> None:
+    """For a child: no core file, no crash dialogue; the parent reports."""
+    if sys.platform == "win32":
+        import ctypes
+
+        ctypes.windll.kernel32.SetErrorMode(0x0001 | 0x0002)
+    else:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def private_stdout() -> IO[bytes]:
+    """For a child: the pipe to the parent. What native code prints there goes to standard error instead."""
+    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return pipe

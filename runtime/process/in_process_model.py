@@ -1,0 +1,274 @@
+"""A model in this process: from what is asked to jobs of the scheduler."""
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import BorealisError, InvalidInput
+from ..events import Ask, Info, Options
+from ..prompting.chat_template import ChatTemplate, Message
+from ..prompting.context_overflow import fitted, too_long
+from ..prompting.image_decoding import Image, read_image, read_image_data
+from ..prompting.json_schema import grammar_of
+from ..prompting.prompt import check, encode_chat, image_places, parts, with_bos
+from ..prompting.sampling_settings import Sampling, override
+from ..prompting.tool_calls import offered, tool_grammar, with_tools
+from ..scheduling.image_encoder import Eyes
+from ..state_file import model_identity, read_state, write_state
+
+if TYPE_CHECKING:
+    from ..llama.embedder import Embedder
+    from ..llama.engine import Engine
+    from ..scheduling.scheduler import Job, Sink
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+MAX_STOPS = 16
+MAX_TOP = 64
+
+
+class Local:
+    """A loaded model that answers. Every method may be called from any thread; `close()` gives the memory back."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        template: ChatTemplate | None,
+        sampling: Sampling,
+        seed: Callable[[], int],
+        *,
+        mmproj: Path | None = None,
+        loras: Sequence[tuple[Path, float]] = (),
+        max_queue: int | None = None,
+        placement: str = "",
+    ) -> None:
+        from ..scheduling.scheduler import Scheduler
+
+        self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
+        self.info = Info(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
+        self.eyes = Eyes(engine, mmproj)
+        self._scheduler = Scheduler(engine, max_queue)
+        self._embedder: Embedder | None = None
+        self._gate = threading.Condition()
+        self._users = 0
+        self._closed = False
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """While a method runs: nothing is freed under it. Raises BorealisError when the model is closed."""
+        with self._gate:
+            if self._closed:
+                raise BorealisError("the model is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._users -= 1
+                self._gate.notify_all()
+
+    def close(self) -> None:
+        """End all answers and free the memory; a second call does nothing."""
+        with self._gate:
+            self._closed = True
+        self._scheduler.close()
+        self.eyes.close()
+        with self._gate:
+            self._gate.wait_for(lambda: not self._users)
+            if self._embedder is not None:
+                self._embedder.close()
+            self._embedder = None
+            self.engine.close()
+
+    def start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
+        """Begin an answer, whose events go to `sink`; what is returned cancels it. Raises InvalidInput, Busy."""
+        with self._open():
+            return self._start(ask, sink)
+
+    def _start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
+        from ..llama.sampler import Sampler
+        from ..scheduling.scheduler import Job
+
+        options = _checked(ask.options)
+        chosen = override(self.sampling, options.sampling)
+        grammar = grammar_of(options.schema) if options.schema is not None else tool_grammar(options)
+        ids, images = self.encode(ask)
+        places = image_places(self.engine, ids, len(images)) if images else []
+        seed = self.seed() if options.seed is None else checked_seed(options.seed)
+        sampler = Sampler(self.engine, chosen, seed, grammar)
+        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs, looking=bool(images))
+        try:
+            self._scheduler.submit(job)
+        except BaseException:
+            sampler.close()
+            raise
+        if images:
+            self._look(job, places, images)
+        return lambda: self._scheduler.cancel(job)
+
+    def _look(self, job: "Job", places: Sequence[int], images: Sequence[Image]) -> None:
+        """The job has its place among those that wait; it may begin when its images have been looked at."""
+        scheduler, ids = self._scheduler, job.trace
+        self.eyes.look(
+            images,
+            lambda: scheduler.waits(job),
+            lambda features: scheduler.looked(job, *with_images(ids, places, features)),
+            lambda error: scheduler.drop(job, error),
+        )
+
+    def encode(self, ask: Ask) -> tuple[list[int], list[Image]]:
+        """The token ids of a request as far as they fit, and its images. Raises InvalidInput."""
+        if ask.raw:
+            return self._fit(self._raw_ids(ask.prompt)), []
+        if isinstance(ask.prompt, str) or any(isinstance(message, int) for message in ask.prompt):
+            raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
+        if self.template is None:
+            raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
+        template, options = self.template, ask.options
+        messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
+        check(messages)
+        images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
+        each = self.eyes.tokens if images else 0
+
+        def length(of: Sequence[Message]) -> int:
+            count = sum(part.get("type") == "image" for part in parts(of))
+            return len(encode_chat(self.engine, template, of)) + count * each
+
+        context = self.engine.n_context
+        room = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
+        left = fitted(messages, ask.overflow, context, room, length)
+        ids = encode_chat(self.engine, template, left)
+        return ids, [images[id(part)] for part in parts(left) if part.get("type") == "image"]
+
+    def _raw_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return with_bos(self.engine, self.engine.tokenize(prompt, special=False))
+        ids = list(prompt)
+        if not ids or not all(isinstance(id, int) and 0 <= id < self.engine.n_vocab for id in ids):
+            raise InvalidInput(f"the tokens are not a list of numbers from 0 to {self.engine.n_vocab - 1}")
+        return ids
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        if not 0 < len(ids) < self.engine.n_context:
+            raise too_long(len(ids), self.engine.n_context)
+        return ids
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, without BOS; names of control tokens stay text."""
+        with self._open():
+            return self.engine.tokenize(text, special=False)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens have none."""
+        with self._open():
+            return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
+        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
+        with self._open():
+            prompts = [self._raw_ids(text) for text in texts]
+            rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
+        return np.stack(rows) if rows else np.empty((0, self.engine.n_embd), np.float32), sum(map(len, prompts))
+
+    def _embed(self, ids: Sequence[int]) -> np.ndarray:
+        from ..llama.embedder import Embedder
+
+        if self._embedder is None:
+            self._embedder = Embedder(self.engine)
+        return self._embedder.embed(ids)
+
+    def save(self, path: str, conversation: Mapping[str, Any]) -> None:
+        """Write a conversation and what is computed of it. `conversation` is JSON with "messages" and "overflow"."""
+        with self._open():
+            try:
+                ids, images = self.encode(Ask(list(conversation["messages"]), overflow=conversation["overflow"]))
+            except InvalidInput:  # nothing said yet, too long, or an image is gone: the messages are kept all the same
+                ids, images = [], []
+            trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
+        write_state(Path(path), self._identity(), dict(conversation), trace, state)
+
+    def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
+        from ..scheduling.slots import common
+
+        slots = self._scheduler.sequences.all
+        best = max(slots, key=lambda slot: common(slot.trace, ids))
+        if not common(best.trace, ids) or best.busy or min(best.trace) < 0:
+            return [], b""
+        return best.trace, bytes(self.engine.state(best.id))
+
+    def restore(self, path: str) -> dict[str, Any]:
+        """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
+        conversation, trace, state = read_state(Path(path), self._identity(), self.engine.path.name)
+        with self._open():
+            if trace and len(trace) <= self.engine.n_context:
+                self._scheduler.call(lambda: self._take_up(trace, state))
+        return conversation
+
+    def _identity(self) -> dict[str, Any]:
+        return model_identity(self.engine.path, self.loras)
+
+    def _take_up(self, trace: list[int], state: bytes) -> None:
+        sequences = self._scheduler.sequences
+        idle = [slot for slot in sequences.all if not slot.busy]
+        if not idle:
+            return  # it will be computed again
+        slot = min(idle, key=lambda slot: slot.used)
+        sequences.lose(slot)
+        if self.engine.restore(slot.id, (ctypes.c_uint8 * len(state)).from_buffer_copy(state)):
+            slot.trace = trace
+        else:
+            sequences.lose(slot)
+
+    def stats(self) -> dict[str, float]:
+        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        return {**self._scheduler.stats(), "restarts_total": 0}
+
+
+def with_images(
+    ids: Sequence[int], places: Sequence[int], features: Sequence[np.ndarray]
+) -> tuple[list[int], dict[int, np.ndarray]]:
+    """The trace of a prompt opened at `places` (ascending) for its images, float32 [tokens, n_embd] each, and where
+    each of them is then."""
+    trace, images, shift = list(ids), {}, 0
+    for place, image in zip(places, features, strict=True):
+        name = -1 - int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
+        trace[place + shift : place + shift] = [name] * len(image)
+        images[place + shift] = image
+        shift += len(image)
+    return trace, images
+
+
+MAX_SEED = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random one
+
+
+def checked_seed(seed: int) -> int:
+    """`seed`, if it is one. Raises InvalidInput."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInput(f"seed: {seed} is not within 0 and {MAX_SEED}")
+    return seed
+
+
+def _checked(options: Options) -> Options:
+    if options.max_tokens is not None and options.max_tokens < 0:
+        raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
+    if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
+        raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
+    if options.schema is not None and offered(options):
+        raise InvalidInput("tools and a schema for the answer cannot be asked for together; leave one of them out")
+    if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
+        raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")
+    return options
+
+
+def _image(part: Message) -> Image:
+    data, path = part.get("data"), part.get("path")
+    if isinstance(data, bytes):
+        return read_image_data(data)
+    if not isinstance(path, str) or not path:
+        raise InvalidInput('an image without a file; it must be {"type": "image", "path": "…"} or have its "data"')
+    return read_image(Path(path))

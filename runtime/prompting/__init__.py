@@ -1,0 +1,1 @@
+"""From a request to token ids: chat template, images, tools, sampling, context overflow."""

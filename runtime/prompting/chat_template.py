@@ -1,0 +1,225 @@
+"""Rendering a model's own chat template: code from strangers, so sandboxed and bounded.
+
+The environment is the one `transformers` renders chat templates in (immutable sandbox, trimmed blocks, loop controls,
+`generation`, `tojson`, `raise_exception`, `strftime_now`), with a budget: a template may count to a million, not for
+ever.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ...errors import InvalidInput
+
+Message = Mapping[str, Any]
+"""`role` (system, user or assistant) and `content`: text, or a list of parts, each {"type": "text", "text": …} or
+{"type": "image", "path": …}, a PNG or JPEG file."""
+
+ROLES = ("system", "user", "assistant")
+MAX_STEPS = 1_000_000
+MAX_NUMBER = 100_000
+MAX_TEXT = 16_000_000
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox keeps a template from reaching Python; this one also keeps it from eating time and memory."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def wrap_str_format(self, value: Any) -> Any:
+        if super().wrap_str_format(value) is not None:
+            raise SecurityError("it calls str.format, whose widths have no bound")
+        return None
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        _refuse_large(right)
+        _refuse_long(_result_size(operator, left, right))
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_large(*args, *kwargs.values())
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str) and __obj.__name__ == "replace" and len(args) > 1:
+            _refuse_long((len(text) + 1) * len(str(args[1])))
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    """An upper bound for the length of the result; 0 where no text or list is made."""
+    sizes = [len(side) if isinstance(side, (str, list, tuple)) else 0 for side in (left, right)]
+    if operator == "+":
+        return sum(sizes)
+    if operator == "*":
+        return max(sizes[0] * right if sizes[0] else 0, sizes[1] * left if sizes[1] else 0)
+    if operator == "%" and isinstance(left, str):
+        return MAX_TEXT + 1 if re.search(r"%[^a-zA-Z]*(\d{5}|\*)", left) else 0
+    return left.bit_length() * right if operator == "**" and isinstance(left, int) and isinstance(right, int) else 0
+
+
+def _refuse_large(*values: Any) -> None:
+    if any(isinstance(value, int) and abs(value) > MAX_NUMBER for value in values):
+        raise SecurityError(f"it uses a number above {MAX_NUMBER}")
+
+
+def _refuse_long(size: int) -> None:
+    if size > MAX_TEXT:
+        raise SecurityError(f"it makes more than {MAX_TEXT} characters")
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which trainers find the model's own words in a conversation: just what stands in it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Extension declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+@lru_cache(maxsize=8)
+def _compile(source: str) -> Template:
+    # optimized=False: constants are not computed while compiling, where the bounds do not hold.
+    extensions = ("jinja2.ext.loopcontrols", _Generation)
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
+    for name in ("lipsum", "cycler"):
+        del env.globals[name]
+    for name in ("center", "indent", "wordwrap", "format"):  # they grow text by a number
+        del env.filters[name]
+    env.filters["tojson"] = _tojson
+    env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return env.from_string(source)
+
+
+def _counted_range() -> Any:
+    """A `range` for one rendering: all of them together take at most MAX_STEPS steps."""
+    spent = 0
+
+    def limited(*args: int) -> range:
+        nonlocal spent
+        steps = range(*args)
+        spent += len(steps)
+        if spent > MAX_STEPS:
+            raise SecurityError(f"it counts further than {MAX_STEPS}")
+        return steps
+
+    return limited
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A chat template and the two token texts it may name."""
+
+    source: str
+    bos_token: str = ""
+    eos_token: str = ""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text, up to and including the opening of the model's turn.
+
+        Raises InvalidInput when the template refuses the conversation, is broken, or oversteps its bounds.
+        """
+        names = {"bos_token": self.bos_token, "eos_token": self.eos_token, "range": _counted_range()}
+        try:
+            parts = _compile(self.source).generate(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **names
+            )
+            return "".join(_bounded(parts))
+        except TemplateError as error:
+            raise InvalidInput(f"the model's chat template refuses: {_one_line(error)}") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InvalidInput(f"the model's chat template fails: {_one_line(error)}") from error
+
+    def pieces(self, messages: Sequence[Message]) -> list["Piece"]:
+        """The same prompt, cut where text of the template and text of the messages meet.
+
+        The template is rendered with unguessable marks in place of the messages' texts, padded with white space so that
+        a template's trimming shows. Neighbouring texts of messages become one piece.
+        """
+        marked = _Marks()
+        return marked.cut(self.render([marked.mark(message) for message in messages]))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a rendered prompt. `trusted` text is the template's: only there may a control token be meant."""
+
+    text: str
+    trusted: bool
+
+
+@dataclass(slots=True)
+class _Marks:
+    """Stands in for the texts of messages, and puts them back."""
+
+    secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": self._stand_in(content)}
+        return {**message, "content": [self._mark_part(part) for part in content]}
+
+    def _mark_part(self, part: Message) -> Message:
+        return {**part, "text": self._stand_in(part["text"])} if isinstance(part.get("text"), str) else part
+
+    def _stand_in(self, text: str) -> str:
+        self.texts.append(text)
+        return f"\x1c\x1d{self.secret}:{len(self.texts) - 1}:\x1d\x1c"
+
+    def cut(self, rendered: str) -> list[Piece]:
+        found = re.split(rf"(\x1c\x1d)?{self.secret}:(\d+):(\x1d\x1c)?", rendered)
+        pieces = [Piece(found[0], True)]
+        for left, number, right, after in zip(*(iter(found[1:]),) * 4, strict=True):
+            text = self.texts[int(number)]
+            text = text if left else text.lstrip()
+            pieces += [Piece(text if right else text.rstrip(), False), Piece(after, True)]
+        return list(_joined(piece for piece in pieces if piece.text))
+
+
+def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    last: Piece | None = None
+    for piece in pieces:
+        if last is not None and last.trusted == piece.trusted:
+            last = Piece(last.text + piece.text, last.trusted)
+            continue
+        if last is not None:
+            yield last
+        last = piece
+    if last is not None:
+        yield last
+
+
+def _bounded(parts: Iterator[str]) -> Iterator[str]:
+    written = 0
+    for part in parts:
+        written += len(part)
+        _refuse_long(written)
+        yield part
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

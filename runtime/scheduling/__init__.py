@@ -1,0 +1,1 @@
+"""Continuous batching: the scheduler, its slots, and the image encoder's queue."""
