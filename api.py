@@ -33,7 +33,8 @@ from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
-from .quality.check import QuickCheck, check_file, read_lines
+from .quality.check import check_file, read_lines
+from .quality.quick_check import QuickCheck
 from .quality.report import Report
 from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
 from .quantize.encoders import ggml, native, self_test
@@ -329,10 +330,11 @@ def check(
     Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
     """
     found = resolve_source(against, revision=revision, on_progress=on_download)
-    source = _expected(Path(model), found, _read_adapters(loras))
+    header = read_gguf(Path(model))
+    source = _expected(header, found, _read_adapters(loras))
     matrix = read_imatrix(imatrix) if imatrix else None
     return check_file(
-        Path(model),
+        header,
         source,
         CODEC,
         against=found.repo_id or str(against),
@@ -345,15 +347,15 @@ def check(
     )
 
 
-def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
-    """What the GGUF at `path` should be if it was made from `found`: its text side, or the side that sees."""
+def _expected(header: GGUFFile, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
+    """What the GGUF of `header` should be if it was made from `found`: its text side, or the side that sees."""
     if found.kind == "gguf":
         return _open(found, None, None, adapters)[0]
     checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
-    kind = read_gguf(path).value("general.type", "model")
+    kind = header.value("general.type", "model")
     if kind == "adapter":
         raise InvalidInput(
-            f"{path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
+            f"{header.path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
         )
     if kind == "mmproj":
         return describe_vision(checkpoint, "f32", loras=adapters)[0]

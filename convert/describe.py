@@ -60,7 +60,7 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
+    return GGUFModel(kv, text.tensors, checkpoint), outtypes(text.tensors, outtype)
 
 
 def read_text(checkpoint: Checkpoint) -> Text:
@@ -88,7 +88,7 @@ def describe_vision(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
+    return GGUFModel(kv, vision.tensors, checkpoint), siglip.vision_types(vision.tensors, outtype)
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:

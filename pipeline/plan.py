@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
 
@@ -130,13 +131,12 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
+    `checkpoint` is the one it was read from; None when it was a GGUF.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
-    origin: Path | None = None
-    keep: object = field(default=None, compare=False, repr=False)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,13 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.execute import SourceRows, execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
-from borealis_gguf.quality.check import QuickCheck, check_file
+from borealis_gguf.quality.check import check_file
 from borealis_gguf.quality.logits import _compared
+from borealis_gguf.quality.quick_check import QuickCheck
 from borealis_gguf.quality.report import as_json, as_text
 from borealis_gguf.quality.text.sample_conversations import CONVERSATIONS
 from borealis_gguf.quality.text.sample_texts import LINES, QUICK_LINES
-from borealis_gguf.quality.weights.comparison import SAMPLED_ROWS, sampled_rows
+from borealis_gguf.quality.weights.sampled_rows import SAMPLED_ROWS, sample_rows
 from borealis_gguf.quantize.encoders import ggml
 from borealis_gguf.runtime.events import Options
 
@@ -29,6 +30,8 @@ from ..helpers.gguf_faults import Weights, flipped_bit, set_value, with_metadata
 from ..helpers.tiny import raw_model, weights
 
 TITLES = ["metadata", "tensors", "weights", "second opinion", "token ids", "special tokens", "chat template"]
+QUICK_TITLES = [title for title in TITLES if title != "second opinion"]
+"""Of the check before a file gets its name."""
 
 
 def lines(report: Report, title: str) -> list[str]:
@@ -39,7 +42,7 @@ def test_every_section_of_a_good_file_is_looked_at(nano: Path, nano_q4: Path) ->
     report = api.check(nano_q4, nano)
     assert report.ok, as_text(report)
     assert [section.title for section in report.sections] == TITLES
-    assert all(section.looked for section in report.sections)
+    assert all(section.checked for section in report.sections)
     assert not report.notes
     assert lines(report, "weights")[0] == "ok F32: 37 tensors, 37 rows: equal"
     assert lines(report, "weights")[2].endswith("each weight the one our encoder gives")
@@ -132,14 +135,14 @@ def test_weights_far_from_bell_shaped_are_no_fault(tmp_path: Path) -> None:
         plan = lay_out(tmp_path / f"{type.name}.gguf", model, [type] * 3)
         with QuickCheck(api.CODEC) as quick:
             execute([plan], api.CODEC, verifier=quick)
-        report = check_file(plan.path, model, api.CODEC, against="raw")
+        report = check_file(read_gguf(plan.path), model, api.CODEC, against="raw")
         assert report.ok, as_text(report)
 
 
 def test_the_source_may_be_a_gguf(nano_bf16: Path, nano_q4: Path) -> None:
     report = api.check(nano_q4, nano_bf16)
     assert report.ok, as_text(report)
-    assert [section.title for section in report.sections] == [title for title in TITLES if title != "second opinion"]
+    assert [section.title for section in report.sections] == QUICK_TITLES
     assert "note not compared: a GGUF is the source" in lines(report, "chat template")[-1]
 
 
@@ -159,7 +162,7 @@ def test_a_tokenizer_that_never_answers_fails_the_check(
 ) -> None:
     (tmp_path / "tokenizers.py").write_text("while True: pass", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("borealis_gguf.quality.text.text_checks.TIME_LIMIT", 3.0)
+    monkeypatch.setattr("borealis_gguf.quality.check_worker_client.TIME_LIMIT", 3.0)
     report = api.check(nano_q8, nano, quick=True)
     (finding,) = report.failures
     assert finding.what.endswith("tokenizer.json, no answer came within 3 s")
@@ -197,7 +200,7 @@ def test_tensors_too_many_too_few_or_of_another_shape(tmp_path: Path, nano: Path
     model = api.plan_convert(nano).model
     first, second, third, *rest = model.tensors
     changed = (replace(first, shape=(4000, 256)), replace(second, name="blk.0.ffn_left.weight"), third, *rest)
-    report = check_file(nano_q8, replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
+    report = check_file(read_gguf(nano_q8), replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
     assert [finding.line for finding in report.failures] == [
         "blk.0.ffn_left.weight: tensor: expected a tensor; found none",
         f"{second.name}: tensor: expected none; found a tensor",
@@ -212,7 +215,7 @@ def test_nan_of_the_source_is_told_but_not_blamed(tmp_path: Path) -> None:
     values.tofile(tmp_path / "raw")
     plan = lay_out(tmp_path / "x.gguf", model, [T.F16, T.F32])
     execute([plan], api.CODEC, allow_nonfinite=True)
-    report = check_file(plan.path, model, api.CODEC, against="raw")
+    report = check_file(read_gguf(plan.path), model, api.CODEC, against="raw")
     assert report.ok, as_text(report)
     assert report.notes[0].line == "token_embd.weight: NaN or infinity in row 5, as in the source"
 
@@ -225,7 +228,7 @@ def test_not_a_gguf(tmp_path: Path, nano: Path) -> None:
 
 def test_sampled_rows_reach_every_stretch() -> None:
     for rows in (1, 5, 8, 9, 64, 1000, 262208):
-        picked = sampled_rows(rows)
+        picked = sample_rows(rows)
         assert picked == sorted(set(picked))
         assert picked[0] == 0 and picked[-1] == rows - 1
         assert len(picked) == min(rows, SAMPLED_ROWS)
@@ -313,7 +316,7 @@ def test_files_of_one_pass_are_reported_one_by_one(tmp_path: Path, nano: Path) -
     api.execute(plans, on_report=reports.append)
     assert [report.path for report in reports] == [plan.path for plan in plans]
     assert all(report.ok and report.quick for report in reports)
-    assert [[section.title for section in report.sections] for report in reports] == [TITLES] * 3
+    assert [[section.title for section in report.sections] for report in reports] == [QUICK_TITLES] * 3
 
 
 def test_rows_for_comparing_are_the_executors(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import row_nbytes
 from borealis_gguf.quality.weights import error_bounds
-from borealis_gguf.quality.weights.comparison import row_sums
+from borealis_gguf.quality.weights.row_comparison import row_sums
 from borealis_gguf.quantize.encoders import ggml
 
 SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XS, T.IQ2_S}

@@ -34,7 +34,7 @@ METADATA: dict[str, Edit] = {
 
 
 def compared(path: Path, nano: Path) -> Section:
-    return check_logits(str(path), nano, read_gguf(path), 2, RECORDED)
+    return check_logits(read_gguf(path), nano, 2, RECORDED)
 
 
 def divergences(section: Section) -> list[float]:
@@ -81,7 +81,7 @@ def test_faults_in_metadata_are_heard(tmp_path: Path, nano: Path, nano_q8: Path,
 def test_a_model_that_does_not_load_is_a_failed_finding(tmp_path: Path, nano: Path, nano_q8: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(nano_q8.read_bytes()[:-4096])
-    (finding,) = check_logits(str(bad), nano, replace(read_gguf(nano_q8), path=bad), 2, RECORDED).findings
+    (finding,) = check_logits(replace(read_gguf(nano_q8), path=bad), nano, 2, RECORDED).findings
     assert finding.status == "failed" and finding.what == "both models"
 
 
