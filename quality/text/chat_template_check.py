@@ -1,62 +1,44 @@
 """The report's section on the chat template: sample conversations rendered and tokenized as the checkpoint does it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ..report import Finding, Section, different_parts, failures_first, spelled
-from .checkpoint_text import CheckpointText
-from .gguf_vocabulary import TEMPLATE_KEY, GGUFVocabulary
-from .known_differences import KnownDifferences
-from .template_renderings import Rendering, Renderings
-from .token_id_check import different_ids
+from .gguf_vocabulary import TEMPLATE_KEY
+from .template_renderings import Rendering
+from .text_answers import TextAnswers
 
 TITLE = "chat template"
-Ids = Sequence[list[int]]
 
 
-def check_chat_template(
-    vocabulary: GGUFVocabulary,
-    checkpoint: CheckpointText | None,
-    gguf: Renderings,
-    reference: Renderings,
-    *,
-    gguf_ids: Ids,
-    reference_ids: Ids | None,
-    bos: int | None,
-    known: KnownDifferences,
-) -> Section:
-    """`gguf_ids` and `reference_ids` are those of the texts in `gguf` and `reference`; None where there are none."""
-    has_template = vocabulary.header.find(TEMPLATE_KEY) is not None
+def check_chat_template(answers: TextAnswers) -> Section:
+    """There is a template where the source has one; it renders every conversation, and as the checkpoint's does."""
+    checkpoint = answers.checkpoint
+    has_template = answers.vocabulary.header.find(TEMPLATE_KEY) is not None
     expected = checkpoint.template is not None if checkpoint else has_template
     if not expected and not has_template:
         return Section(TITLE, (Finding("note", "there is none: not a model to chat with"),))
     if expected != has_template:
         sides = [("a template" if there else "none") for there in (expected, has_template)]
         return Section(TITLE, (Finding("failed", TEMPLATE_KEY, "", *sides),))
-    problems = {gguf.problem, reference.problem} - {""}
-    if problems:
+    if problems := {answers.gguf_chats.problem, answers.reference_chats.problem} - {""}:
         return Section(TITLE, tuple(Finding("failed", TEMPLATE_KEY, found=problem) for problem in sorted(problems)))
-    ids = dict(zip(gguf.texts, gguf_ids, strict=True))
-    findings = [_check_one_bos(bos, ids)]
+    gguf_ids, reference_ids = answers.chat_ids()
+    findings = [_check_one_bos(answers.gguf["bos"], gguf_ids)]
     if checkpoint:
-        expected_ids = dict(zip(reference.texts, reference_ids, strict=True)) if reference_ids is not None else {}
-        findings += _compare_conversations(vocabulary, gguf, reference, ids, expected_ids, known)
+        findings += _compare_conversations(answers, gguf_ids, reference_ids)
     else:
         findings.append(Finding("note", "not compared: a GGUF is the source; its template is compared as a key"))
     return Section(TITLE, failures_first(findings, 4))
 
 
 def _compare_conversations(
-    vocabulary: GGUFVocabulary,
-    gguf: Renderings,
-    reference: Renderings,
-    gguf_ids: Mapping[str, list[int]],
-    reference_ids: Mapping[str, list[int]],
-    known: KnownDifferences,
+    answers: TextAnswers, gguf_ids: Mapping[str, list[int]], reference_ids: Mapping[str, list[int]]
 ) -> list[Finding]:
     """Renderings must be equal texts, or texts of equal ids: a template may do what no GGUF's tokenizer can.
 
-    Where neither can, ids must be those of the checkpoint's tokenizer without what a GGUF cannot express.
+    Where neither can, ids must be those of the reference tokenizer without what a GGUF cannot express.
     """
+    gguf, reference, known = answers.gguf_chats, answers.reference_chats, answers.known
     failed, same_ids, excused = [], 0, 0
     for name, expected in reference.by_name.items():
         rendering, ids = gguf.by_name[name], gguf_ids.get(name)
@@ -68,7 +50,7 @@ def _compare_conversations(
             failed.append(Finding("failed", "rendering", name, *_different_renderings(expected, rendering)))
         elif name in reference_ids:
             expected_ids = known.chat_ids.get(name, reference_ids[name])
-            failed.append(different_ids(vocabulary, expected.text or "", expected_ids, gguf_ids[name]))
+            failed.append(answers.different_ids(expected.text or "", expected_ids, gguf_ids[name]))
     n = len(reference.by_name)
     what = f"{excused} of {n} conversations become other tokens; a GGUF cannot express {known.description}"
     findings = [Finding("note", what)] * bool(excused)

@@ -46,8 +46,9 @@ def _token_text(config: dict[str, Any], key: str) -> str:
 
 def _end_ids(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...]]]:
     ends = []
-    for name in ("generation_config.json", "config.json"):
-        value = optional_json(checkpoint, name).get("eos_token_id")
+    generation = optional_json(checkpoint, "generation_config.json")
+    for name, settings in (("generation_config.json", generation), ("config.json", checkpoint.config)):
+        value = settings.get("eos_token_id")
         ids = tuple(id for id in (value if isinstance(value, list) else [value]) if type(id) is int)
         if ids:
             ends.append((name, ids))

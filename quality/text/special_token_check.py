@@ -1,32 +1,25 @@
 """The report's section on special tokens: BOS, EOS, tokens that end an answer, and control tokens in messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..report import Finding, Section
-from .checkpoint_text import CheckpointText
 from .gguf_vocabulary import KINDS, TURN_ENDS, TURN_STARTS, GGUFVocabulary
+from .text_answers import TextAnswers
 
 
-def check_special_tokens(
-    vocabulary: GGUFVocabulary,
-    special_ids: Sequence[int],
-    gguf: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    checkpoint: CheckpointText | None,
-    *,
-    source_kv: Mapping[str, Any],
-) -> Section:
-    """`gguf` and `reference` are the workers' answers, the former about `special_ids`."""
-    findings = [_check_kind(vocabulary, kind, source_kv.get(f"tokenizer.ggml.{kind}_token_id")) for kind in KINDS]
-    if reference:
-        eos = source_kv.get("tokenizer.ggml.eos_token_id")
-        findings.append(_check_prefix(vocabulary, gguf["bos"], reference["around_empty_text"], eos))
-    for id, sources in _answer_ends(vocabulary, special_ids, checkpoint).items():
-        what = f"ends an answer ({', '.join(sources)})"
-        good = id in gguf["ends"]
+def check_special_tokens(answers: TextAnswers) -> Section:
+    """BOS and EOS, the token before every text, tokens that end an answer, and those that begin or end a turn."""
+    vocabulary, gguf = answers.vocabulary, answers.gguf
+    expected = {kind: answers.source_kv.get(f"tokenizer.ggml.{kind}_token_id") for kind in KINDS}
+    findings = [_check_kind(vocabulary, kind, expected[kind]) for kind in KINDS]
+    if answers.reference:
+        around = answers.reference["around_empty_text"]
+        findings.append(_check_prefix(vocabulary, gguf["bos"], around, expected["eos"]))
+    for id, sources in _answer_ends(answers).items():
+        good, what = id in gguf["ends"], f"ends an answer ({', '.join(sources)})"
         findings.append(_outcome(good, what, vocabulary.label(id), "generation ends at it", "it goes on"))
-    for id, name_ids in zip(special_ids, gguf["name_ids"], strict=True):
+    for id, name_ids in zip(answers.special_ids, gguf["name_ids"], strict=True):
         if vocabulary.tokens[id] in TURN_ENDS or vocabulary.tokens[id] in TURN_STARTS:
             what = "is a control token, and its name in a message stays text"
             good = id in gguf["control"] and id not in name_ids
@@ -34,14 +27,13 @@ def check_special_tokens(
     return Section("special tokens", tuple(findings))
 
 
-def _answer_ends(
-    vocabulary: GGUFVocabulary, special_ids: Sequence[int], checkpoint: CheckpointText | None
-) -> dict[int, list[str]]:
+def _answer_ends(answers: TextAnswers) -> dict[int, list[str]]:
     """The ids that must end an answer, and for each of them the files, keys or names that say so."""
+    vocabulary, files = answers.vocabulary, answers.checkpoint.ends if answers.checkpoint else {}
     eos = vocabulary.token_id("eos")
-    ends = [(id, file) for file, ids in (checkpoint.ends if checkpoint else {}).items() for id in ids]
-    ends += [(eos, "the GGUF's eos")] if eos in special_ids else []
-    ends += [(id, "its name") for id in special_ids if vocabulary.tokens[id] in TURN_ENDS]
+    ends = [(id, file) for file, ids in files.items() for id in ids]
+    ends += [(eos, "the GGUF's eos")] if eos in answers.special_ids else []
+    ends += [(id, "its name") for id in answers.special_ids if vocabulary.tokens[id] in TURN_ENDS]
     sources: dict[int, list[str]] = {}
     for id, source in ends:
         sources.setdefault(id, []).append(source)

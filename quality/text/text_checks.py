@@ -15,6 +15,7 @@ from .gguf_vocabulary import GGUFVocabulary
 from .known_differences import KnownDifferences, known_differences
 from .special_token_check import check_special_tokens
 from .template_renderings import Renderings, render_templates
+from .text_answers import TextAnswers
 from .token_id_check import check_token_ids
 
 COMPARED_WITHOUT = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
@@ -58,23 +59,20 @@ class TextCheck:
         except BorealisError as error:
             return (Section("token ids", (Finding("failed", "vocabulary", found=str(error)),)),)
         reference, problem = self._reference_answer()
-        known = self._known_differences(gguf, reference)
-        return (
-            check_token_ids(self.vocabulary, self.lines, gguf, reference, problem, known),
-            check_special_tokens(
-                self.vocabulary, self.special_ids, gguf, reference, self.checkpoint, source_kv=self.source_kv
-            ),
-            check_chat_template(
-                self.vocabulary,
-                self.checkpoint,
-                self.gguf_chats,
-                self.reference_chats,
-                gguf_ids=gguf["ids"][len(self.lines) :],
-                reference_ids=reference["ids"][len(self.lines) :] if reference else None,
-                bos=gguf["bos"],
-                known=known,
-            ),
+        answers = TextAnswers(
+            vocabulary=self.vocabulary,
+            checkpoint=self.checkpoint,
+            source_kv=self.source_kv,
+            lines=self.lines,
+            special_ids=self.special_ids,
+            gguf_chats=self.gguf_chats,
+            reference_chats=self.reference_chats,
+            gguf=gguf,
+            reference=reference,
+            problem=problem,
+            known=self._known_differences(gguf, reference),
         )
+        return check_token_ids(answers), check_special_tokens(answers), check_chat_template(answers)
 
     def _render(self) -> tuple[Renderings, Renderings]:
         """The sample conversations by the GGUF's chat template, and by the checkpoint's."""

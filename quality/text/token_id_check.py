@@ -4,27 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..report import Finding, Section, failures_first, first_difference, spelled
-from .gguf_vocabulary import GGUFVocabulary
-from .known_differences import KnownDifferences
+from ..report import Finding, Section, failures_first, spelled
+from .text_answers import TextAnswers
 
 SPACE = "▁"
 """What SentencePiece writes for a space: in a text of itself it comes back as one."""
 
 
-def check_token_ids(
-    vocabulary: GGUFVocabulary,
-    lines: Sequence[str],
-    gguf: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    problem: Sequence[Finding],
-    known: KnownDifferences,
-) -> Section:
-    """`gguf` and `reference` are the workers' answers; without the latter, texts must come back from their ids."""
+def check_token_ids(answers: TextAnswers) -> Section:
+    """Ids must be the reference tokenizer's; without one, texts must come back from their ids."""
+    lines, gguf, reference = answers.lines, answers.gguf, answers.reference
     if not reference:
-        return Section("token ids", failures_first([*problem, *_round_trips(lines, gguf["round_trips"])], 10))
+        return Section("token ids", failures_first([*answers.problem, *_round_trips(lines, gguf["round_trips"])], 10))
     n = len(lines)
-    notes, wrong = _compare_ids(vocabulary, lines, reference["ids"][:n], gguf["ids"][:n], known)
+    notes, wrong = _compare_ids(answers)
     if len(wrong) > 1:
         wrong[0] = replace(wrong[0], what=f"{len(wrong)} of {n} texts become other tokens, here")
     rest = ", apart from that" if notes else f", {sum(map(len, gguf['ids'][:n]))} tokens"
@@ -32,38 +25,22 @@ def check_token_ids(
     return Section("token ids", failures_first([*notes, *texts, *_vocabulary_findings(reference)], 8))
 
 
-def different_ids(vocabulary: GGUFVocabulary, text: str, reference: Sequence[int], gguf: Sequence[int]) -> Finding:
-    """The failed finding for a text whose ids differ, from the first different one on."""
-    at = first_difference(reference, gguf)
-    where = f"text {spelled(text, 40)}, token {at}"
-    return Finding("failed", "ids", where, vocabulary.labels(reference[at:]), vocabulary.labels(gguf[at:]))
-
-
-def _compare_ids(
-    vocabulary: GGUFVocabulary,
-    lines: Sequence[str],
-    reference: Sequence[Sequence[int]],
-    gguf: Sequence[Sequence[int]],
-    known: KnownDifferences,
-) -> tuple[list[Finding], list[Finding]]:
+def _compare_ids(answers: TextAnswers) -> tuple[list[Finding], list[Finding]]:
     """Notes on differences that no GGUF can avoid, and failures.
 
-    Ids must be those of the checkpoint's tokenizer, or those that it gives without what a GGUF cannot express.
+    Ids must be the reference tokenizer's, or those of its representable part, without what a GGUF cannot express.
     """
-    rows = list(zip(lines, reference, gguf, known.ids or reference, strict=True))
-    excused = [
-        different_ids(vocabulary, text, expected, ids)
-        for text, expected, ids, representable in rows
-        if expected != ids == representable
-    ]
-    wrong = [
-        different_ids(vocabulary, text, representable, ids)
-        for text, expected, ids, representable in rows
-        if ids not in (expected, representable)
-    ]
+    n, known = len(answers.lines), answers.known
+    reference, gguf = answers.reference["ids"][:n], answers.gguf["ids"][:n]
+    excused, wrong = list[Finding](), list[Finding]()
+    for text, expected, ids, representable in zip(answers.lines, reference, gguf, known.ids or reference, strict=True):
+        if expected != ids == representable:
+            excused.append(answers.different_ids(text, expected, ids))
+        elif ids not in (expected, representable):
+            wrong.append(answers.different_ids(text, representable, ids))
     if not excused:
         return [Finding("note", known.problem)] * bool(known.problem), wrong
-    what = f"{len(excused)} of {len(lines)} texts become other tokens; a GGUF cannot express {known.description}"
+    what = f"{len(excused)} of {n} texts become other tokens; a GGUF cannot express {known.description}"
     return [Finding("note", what), replace(excused[0], status="note")], wrong
 
 

@@ -54,14 +54,14 @@ def checked(plan: FilePlan, quick: bool) -> Section:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_defaults_are_those_of_transformers(name: str) -> None:
-    said = json.loads(RECORDED.read_text(encoding="utf-8"))[CLASSES[name]]
-    rope = said.get("rope_parameters", {})
-    said["rope_theta"] = rope.get("full_attention", rope).get("rope_theta")
-    said["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
-    said["sliding_window_pattern"] = said.get("_sliding_window_pattern")
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))[CLASSES[name]]
+    rope = recorded.get("rope_parameters", {})
+    recorded["rope_theta"] = rope.get("full_attention", rope).get("rope_theta")
+    recorded["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
+    recorded["sliding_window_pattern"] = recorded.get("_sliding_window_pattern")
     defaults = getattr(transformers_settings, name)
     assert {key: value for key, value in defaults.items() if value is not None} == {
-        key: said[key] for key, value in defaults.items() if value is not None
+        key: recorded[key] for key, value in defaults.items() if value is not None
     }
 
 
@@ -70,12 +70,12 @@ def test_settings_are_those_that_llama_cpps_converter_writes(name: str) -> None:
     config = BY_NAME[name.removeprefix("mmproj-")].config
     _, definition = transformers_definition.definition_of(config, vision=name.startswith("mmproj-"))
     assert definition is not None
-    theirs: dict[str, tuple[str, Any]] = {
+    converted: dict[str, tuple[str, Any]] = {
         key: (type, value[0] if value else None) for key, type, *value in golden(name)["kv"]
     }
     settings = definition.read_settings(config)
     for key, setting in definition.keys.items():
-        type, value = theirs.get(f"{definition.prefix}.{key}", ("", None))
+        type, value = converted.get(f"{definition.prefix}.{key}", ("", None))
         expected = settings.get(setting)
         assert (expected is None) == (value is None), key
         if expected is not None:
@@ -87,9 +87,9 @@ def test_settings_are_those_that_llama_cpps_converter_writes(name: str) -> None:
                 else "UINT32"
             )
             assert value == (float(np.float32(expected)) if type == "FLOAT32" else expected), key
-    assert theirs["general.architecture"][1] == definition.architecture
+    assert converted["general.architecture"][1] == definition.architecture
     if not name.startswith("mmproj-"):
-        assert theirs["tokenizer.ggml.tokens"][1]["items"] == settings["vocab_size"]
+        assert converted["tokenizer.ggml.tokens"][1]["items"] == settings["vocab_size"]
 
 
 # --- good files -----------------------------------------------------------------------------------------------------
@@ -115,22 +115,22 @@ def test_types_that_need_a_matrix(nano: Path, tmp_path: Path) -> None:
     assert [checked(plan, quick=True).ok for plan in plans] == [True] * 5
 
 
-def test_what_was_looked_at_is_told(tmp_path: Path) -> None:
+def test_the_section_counts_keys_tensors_and_rows(tmp_path: Path) -> None:
     plan = api.plan_convert(GEMMA_27B.write(tmp_path), tmp_path)
     api.execute([plan], check=False)
-    told = [[finding.what for finding in checked(plan, quick).findings] for quick in (True, False)]
-    assert told == [
+    counts = [[finding.what for finding in checked(plan, quick).findings] for quick in (True, False)]
+    assert counts == [
         ["17 keys are config.json's", "28 tensors, 133 rows are what the checkpoint's files hold"],
         ["17 keys are config.json's", "808 tensors, 3853 rows are what the checkpoint's files hold"],
     ]
 
 
-def test_every_architecture_is_defined_twice() -> None:
+def test_every_architecture_of_convert_has_a_definition() -> None:
     assert transformers_definition.DEFINITIONS.keys() == ARCHITECTURES.keys()
     assert transformers_definition.VISION.keys() == VISION.keys()
 
 
-def test_what_adapters_changed_is_left_out(tmp_path: Path) -> None:
+def test_tensors_with_merged_adapters_are_left_out(tmp_path: Path) -> None:
     lora = lora_of(replace(MISTRAL, dtype="F32", shards=1))
     source = MISTRAL.write(tmp_path)
     plan = api.plan_convert(source, tmp_path, loras=[(lora.write(tmp_path), 0.25)])
@@ -143,12 +143,12 @@ def test_what_adapters_changed_is_left_out(tmp_path: Path) -> None:
     assert not api.check(plan.path, source).ok
 
 
-def test_a_gguf_as_source_and_an_adapter_have_none(nano: Path, nano_bf16: Path, nano_q4: Path, tmp_path: Path) -> None:
+def test_a_gguf_as_source_has_no_cross_check(nano: Path, nano_bf16: Path, nano_q4: Path, tmp_path: Path) -> None:
     assert TITLE not in [section.title for section in api.check(nano_q4, nano_bf16, quick=True).sections]
     assert TITLE in [section.title for section in api.check(nano_q4, nano, quick=True).sections]
 
 
-def test_an_architecture_nobody_defined_is_a_note(nano: Path, nano_q4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undefined_architecture_is_a_note(nano: Path, nano_q4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(transformers_definition.DEFINITIONS, "Gemma3ForCausalLM")
     report = api.check(nano_q4, nano, quick=True)
     assert report.ok
@@ -362,7 +362,7 @@ def tmp_path_of(folder: Path) -> Path:
 # --- faults in a file -----------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_is_no_copy_may_not_be_left_out(tmp_path: Path) -> None:
+def test_an_untied_output_matrix_may_not_be_missing(tmp_path: Path) -> None:
     miniature = BY_NAME["untied-f16"]
     plan = api.plan_convert(miniature.write(tmp_path), tmp_path)
     without = replace(plan, tensors=tuple(t for t in plan.tensors if t.tensor.name != "output.weight"))
@@ -382,7 +382,7 @@ def checked_as(model: Any, plan: FilePlan, folder: Path) -> Report:
 
 
 @pytest.mark.parametrize("preset", ["Q8_0", "Q4_K_M", "Q2_K", "TQ1_0"])
-def test_one_head_in_another_order_is_seen_in_every_type(preset: str, tmp_path: Path) -> None:
+def test_one_reordered_attention_head_is_found_in_every_type(preset: str, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(MISTRAL.write(tmp_path), [preset], tmp_path)
     api.execute([plan], check=False)
     bad = Weights(plan.path, tmp_path / "bad.gguf")

@@ -47,7 +47,7 @@ def sections(reports: list[Report]) -> list[tuple[object, ...]]:
     return [tuple(s for s in report.sections if s.title != "metadata") for report in reports]
 
 
-def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_report_equals_a_folders_without_more_requests(hub: Hub, tmp_path: Path) -> None:
     near: list[Report] = []
     far: list[Report] = []
     presets = ["Q8_0", "Q4_K_M"]
@@ -65,7 +65,7 @@ def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path:
     assert sorted(hub.ranges) == requests
 
 
-def test_adapters_and_the_master_file(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_adapters_and_conversion_pass(hub: Hub, tmp_path: Path) -> None:
     reports: list[Report] = []
     lora = FOR_NANO.write(tmp_path)
     api.execute([api.plan_convert(REPO, tmp_path, stream=True)], on_report=reports.append)
@@ -76,7 +76,7 @@ def test_adapters_and_the_master_file(hub: Hub, tmp_path: Path) -> None:
     assert lines(reports[0], "weights")[1].endswith("rows: equal")
 
 
-def test_a_wrong_encoder_or_header_gets_no_file(hub: Hub, tmp_path: Path) -> None:
+def test_quick_check_rejects_a_wrong_encoder_or_header_of_a_stream(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
     codec = Codec(NoShift.encode, ggml.decode, ggml.validate)
     with (
@@ -89,7 +89,7 @@ def test_a_wrong_encoder_or_header_gets_no_file(hub: Hub, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tokenizers_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_tokenizer_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
     checkpoint = plan.model.checkpoint
     assert checkpoint and (checkpoint.path / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
@@ -100,7 +100,7 @@ def test_the_tokenizers_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path)
 
 @pytest.mark.parametrize("order", [None, RowMap((8, 2, 16), (0, 2, 1)), RowMap((4, 3, 20), (1, 0, 2))])
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_kept_rows_are_the_source_s(tmp_path: Path, order: RowMap | None, jobs: int) -> None:
+def test_kept_rows_equal_the_source(tmp_path: Path, order: RowMap | None, jobs: int) -> None:
     """Also where rows are reordered, and where one request brings the rows of several."""
     rows = 256 if order is None else int(np.prod(order.shape))
     model = raw_model(tmp_path / "raw", {"a.weight": (rows, 512), "b_norm.weight": (512,)}, T.BF16)
