@@ -136,7 +136,7 @@ class GGUFModel:
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
-    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,12 @@ def record(checkpoint: str, prompts: Sequence[Sequence[int]], path: Path, count:
 
 def read_recorded(path: Path, prompts: Sequence[Sequence[int]]) -> list[ReferenceLogits]:
     """Read a file of `record`. Raises BorealisError when it has other prompts."""
-    with np.load(path) as held:
-        ends = held["lengths"].cumsum(axis=0)[:-1]
-        tokens = [part.tolist() for part in np.split(held["tokens"], ends[:, 0])]
+    with np.load(path) as stored:
+        ends = stored["lengths"].cumsum(axis=0)[:-1]
+        tokens = [part.tolist() for part in np.split(stored["tokens"], ends[:, 0])]
         if tokens != [list(prompt) for prompt in prompts]:
             raise BorealisError(f"{path}: recorded of other prompts; record it again")
-        positions, logits = np.split(held["positions"], ends[:, 1]), np.split(held["logits"], ends[:, 1])
+        positions, logits = np.split(stored["positions"], ends[:, 1]), np.split(stored["logits"], ends[:, 1])
     rows = zip(tokens, positions, logits, strict=True)
     return [ReferenceLogits(ids, at.tolist(), values.astype(np.float32)) for ids, at, values in rows]
 
