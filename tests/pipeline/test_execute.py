@@ -341,7 +341,7 @@ SLOW = """
     from borealis_gguf.pipeline.layout import lay_out
     from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
     from borealis_gguf.checkpoint.types import Slice
-    from borealis_gguf.quantize import ggml
+    from borealis_gguf.quantize.encoders import ggml
     from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 
     def slow(rows, type, importance, out):
