@@ -28,7 +28,8 @@ from ..conftest import NANO
 from ..helpers.hub_server import Hub, serve
 from ..helpers.lora_adapters import FOR_NANO
 from ..helpers.tiny import raw_model
-from .test_check import QUICK_TITLES, NoShift, _with_header, lines
+from .test_check import QUICK_TITLES, lines
+from .test_quick_check import EncoderWithoutShift, with_header
 
 REPO = "NbAiLab/nano-nb-7m"
 FILES = {file.name: file.read_bytes() for file in NANO.iterdir()}
@@ -78,14 +79,14 @@ def test_streamed_adapters_and_conversion_pass(hub: Hub, tmp_path: Path) -> None
 
 def test_quick_check_rejects_a_wrong_encoder_or_header_of_a_stream(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
-    codec = Codec(NoShift.encode, ggml.decode, ggml.validate)
+    codec = Codec(EncoderWithoutShift.encode, ggml.decode, ggml.validate)
     with (
         QuickCheck(api.CODEC, None, open_slice) as quick,
         pytest.raises(BorealisError, match=r"^quick check of nano-nb-7m-Q8_0\.gguf failed: .*_norm.*weights"),
     ):
         execute([plan], codec, verifier=quick, open_slice=quick.open_slice)
     with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000"):
-        api.execute([_with_header(plan, "gemma3.rope.freq_base", 10000.0)])
+        api.execute([with_header(plan, "gemma3.rope.freq_base", 10000.0)])
     assert list(tmp_path.iterdir()) == []
 
 
