@@ -29,6 +29,7 @@ from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
+from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
@@ -268,6 +269,7 @@ def execute(
     as it comes by: no weight is fetched twice.
     A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
+    require_equal((pair for plan in plans for pair in plan.model.equal), open_slice, stop)
     with ExitStack() as stack:
         quick = stack.enter_context(QuickCheck(CODEC, on_report, open_slice)) if check else None
         return pipeline.execute(
@@ -330,6 +332,7 @@ def check(
     """
     found = resolve_source(against, revision=revision, on_progress=on_download)
     source = _expected(Path(model), found, _read_adapters(loras))
+    require_equal(source.equal)
     matrix = read_imatrix(imatrix) if imatrix else None
     return check_file(
         Path(model),

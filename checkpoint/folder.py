@@ -37,8 +37,7 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`. With `parted_head`, adapters make the output layer another matrix than the embedding, even
-    if both are stored with the same bytes. Without `use_card`, README.md is ignored.
+    lives as long as `keep`. Without `use_card`, README.md is ignored.
     """
 
     path: Path
@@ -46,7 +45,6 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
-    parted_head: bool = False
     use_card: bool = True
     warned: set[str] = field(default_factory=set, repr=False, compare=False)
 

@@ -14,9 +14,11 @@ from ..errors import InvalidInput
 from ..pipeline.plan import GGUFModel
 from .architecture import Text
 from .architectures import bloom, gemma3, llama, qwen2, siglip
-from .lora.merge import Loras, plan_merge
+from .lora.merge import plan_merge
+from .lora.targets import Loras
 from .metadata.general import metadata_kv
 from .outtype import file_type, outtypes
+from .tied_embeddings import repeated_head
 from .tokenizers.token_validation import is_text
 from .wrapped_state_dict import BARE, bare_advice, refuse_wrapped
 
@@ -60,7 +62,9 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
+    equal = (*repeated_head(checkpoint), *merge.equal)
+    model = GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep, equal)
+    return model, outtypes(text.tensors, outtype)
 
 
 def read_text(checkpoint: Checkpoint) -> Text:

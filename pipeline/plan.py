@@ -127,16 +127,28 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualSlices:
+    """Two stored arrays whose bytes a plan takes to be equal; `otherwise` is the error message where they are not."""
+
+    first: Slice
+    second: Slice
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
     `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
+    `equal` are arrays that must hold the same bytes for the plan to be right, which planning, without reading weights,
+    cannot tell.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
     origin: Path | None = None
     keep: object = field(default=None, compare=False, repr=False)
+    equal: tuple[EqualSlices, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from ...errors import InvalidInput
 from ..architecture import Text
 from ..config_fields import integer, number, only
 from ..rows import Order, Row, map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import F32, U32, with_head
+from .decoder import F32, U32
 
 log = logging.getLogger("borealis_gguf")
 
@@ -74,7 +75,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
     prefix = PREFIX * any(name.startswith(PREFIX) for name in checkpoint.tensors)
     tensors = map_tensors(
         str(checkpoint.path),
-        with_head(checkpoint, tied=True, embedding=f"{prefix}word_embeddings.weight"),
+        without_tied_head(checkpoint),
         ROWS,
         blocks=config.layers,
         sizes=config.sizes(),

@@ -8,8 +8,9 @@ from ...checkpoint.folder import Checkpoint
 from ...checkpoint.types import KV
 from ..architecture import Text
 from ..rows import Order, Row, map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window, with_head
+from .decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window
 
 ARCHITECTURE = "llama"
 LLAMA = Defaults()
@@ -66,7 +67,12 @@ def read_mistral(checkpoint: Checkpoint) -> Text:
 
 def _read(checkpoint: Checkpoint, decoder: Decoder, rows: tuple[Row, ...]) -> Text:
     tensors = map_tensors(
-        str(checkpoint.path), with_head(checkpoint), rows, blocks=decoder.layers, sizes=decoder.sizes(), plain_name=str
+        str(checkpoint.path),
+        without_tied_head(checkpoint),
+        rows,
+        blocks=decoder.layers,
+        sizes=decoder.sizes(),
+        plain_name=str,
     )
     return Text(ARCHITECTURE, tensors, keys(decoder), vocabulary_kv(checkpoint, decoder.vocabulary))
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 from ...checkpoint.folder import Checkpoint
 from ..architecture import Text
 from ..rows import map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import Defaults, decoder_keys, read_decoder, warn_of_window, with_head
+from .decoder import Defaults, decoder_keys, read_decoder, warn_of_window
 from .llama import ATTENTION_BIAS, ROWS
 
 ARCHITECTURE = "qwen2"
@@ -22,7 +23,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
         warn_of_window(where, config, 4096, decoder.context)
     tensors = map_tensors(
         str(checkpoint.path),
-        with_head(checkpoint),
+        without_tied_head(checkpoint),
         QWEN2_ROWS,
         blocks=decoder.layers,
         sizes=decoder.sizes(),

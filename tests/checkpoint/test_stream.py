@@ -21,6 +21,7 @@ from borealis_gguf.checkpoint.hub.retry import retry_after
 from borealis_gguf.checkpoint.hub.stream import find, open_stream, read_remote_header
 from borealis_gguf.convert.describe import describe
 from borealis_gguf.errors import BorealisError, Cancelled
+from borealis_gguf.pipeline.equal_slices import require_equal
 from borealis_gguf.pipeline.execute import LEFT, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import FilePlan
@@ -29,6 +30,7 @@ from borealis_gguf.pipeline.tasks import CHUNK_WEIGHTS
 
 from ..conftest import NANO
 from ..helpers import attacks as a
+from ..helpers.checkpoints import Miniature, config
 from ..helpers.hub_server import COMMIT, SIGNATURE, Fault, Hub, serve
 from ..helpers.tiny import CODEC
 from .test_hub import TOKEN
@@ -246,6 +248,28 @@ def test_streamed_bytes_are_those_of_a_local_checkpoint(hub: Hub, tmp_path: Path
     execute([planned], CODEC, jobs=2, open_slice=open_slice)
     assert sha(planned.path) == local_q8
     assert list(tmp_path.iterdir()) == [planned.path]
+
+
+@pytest.mark.parametrize("head", ["untied", "tied"])
+def test_a_stored_output_layer(hub: Hub, tmp_path: Path, head: str) -> None:
+    """Whether it is the embedding once more is compared where the weights lie, before files are written."""
+    folder = Miniature(COMMIT, config(tie_word_embeddings=head == "tied"), head=head).write(tmp_path)
+    hub.repos[REPO] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    planned = plan(hub, tmp_path / "x.gguf")
+    assert ("output.weight" in {t.tensor.name for t in planned.tensors}) == (head == "untied")
+    require_equal(planned.model.equal, open_slice)
+    execute([planned], CODEC, jobs=2, open_slice=open_slice)
+    model, types = describe(open_checkpoint(folder, repo_id=REPO), "q8_0")
+    local = lay_out(tmp_path / "local.gguf", model, types)
+    execute([local], CODEC)
+    assert sha(planned.path) == sha(local.path)
+
+
+def test_an_output_layer_that_is_tied_and_differs(hub: Hub, tmp_path: Path) -> None:
+    folder = Miniature(COMMIT, config(), head="untied").write(tmp_path)
+    hub.repos[REPO] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    planned = plan(hub, tmp_path / "x.gguf")
+    assert "lm_head.weight is not the embedding" in failed(lambda: require_equal(planned.model.equal, open_slice))
 
 
 def test_the_same_bytes_through_every_fault(hub: Hub, tmp_path: Path, local_q8: str) -> None:
