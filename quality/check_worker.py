@@ -78,7 +78,7 @@ def tokenize_reference(
         own = Tokenizer.from_file(tokenizer)
         renumbered = dict[str, int]()
         if any(own.token_to_id(text) not in (id, None) for text, id in special.items()):
-            renumbered = _renumbered(own, read_tokenizer_file(Path(tokenizer), merges=False))
+            renumbered = _renumbered(own, read_tokenizer_file(Path(tokenizer)))
         found = {"ids": _ids(own, texts, renumbered), "around": own.encode("").ids, "renumbered": renumbered}
         if not quick:
             from ..checkpoint.gguf import read_gguf

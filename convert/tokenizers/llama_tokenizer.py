@@ -35,7 +35,7 @@ def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
     where words would be split otherwise throughout.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_tokenizer_file(whole, merges=model is None) if whole else {}
+    json = read_tokenizer_file(whole) if whole else {}
     settings = checkpoint.file("tokenizer_config.json")
     config = read_json_object(settings) if settings else {}
     view = text_view(json)

@@ -125,16 +125,13 @@ def _check_complete(where: str, vocabulary: Mapping[str, int], joined: AbstractS
 
 
 def pairs(where: str, merges: Sequence[Any]) -> Sequence[tuple[str, str]]:
-    """A merge is "left right" in older files, [left, right] in newer ones. Raises InvalidInput for anything else."""
-    if merges and isinstance(merges[0], tuple):  # as `read_tokenizer_file` gives all of them, or none
-        return merges
+    """Every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for one that is something else."""
     return [_pair(where, rank, merge) for rank, merge in enumerate(merges)]
 
 
 def _pair(where: str, rank: int, merge: Any) -> tuple[str, str]:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2:
-        left, right = parts
+    if isinstance(merge, list) and len(merge) == 2:
+        left, right = merge
         if isinstance(left, str) and isinstance(right, str) and left and right:
             return left, right
     raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")

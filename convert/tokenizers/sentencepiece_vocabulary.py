@@ -101,7 +101,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     trained = read_sentencepiece(model) if model else None
-    json = read_tokenizer_file(whole, merges=trained is None) if whole else {}
+    json = read_tokenizer_file(whole) if whole else {}
     config = _optional(checkpoint.file("tokenizer_config.json"))
     added = added_tokens(str(whole), json)
     if model and trained:
