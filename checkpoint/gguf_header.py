@@ -19,6 +19,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
 from .file_access import open_regular, quote, recognize
+from .gguf_naming import model_stem
 from .types import KV, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
@@ -58,6 +59,11 @@ class GGUFFile:
     kv: tuple[KV, ...]
     tensors: dict[str, Slice]
     data_offset: int
+
+    @property
+    def stem(self) -> str:
+        """The model's name in file names, without its type."""
+        return model_stem(self.path)
 
     def find(self, key: str) -> KV | None:
         return next((kv for kv in self.kv if kv.key == key), None)

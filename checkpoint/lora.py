@@ -10,7 +10,7 @@ What else PEFT can do to a model is refused by its name: merged wrongly, it woul
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,14 @@ def read_adapter(path: str | Path) -> Adapter:
         raise InvalidInput(f"{folder / WEIGHTS}: holds no tensors, so the adapter changes nothing")
     return Adapter(folder, _number(str(where), config, "lora_alpha"), _flag(str(where), config, "fan_in_fan_out"),
                    modules, replaced, copies, _flag(str(where), config, "ensure_weight_tying"))  # fmt: skip
+
+
+def read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
+    """The adapters in these folders, each with its scale. Raises InvalidInput also for a scale that is not finite."""
+    for path, scale in loras:
+        if not math.isfinite(scale):
+            raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
+    return [(read_adapter(path), scale) for path, scale in loras]
 
 
 def _folder(path: Path) -> Path:

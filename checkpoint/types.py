@@ -60,6 +60,10 @@ class GGMLQuantizationType(IntEnum):
     Q2_0 = 42, 64, 18
 
 
+UNQUANTIZED = frozenset((GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16))
+"""The types that a checkpoint's tensors have; a GGUF of these alone has not been quantized."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """A file that lies elsewhere, as it was when its revision was pinned: `etag` changes when its bytes do.

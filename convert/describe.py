@@ -63,7 +63,7 @@ def describe(
     )
     _check_text(str(checkpoint.path), kv)
     equal = (*repeated_head(checkpoint), *merge.equal)
-    model = GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep, equal)
+    model = GGUFModel(kv, text.tensors, checkpoint, equal)
     return model, outtypes(text.tensors, outtype)
 
 
@@ -92,7 +92,7 @@ def describe_vision(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
+    return GGUFModel(kv, vision.tensors, checkpoint), siglip.vision_types(vision.tensors, outtype)
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:

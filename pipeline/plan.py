@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
 
@@ -139,15 +140,13 @@ class EqualSlices:
 class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
-    `equal` are arrays that must hold the same bytes for the plan to be right, which planning, without reading weights,
-    cannot tell.
+    `checkpoint` is what it was read from, None when that was a GGUF. `equal` are arrays that must hold the same bytes
+    for the plan to be right, which planning, without reading weights, cannot tell.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
-    origin: Path | None = None
-    keep: object = field(default=None, compare=False, repr=False)
+    checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
     equal: tuple[EqualSlices, ...] = ()
 
 

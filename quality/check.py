@@ -39,6 +39,7 @@ def check_file(
     codec: Codec,
     *,
     against: str,
+    header: GGUFFile | None = None,
     texts: Sequence[str] = (),
     importance: Mapping[str, np.ndarray | None] | None = None,
     quick: bool = False,
@@ -48,18 +49,19 @@ def check_file(
 ) -> Report:
     """Check the GGUF at `path` against `source`, which `against` is the name of.
 
-    texts: lines of the user's to tokenize, beside the built-in ones. importance: what the tensors' encoder was given,
-    by name. logits: compare those, too, which needs transformers. `on_progress` counts weights. Raises InvalidInput
-    when `path` is no GGUF, or its logits cannot be compared; a GGUF with a fault fails.
+    header: that of `path`, if it was read already. texts: lines of the user's to tokenize, beside the built-in ones.
+    importance: what the tensors' encoder was given, by name. logits: compare those, too, which needs transformers.
+    `on_progress` counts weights. Raises InvalidInput when `path` is no GGUF, or its logits cannot be compared; a GGUF
+    with a fault fails.
     """
     began = time.monotonic()
-    header = read_gguf(path)
+    header = header or read_gguf(path)
     if logits:
         _can_compare_logits(path, header, source, against)
     with ExitStack() as stack:
         text = None
         if _has_vocabulary(header):
-            checkpoint = read_checkpoint_text(source.origin) if source.origin else None
+            checkpoint = read_checkpoint_text(source.checkpoint) if source.checkpoint else None
             lines = [*(QUICK_LINES if quick else LINES), *texts]
             text = TextCheck(path, header, source.kv, checkpoint, lines, quick=quick)
             stack.callback(text.close)
@@ -72,10 +74,10 @@ def check_file(
             second_opinion(header, source, codec, quick=quick),
             *(text.sections() if text else ()),
         ]
-        if logits and source.origin:
+        if logits and source.checkpoint:
             from .logits import check_logits
 
-            sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
+            sections.append(check_logits(str(path), source.checkpoint.path, header, jobs or available_cores()))
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
 
 
@@ -83,7 +85,7 @@ def _can_compare_logits(path: Path, header: GGUFFile, source: GGUFModel, against
     """Raises InvalidInput, in one line, when there is nothing that transformers could compute the same of."""
     from .logits import require
 
-    if not source.origin:
+    if not source.checkpoint:
         raise InvalidInput(f"{against}: a GGUF; logits are compared with a checkpoint")
     if header.value("general.type") == "mmproj":
         raise InvalidInput(f"{path}: an mmproj has no logits; check it without --logits, and its model with them")
@@ -202,8 +204,8 @@ class QuickCheck:
         for path, plan in files:
             header = read_gguf(path)
             text = next((f.text for f in self._files if _same_vocabulary(f.header, header)), None)
-            if text is None and plan.model.origin and _has_vocabulary(header):
-                checkpoint = read_checkpoint_text(plan.model.origin)
+            if text is None and plan.model.checkpoint and _has_vocabulary(header):
+                checkpoint = read_checkpoint_text(plan.model.checkpoint)
                 text = TextCheck(path, header, plan.model.kv, checkpoint, QUICK_LINES, quick=True)
                 self._stack.callback(text.close)
             metadata = (_form(header), check_metadata(header.kv, plan.model.kv))
@@ -240,7 +242,8 @@ class QuickCheck:
             second_opinion(file.header, model, self.codec, quick=True),
             *text,
         )
-        against = str(model.origin or file.plan.tensors[0].tensor.source.slice.path)
+        origin = model.checkpoint.path if model.checkpoint else file.plan.tensors[0].tensor.source.slice.path
+        against = str(origin)
         shown = tuple(section for section in sections if section.findings)
         return Report(file.plan.path, against, True, shown, time.monotonic() - began)
 

@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from threading import Event
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ...errors import InvalidInput
 from ..file_access import shown
-from ..folder import SINGLE, Headers
+from ..folder import SINGLE, Checkpoint, open_checkpoint
 from ..quantized_checkpoint import refuse_dtypes
 from ..safetensors import DTYPES, UnknownDtype, parse_header
 from ..strict_json import read_json_object
@@ -43,22 +43,19 @@ class TemporaryFolder:
         self.path.mkdir(parents=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """`folder` holds the small files, `headers` what the files of weights hold; `commit` is the pinned revision."""
-
-    folder: TemporaryFolder
-    commit: str
-    headers: Headers
-
-
 def open_stream(
-    repo_id: str, revision: str | None, on_progress: Progress | None = None, endpoint: str | None = None
-) -> Streamed:
-    """Pin a revision of a model on the Hub and fetch what planning needs; no weight is read.
+    repo_id: str,
+    revision: str | None,
+    on_progress: Progress | None = None,
+    endpoint: str | None = None,
+    *,
+    use_card: bool = True,
+) -> Checkpoint:
+    """Pin a revision of a model on the Hub, and open it as a checkpoint whose weights stay there.
 
-    `endpoint` is the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text;
-    what `on_progress` raises stops it.
+    What planning needs is fetched to a temporary folder, which has the commit's name; no weight is read. `endpoint` is
+    the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text; what
+    `on_progress` raises stops it.
     """
     check_id(repo_id, revision)
     commit, names = pin(repo_id, revision, endpoint)
@@ -74,7 +71,7 @@ def open_stream(
         config = folder.path / "config.json"
         refuse_dtypes(folder.path, error.dtypes, read_json_object(config), DTYPES, label=repo_id)
         raise
-    return Streamed(folder, commit, headers)
+    return open_checkpoint(folder.path, repo_id=repo_id, remote=headers, keep=folder, use_card=use_card)
 
 
 def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, list[str]]:

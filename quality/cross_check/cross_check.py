@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...checkpoint.folder import MAX_TOKENIZER_JSON, Checkpoint, open_checkpoint, read_json_object
+from ...checkpoint.folder import MAX_TOKENIZER_JSON, Checkpoint, read_json_object
 from ...checkpoint.gguf import GGUFFile
 from ...checkpoint.types import KV, GGMLQuantizationType, Slice, row_nbytes
 from ...errors import InvalidInput
@@ -46,21 +46,22 @@ def second_opinion(header: GGUFFile, source: GGUFModel, codec: Codec, *, quick: 
     `quick` looks at the first and the last block only. Of weights that are far away, none is read; what adapters have
     changed is not looked at.
     """
-    if source.origin is None or header.value("general.type") == "adapter":
+    checkpoint = source.checkpoint
+    if checkpoint is None or header.value("general.type") == "adapter":
         return Section(TITLE, ())
-    config = read_json_object(source.origin / "config.json")
+    config = checkpoint.config
     name, definition = definition_of(config, vision=header.value("general.type") == "mmproj")
     if definition is None:
         return Section(TITLE, (Finding("note", f"none: {name} is defined only once"),))
     values = definition.values(config)
-    findings = _keys(header, definition, values, source.origin)
+    findings = _keys(header, definition, values, checkpoint)
     if not any(tensor.source.slice.remote for tensor in source.tensors):
         changed = {t.name for t in source.tensors if t.source.updates or t.source.precision is not None}
-        findings += _weights(_Sides(header, source.origin, codec, changed), definition, values, quick)
+        findings += _weights(_Sides(header, checkpoint, codec, changed), definition, values, quick)
     return Section(TITLE, failures_first(findings, 8))
 
 
-def _keys(header: GGUFFile, definition: Definition, values: Values, origin: Path) -> list[Finding]:
+def _keys(header: GGUFFile, definition: Definition, values: Values, checkpoint: Checkpoint) -> list[Finding]:
     """Every setting that the definition knows, where one that is not there must not be there, and both special tokens
     that every model has."""
     wanted = [("general.architecture", definition.architecture, "")]
@@ -69,7 +70,7 @@ def _keys(header: GGUFFile, definition: Definition, values: Values, origin: Path
     tokens = len(header.value("tokenizer.ggml.tokens", ()))
     if "vocab_size" in values and tokens != values["vocab_size"]:
         failed.append(Finding("failed", "tokens", "", f"{values['vocab_size']} (vocab_size)", str(tokens)))
-    failed += _special(header, origin)
+    failed += _special(header, checkpoint)
     return failed or [Finding("ok", f"{len(wanted)} keys are config.json's")]
 
 
@@ -84,9 +85,8 @@ def _key(found: KV | None, key: str, value: Any, name: str) -> list[Finding]:
     return []
 
 
-def _special(header: GGUFFile, origin: Path) -> list[Finding]:
+def _special(header: GGUFFile, checkpoint: Checkpoint) -> list[Finding]:
     """What tokenizer_config.json calls by name, if tokenizer.json has it as a control token, has its role."""
-    checkpoint = Checkpoint(origin, None, {}, {})
     settings, whole = checkpoint.file("tokenizer_config.json"), checkpoint.file("tokenizer.json")
     said = read_json_object(settings, limit=MAX_TOKENIZER_JSON) if settings and whole else {}
     tokens, types = (header.value(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
@@ -125,10 +125,10 @@ class _Match:
 class _Sides:
     """The two files' tensors; `changed` are those of the GGUF that adapters have a part in."""
 
-    def __init__(self, header: GGUFFile, origin: Path, codec: Codec, changed: set[str]) -> None:
+    def __init__(self, header: GGUFFile, checkpoint: Checkpoint, codec: Codec, changed: set[str]) -> None:
         self.gguf, self.codec, self.changed = header.tensors, codec, changed
-        tensors = open_checkpoint(origin, quiet=True).tensors
-        self.checkpoint = {WRAPPERS.sub("", name, count=1): (name, slice) for name, slice in tensors.items()}
+        tensors = checkpoint.tensors.items()
+        self.checkpoint = {WRAPPERS.sub("", name, count=1): (name, slice) for name, slice in tensors}
 
     def matches(self, definition: Definition, blocks: Sequence[int]) -> Iterator[_Match]:
         for weight in definition.weights:

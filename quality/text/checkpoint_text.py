@@ -20,9 +20,8 @@ class CheckpointText:
     ends: dict[str, tuple[int, ...]]
 
 
-def read_checkpoint_text(folder: Path) -> CheckpointText:
-    """Read the companion files in `folder`; no weight is touched. Raises InvalidInput for a damaged file."""
-    checkpoint = Checkpoint(folder, None, {}, {})
+def read_checkpoint_text(checkpoint: Checkpoint) -> CheckpointText:
+    """Read the companion files of `checkpoint`; no weight is touched. Raises InvalidInput for a damaged file."""
     config = optional_json(checkpoint, "tokenizer_config.json")
     source = read_chat_template(checkpoint, config)
     if isinstance(source, tuple):
@@ -30,7 +29,7 @@ def read_checkpoint_text(folder: Path) -> CheckpointText:
     template = None
     if source:
         template = ChatTemplate(source, *(_token(config, f"{kind}_token") for kind in ("bos", "eos")))
-    return CheckpointText(folder, checkpoint.file("tokenizer.json"), template, dict(_ends(checkpoint)))
+    return CheckpointText(checkpoint.path, checkpoint.file("tokenizer.json"), template, dict(_ends(checkpoint)))
 
 
 def optional_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

@@ -224,8 +224,7 @@ def test_a_read_that_waits_can_be_stopped(hub: Hub) -> None:
 
 
 def plan(hub: Hub, output: Path) -> FilePlan:
-    found = open_stream(REPO, None, endpoint=hub.url)
-    model, types = describe(open_checkpoint(found.folder.path, repo_id=REPO, remote=found.headers), "q8_0")
+    model, types = describe(open_stream(REPO, None, endpoint=hub.url), "q8_0")
     return lay_out(output, model, types)
 
 
@@ -346,8 +345,7 @@ def test_a_header_is_as_strictly_checked_as_a_local_one(hub: Hub, name: str) -> 
 
 def test_an_index_is_compared_with_the_headers(hub: Hub) -> None:
     del hub.repos[REPO][SHARD]
-    found = open_stream(REPO, None, endpoint=hub.url)
-    message = failed(lambda: open_checkpoint(found.folder.path, remote=found.headers))
+    message = failed(lambda: open_stream(REPO, None, endpoint=hub.url))
     assert f"{SHARD}: missing, though model.safetensors.index.json lists it" in message
 
 
@@ -359,11 +357,11 @@ def test_a_copy_that_changes_between_header_and_weights(hub: Hub, tmp_path: Path
 
 def test_small_files_leave_with_their_folder(hub: Hub) -> None:
     found = open_stream(REPO, "v1", endpoint=hub.url)
-    folder = found.folder.path
+    folder = found.path
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
         name: data for name, data in FILES.items() if not name.endswith(".safetensors")
     }
-    assert found.commit == COMMIT and folder.name == COMMIT
+    assert folder.name == COMMIT
     del found
     assert not folder.parents[1].exists()
 

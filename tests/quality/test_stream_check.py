@@ -94,8 +94,9 @@ def test_a_wrong_encoder_or_header_gets_no_file(hub: Hub, tmp_path: Path) -> Non
 
 def test_the_tokenizers_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
-    origin = plan.model.origin
-    assert origin and (origin / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+    assert plan.model.checkpoint
+    origin = plan.model.checkpoint.path
+    assert (origin / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
     del plan
     assert not origin.exists()
 
