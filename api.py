@@ -52,7 +52,7 @@ TENSOR_TYPE = (
 """Options that give tensors another type, as `FilePlan.retype` has them."""
 
 MMPROJ_OUTTYPE = "f16"
-"""What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
+"""The default type of the vision tower's file: every backend of the runtime has it."""
 
 
 def plan_convert(
@@ -126,7 +126,7 @@ def plan_mmproj(
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
-    """Plan the mmproj of a checkpoint that can see: one GGUF of its vision tower and projector.
+    """Plan the mmproj of a checkpoint with a vision tower: one GGUF of that tower and its projector.
 
     Arguments and errors are those of `plan_convert`.
     """
@@ -174,7 +174,7 @@ def plan_quantize(
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
     The last plan is that of the mmproj, beside the others: `mmproj` is its outtype, "none" for no such file, or "auto"
-    for F16 if the checkpoint can see.
+    for F16 if the checkpoint has a vision tower.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
     checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
     `loras`, `card`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras` and has no card.

@@ -103,15 +103,15 @@ def tokenize_representable(
 
     from ..checkpoint.folder import Checkpoint
     from ..convert.tokenizers.byte_level_bpe import read_bpe
-    from ..convert.tokenizers.preprocessing import SPACE, text_view
+    from ..convert.tokenizers.preprocessing import SPACE, read_preprocessing
     from .text.checkpoint_text import optional_json
     from .text.representable import not_representable, representable, without_rowless_tokens
 
     path = Path(tokenizer)
     parsed = read_tokenizer_file(path)
     config = optional_json(Checkpoint(path.parent, None, {}, {}), "tokenizer_config.json")
-    view = text_view(parsed)
-    gaps = view.gaps if view else read_bpe(path, parsed, config, n_vocab).gaps
+    view = read_preprocessing(parsed)
+    gaps = view.unsupported if view else read_bpe(path, parsed, config, n_vocab).unsupported
     try:
         kept = without_rowless_tokens(parsed, n_vocab)
         left = representable(kept, control=control), representable(kept, chat=True, control=control)

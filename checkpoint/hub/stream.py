@@ -22,7 +22,7 @@ from ..types import Remote, Slice
 from .download import UNWANTED, WANTED, Progress, check_id, missing
 from .errors import ask
 from .remote import RemoteFile, locate
-from .retry import persist
+from .retry import with_retries
 
 R = TypeVar("R")
 
@@ -80,7 +80,7 @@ def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, 
     from huggingface_hub.utils import filter_repo_objects
 
     api, timeout = HfApi(endpoint=endpoint), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    found = persist(
+    found = with_retries(
         f"{repo_id}: no such folder here",
         lambda: ask(lambda: api.model_info(repo_id, revision=revision or "main", timeout=timeout), repo_id, revision),
         attempts=3,
@@ -100,7 +100,7 @@ def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event
 
     label = f"{repo_id}@{commit[:7]}/{shown(name)}"
     url = hf_hub_url(repo_id, name, revision=commit, endpoint=endpoint)
-    size, etag, _ = persist(label, lambda: locate(url, repo_id), stop)
+    size, etag, _ = with_retries(label, lambda: locate(url, repo_id), stop)
     if size is None or etag is None:
         raise InvalidInput(f"{label}: the Hub does not tell its size and ETag; leave --stream out")
     return Remote(repo_id, label, url, size, etag)

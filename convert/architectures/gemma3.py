@@ -4,12 +4,12 @@ from gguf.constants import GGUFValueType
 
 from ...checkpoint.folder import Checkpoint
 from ...checkpoint.types import KV
-from ..architecture import Text
+from ..architecture import TextModel
 from ..rows import Row, map_tensors
 from ..tied_embeddings import without_tied_head
 from ..tokenizers.sentencepiece_vocabulary import read_tokenizer, tokenizer_kv
 from . import siglip
-from .gemma3_config import Config, read_config
+from .gemma3_config import Gemma3Config, read_config
 from .rope_scaling import scaling_keys
 
 ARCHITECTURE = "gemma3"
@@ -36,7 +36,7 @@ ROWS = (
 )
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
+def read_text(checkpoint: Checkpoint) -> TextModel:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
 
     Raises InvalidInput when tensors, configuration and tokenizer do not belong together, or when llama.cpp's runtime
@@ -54,7 +54,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
     )
     tokenizer = read_tokenizer(checkpoint, config.vocabulary)
     tokens = tokenizer_kv(tokenizer, checkpoint.config)
-    return Text(
+    return TextModel(
         ARCHITECTURE, tensors, keys(config), (*tokens, KV("tokenizer.ggml.add_space_prefix", GGUFValueType.BOOL, False))
     )
 
@@ -71,7 +71,7 @@ def plain_name(name: str) -> str | None:
     return inner if inner.startswith("lm_head.") else f"model.{inner}"
 
 
-def keys(config: Config) -> tuple[KV, ...]:
+def keys(config: Gemma3Config) -> tuple[KV, ...]:
     """The keys of the architecture, in the order llama.cpp's converter writes them."""
     u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
     rope = config.rope

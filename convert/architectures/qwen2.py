@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ...checkpoint.folder import Checkpoint
-from ..architecture import Text
+from ..architecture import TextModel
 from ..rows import map_tensors
 from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
@@ -15,7 +15,7 @@ DEFAULTS = Defaults(vocabulary=151936, feed_forward=22016, kv_heads=32, context=
 QWEN2_ROWS = tuple(replace(row, order=None) for row in (*ROWS, *ATTENTION_BIAS[:3]))
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
+def read_text(checkpoint: Checkpoint) -> TextModel:
     """What a Qwen 2 means in GGUF. Raises InvalidInput when its files do not belong together."""
     where, config = str(checkpoint.path / "config.json"), checkpoint.config
     decoder = read_decoder(where, config, DEFAULTS)
@@ -30,4 +30,4 @@ def read_text(checkpoint: Checkpoint) -> Text:
         plain_name=str,
     )
     keys = decoder_keys(ARCHITECTURE, decoder, head_dim=config.get("head_dim") is not None)
-    return Text(ARCHITECTURE, tensors, keys, vocabulary_kv(checkpoint, decoder.vocabulary))
+    return TextModel(ARCHITECTURE, tensors, keys, vocabulary_kv(checkpoint, decoder.vocabulary))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...checkpoint.file_access import quote
 from ...errors import InvalidInput
-from .preprocessing import text_view
+from .preprocessing import read_preprocessing
 
 NORMAL, UNUSED, BYTE = 1, 5, 6
 MERGED_NEVER = 0.0
@@ -34,7 +34,7 @@ def pieces_of_tokenizer_json(
     """The pieces; ids without one are those of the `added` tokens, which fill them. Merges are taken out of `json`.
 
     Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
-    `plain`, it may do to a text whatever `text_view` knows.
+    `plain`, it may do to a text whatever `read_preprocessing` knows.
     """
     model = json.get("model")
     if not isinstance(model, dict):
@@ -64,7 +64,7 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], p
         )
         if model.get(key) not in allowed
     ]
-    view = text_view(json)
+    view = read_preprocessing(json)
     if view is None or (plain and (view.prefix or view.normalizer)):
         faults.append("its normalizer does more, or less, than to replace spaces by ▁")
     if view is None or (plain and view.splits):

@@ -10,7 +10,7 @@ from typing import Any
 from ...convert.metadata.template_whitespace import emulated_steps
 from ...convert.tokenizers.embedding_rows import PLACEHOLDERS
 from ...convert.tokenizers.pre_tokenizer import SPACE_IN_FRONT, Match, match_pre_type
-from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, some_names, steps, text_view
+from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, read_preprocessing, some_names, steps
 from ...convert.tokenizers.sentencepiece_vocabulary import looks_special
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
@@ -24,7 +24,7 @@ def representable(json: Mapping[str, Any], *, chat: bool = False, control: Seque
     json = _with_control(_with_plain_spaces(json), control)
     greedy = {"lstrip": False, "rstrip": False, "single_word": False}
     json = {**json, "added_tokens": [{**token, **greedy} for token in json.get("added_tokens") or []]}
-    view = text_view(json)
+    view = read_preprocessing(json)
     if view:
         prefix = [{"type": "Prepend", "prepend": SPACE}] * view.prefix
         return {**json, "normalizer": _sequence("normalizers", [*prefix, SPACES]), "pre_tokenizer": None}
@@ -64,7 +64,7 @@ def _space_tokens(json: Mapping[str, Any]) -> dict[str, str]:
 
     llama.cpp looks for them in the text before it replaces spaces, so a literal ▁ no longer matches.
     """
-    if text_view(json) is None:
+    if read_preprocessing(json) is None:
         return {}
     texts = [t["content"] for t in json.get("added_tokens") or [] if not (t.get("special"))]
     return {text: text.replace(SPACE, " ") for text in texts if SPACE in text and not looks_special(text)}
