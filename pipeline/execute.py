@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from io import FileIO, RawIOBase
 from itertools import islice, takewhile
 from pathlib import Path
-from queue import Full, Queue
 from typing import Protocol
 
 import numpy as np
@@ -97,7 +96,7 @@ def execute(
         total = total_nbytes(plans)
         run = _Run(
             tasks(plans, chunk_weights),
-            [_Output(f.path) for f in files],
+            [f.path for f in files],
             codec,
             stop or threading.Event(),
             allow_nonfinite,
@@ -129,9 +128,6 @@ def execute(
 
 WRITE_BYTES = 1 << 18
 """Bytes written at a time. Of more, Linux asks for memory in pieces that it may have to look for."""
-
-LEFT = 2
-"""What has been made of tasks and waits, at most, for a file that another worker is writing to."""
 
 FLUSH_BYTES = 1 << 28
 """Input done between two flushes: the disk writes while the workers encode, and little is left for the end."""
@@ -182,11 +178,9 @@ def available_cores() -> int:
 
 
 def memory_needed(plans: Sequence[FilePlan], jobs: int, chunk_weights: int = CHUNK_WEIGHTS) -> int:
-    """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them or left to be written."""
+    """Bytes of buffers that `jobs` workers hold at most, with what is read ahead of them."""
     ahead = read_ahead_memory(jobs) if is_remote(plans) else 0
-    largest = list(_largest(plans, chunk_weights))
-    left = (LEFT + 1) * len(plans) if jobs > 1 else 0  # one of them is being written
-    return ahead + jobs * max(map(_task_memory, largest), default=0) + left * max(map(_made_nbytes, largest), default=0)
+    return ahead + jobs * max(map(_task_memory, _largest(plans, chunk_weights)), default=0)
 
 
 def _largest(plans: Sequence[FilePlan], chunk_weights: int) -> Iterator[Task]:
@@ -198,12 +192,8 @@ def _task_memory(task: Task) -> int:
     n = task.tensor.n_per_row
     source = task.tensor.source
     merged = 0 if source.as_stored else low_rank.memory(source.updates, task.rows) + 2 * n * task.rows
-    return task.nbytes + task.span_nbytes + merged + task.rows * 4 * n + _made_nbytes(task)
-
-
-def _made_nbytes(task: Task) -> int:
-    """Bytes of the largest thing that is made of a task."""
-    return task.rows * max(row_nbytes(e.type, task.tensor.n_per_row) for e in task.encodings)
+    made = task.rows * max(row_nbytes(e.type, n) for e in task.encodings)
+    return task.nbytes + task.span_nbytes + merged + task.rows * 4 * n + made
 
 
 def source_stamp(path: Path) -> tuple[int, int, int]:
@@ -258,7 +248,7 @@ class _Run:
     def __init__(
         self,
         work: Iterator[Task],
-        outputs: "Sequence[_Output]",
+        outputs: Sequence[Path],
         codec: Codec,
         stop: threading.Event,
         allow_nonfinite: bool,
@@ -307,7 +297,7 @@ class _Run:
     def _worker(self) -> None:
         with ExitStack() as stack:
             try:
-                outputs = [stack.enter_context(output.path.open("r+b", buffering=0)) for output in self.outputs]
+                outputs = [stack.enter_context(path.open("r+b", buffering=0)) for path in self.outputs]
                 worker = _Worker(self, outputs)
                 stack.callback(worker.close)
                 for task in self._tasks_of(worker):
@@ -336,44 +326,6 @@ class _Run:
         with self.lock:
             self.error = self.error or error
         self.stop.set()
-
-
-class _Output:
-    """A file that workers write to, each with a handle of its own, and what they have left to each other.
-
-    Linux lets no two write to a file at once, and lets the second one turn in a loop meanwhile. So what took time to
-    make is left to whoever is writing, and its maker makes more. Copies wait: they have nothing else to do.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._left: Queue[tuple[int, memoryview]] = Queue(LEFT)
-
-    def write(self, file: FileIO, at: int, data: memoryview, later: bool) -> bool:
-        """Write `data` from byte `at` on, and what others have left. Returns whether it is done: with `later` it may
-        not be, and another worker then does it before it ends."""
-        mine = at, data
-        done = not (later and self._leave(mine))
-        if done:
-            _put(file, *mine)
-        while not self._left.empty() and self._lock.acquire(blocking=False):
-            try:
-                while not self._left.empty():  # who has the lock is the only one who takes
-                    each = self._left.get_nowait()
-                    _put(file, *each)
-                    done |= each is mine
-            finally:
-                self._lock.release()
-        return done
-
-    def _leave(self, data: tuple[int, memoryview]) -> bool:
-        """Whether there was room for it."""
-        try:
-            self._left.put_nowait(data)
-        except Full:
-            return False
-        return True
 
 
 def _put(file: FileIO, at: int, data: memoryview) -> None:
@@ -425,8 +377,7 @@ class _Worker:
             self.check(finite, task, "is NaN or Inf")
             if not self.run.codec.valid(out, encoding.type):
                 self.check(False, task, f"is too large for {encoding.type.name}", self.larger_type(task, encoding))
-            if not self.write(task, encoding, out, later=True):
-                del self.buffers["out"]
+            self.write(task, encoding, out)
 
     def rows(self, task: Task, data: np.ndarray, once: bool) -> np.ndarray:
         """The task's rows as numbers, with all that is done to them; float32 if for more than one encoding (`once`)."""
@@ -492,13 +443,11 @@ class _Worker:
             self.source = where.path, self.run.open_slice(where, self.run.stop)
         return self.source[1]
 
-    def write(self, task: Task, encoding: Encoding, data: np.ndarray, *, later: bool = False) -> bool:
-        """Write what was made of a task. Returns whether that is done: if not (`later`), `data` is no longer ours."""
+    def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
+        """Write what was made of a task to every file that takes it."""
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
-        done = True
         for index, offset in encoding.places:
-            done &= self.run.outputs[index].write(self.outputs[index], offset + skip, data.data, later)
-        return done
+            _put(self.outputs[index], offset + skip, data.data)
 
     def check(self, good: bool, task: Task, fault: str, advice: str = "--allow-nonfinite keeps it") -> None:
         if not good and not self.run.allow_nonfinite:

@@ -21,7 +21,7 @@ from borealis_gguf.checkpoint.hub.retry import retry_after
 from borealis_gguf.checkpoint.hub.stream import find, open_stream, read_remote_header
 from borealis_gguf.convert.describe import describe
 from borealis_gguf.errors import BorealisError, Cancelled
-from borealis_gguf.pipeline.execute import LEFT, execute, memory_needed
+from borealis_gguf.pipeline.execute import execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import FilePlan
 from borealis_gguf.pipeline.row_reader import FETCH_BYTES, READERS
@@ -297,7 +297,7 @@ def test_reads_are_large_and_memory_is_bounded(hub: Hub, tmp_path: Path) -> None
     hub.ranges.clear()
     execute([planned], CODEC, jobs=1, open_slice=open_slice)
     assert len(hub.ranges) == len(planned.tensors)  # each is smaller than a batch, and read by one request
-    buffers = 2 * 8 * CHUNK_WEIGHTS + (LEFT + 1) * 4 * CHUNK_WEIGHTS
+    buffers = 2 * 8 * CHUNK_WEIGHTS
     assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + buffers
 
 

@@ -10,9 +10,7 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
 from borealis_gguf.pipeline import atomic_output, row_reader
-from borealis_gguf.pipeline import execute as executor
 from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
@@ -69,60 +66,6 @@ def test_workers_and_chunks_do_not_change_bytes(tmp_path: Path) -> None:
         execute([plan], CODEC, jobs=jobs, chunk_weights=chunk)
         sums.add(sha(plan.path))
     assert len(sums) == 1
-
-
-def test_what_cannot_be_written_at_once_is_left_to_who_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
-    kinds = [[T.Q6_K, T.F32, T.Q4_K], [T.BF16, T.F32, T.Q4_K]]
-    put, write, done = executor._put, executor._Output.write, []
-
-    def slowly(file: FileIO, at: int, data: memoryview) -> None:
-        time.sleep(0.002)
-        put(file, at, data)
-
-    def noted(*args: Any) -> bool:
-        done.append(write(*args))
-        return done[-1]
-
-    def made(name: str, jobs: int) -> list[str]:
-        plans = [lay_out(tmp_path / f"{name}-{n}", model, types) for n, types in enumerate(kinds)]
-        execute(plans, CODEC, jobs=jobs, chunk_weights=512)
-        return [sha(plan.path) for plan in plans]
-
-    alone = made("alone", 1)
-    monkeypatch.setattr(executor, "_put", slowly)
-    monkeypatch.setattr(executor._Output, "write", noted)
-    assert made("together", 4) == alone
-    assert done.count(False) > 50
-
-
-def test_nobody_leaves_more_than_a_little(tmp_path: Path) -> None:
-    path, begun, go = tmp_path / "x", threading.Event(), threading.Event()
-    path.touch()
-
-    class Held(FileIO):
-        def write(self, data: Any, /) -> int:
-            begun.set()
-            go.wait()
-            return super().write(data)
-
-    output, texts = executor._Output(path), [bytes([n]) * 3 for n in range(executor.LEFT + 2)]
-    with Held(path, "r+b") as held, FileIO(path, "r+b") as file:
-        ways = [(held, 0)] + [(file, n) for n in range(1, len(texts))]
-        threads = [
-            threading.Thread(target=output.write, args=(each, 3 * n, memoryview(texts[n]), True)) for each, n in ways
-        ]
-        for thread in threads:
-            thread.start()
-            thread.join(0.1 if thread is threads[0] else 10.0)
-            begun.wait()
-        alive, before = [thread.is_alive() for thread in threads], path.read_bytes()
-        go.set()
-        for thread in threads:
-            thread.join()
-    assert alive == [True, *[False] * (executor.LEFT + 1)]
-    assert before == bytes(3 * (executor.LEFT + 1)) + texts[-1]  # which was one too many to leave
-    assert path.read_bytes() == b"".join(texts)
 
 
 def test_several_files_share_reads_and_encodes(tmp_path: Path) -> None:
@@ -341,7 +284,7 @@ SLOW = """
     from borealis_gguf.pipeline.layout import lay_out
     from borealis_gguf.pipeline.plan import Codec, GGUFModel, Tensor, TensorSource
     from borealis_gguf.checkpoint.types import Slice
-    from borealis_gguf.quantize import ggml
+    from borealis_gguf.quantize.encoders import ggml
     from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 
     def slow(rows, type, importance, out):
