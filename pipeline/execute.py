@@ -23,7 +23,7 @@ from ..errors import BorealisError, Cancelled, InvalidInput
 from . import low_rank
 from .atomic_output import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
-from .row_reader import Announced, Batch, OpenSlice, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
+from .row_reader import Batch, OpenSlice, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks, total_nbytes
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -106,9 +106,6 @@ def execute(
         if is_remote(plans):
             run.ahead = ReadAhead(batches(run.tasks), open_slice, run.stop)
             stack.callback(run.ahead.close)
-        else:
-            run.tasks = announced = Announced(run.tasks)
-            stack.callback(announced.close)
         with _flushing(files, run):
             run.work(jobs or available_cores(), total, on_progress)
         for path, stamp in stamps.items():

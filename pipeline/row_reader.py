@@ -1,15 +1,10 @@
-"""Where rows come from: files of this machine, announced to it early; others are read ahead in larger pieces.
-
-Workers take row ranges in turn, which looks like no pattern to the system: it would fetch each when it is asked for.
-So it is told of every range some tasks before.
+"""Where rows come from: files of this machine, whose system reads ahead; others are read ahead here, in larger pieces.
 
 Of sources that are far away, opened by whoever knows how, ranges as small as the workers like them would each wait for
 the network. So consecutive tasks of a tensor make a batch, which is one read, and `READERS` threads read batches while
 the workers encode those that have come.
 """
 
-import contextlib
-import os
 import queue
 import threading
 from collections import deque
@@ -17,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from io import RawIOBase
-from pathlib import Path
 
 import numpy as np
 
@@ -31,9 +25,6 @@ OpenSlice = Callable[[Slice, threading.Event], RawIOBase]
 
 FETCH_BYTES = 8 << 20
 """Bytes of one remote read: at 100 MB/s it takes as long as a request to the other side of the world."""
-
-ANNOUNCED = 32
-"""Tasks that the system knows of before their turn: 16 MB where bytes are copied, 64 where they are encoded."""
 
 READERS = 8
 """Remote reads at a time, each over its own connection: one alone rarely fills a line."""
@@ -53,56 +44,6 @@ def open_local(slice: Slice, stop: threading.Event) -> RawIOBase:
     if slice.remote is not None:
         raise BorealisError(f"{slice.path}: lies on {slice.remote.url}, and nobody here can open that")
     return slice.path.open("rb", buffering=0)
-
-
-class Announced:
-    """`work`, of which the system hears `ahead` tasks early what they will read. Not for two threads at a time."""
-
-    def __init__(self, work: Iterator[Task], ahead: int = ANNOUNCED) -> None:
-        self._work, self._ahead = work, ahead
-        self._waiting: deque[Task] = deque()
-        self._file: tuple[Path, int] | None = None
-
-    def __iter__(self) -> "Announced":
-        return self
-
-    def __next__(self) -> Task:
-        while len(self._waiting) <= self._ahead and (task := next(self._work, None)):
-            self._announce(task)
-            self._waiting.append(task)
-        if not self._waiting:
-            raise StopIteration
-        return self._waiting.popleft()
-
-    def _announce(self, task: Task) -> None:
-        """On systems that can be told (not on Windows, nor on a Mac); what goes wrong here does so when it is read."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        path, (start, nbytes) = task.tensor.source.slice.path, task.source_range()
-        with contextlib.suppress(OSError):
-            if self._file is None or self._file[0] != path:
-                self.close()
-                self._file = path, os.open(path, os.O_RDONLY)
-            if not _in_memory(self._file[1], start + nbytes - 1):
-                os.posix_fadvise(self._file[1], start, nbytes, os.POSIX_FADV_WILLNEED)
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file[1])
-            self._file = None
-
-
-def _in_memory(fd: int, at: int) -> bool:
-    """Whether the byte `at` of a file can be read without waiting for the disk. False where the system does not say.
-
-    To announce what is there already makes the system look at every page of it.
-    """
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    try:
-        return os.preadv(fd, [bytearray(1)], at, os.RWF_NOWAIT) == 1
-    except OSError:
-        return False
 
 
 def is_remote(plans: Sequence[FilePlan]) -> bool:

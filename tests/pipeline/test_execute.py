@@ -18,12 +18,11 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline import atomic_output, row_reader
+from borealis_gguf.pipeline import atomic_output
 from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor, TensorPlan, TensorSource
-from borealis_gguf.pipeline.row_reader import Announced
 from borealis_gguf.pipeline.tasks import tasks, total_nbytes
 from borealis_gguf.quantize.encoders import ggml
 
@@ -86,7 +85,7 @@ def test_several_files_share_reads_and_encodes(tmp_path: Path) -> None:
     assert {name: sha(tmp_path / f"{name}.gguf") for name in kinds} == alone
     assert sum(n for type, n in calls if type == T.Q6_K) == 300 * 256
     assert sum(n for type, n in calls if type in (T.Q4_K, T.Q5_K)) == 2 * 70 * 512
-    assert sum(t.nbytes for t in tasks(plans)) == (tmp_path / "raw").stat().st_size
+    assert sum(t.nbytes for t in tasks(plans)) == total_nbytes(plans) == (tmp_path / "raw").stat().st_size
 
 
 def test_importance_reaches_the_encoder(tmp_path: Path) -> None:
@@ -380,47 +379,6 @@ def test_a_disk_that_fills_up_is_one_clean_error(tmp_path: Path) -> None:
     assert "BorealisError" in process.stderr.splitlines()[-1]
     assert "File too large" in process.stderr.splitlines()[-1]
     assert only_inputs(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no way to tell this system")
-def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256), "b.weight": (10, 512)}, T.BF16)
-    plan = lay_out(tmp_path / "out.gguf", model, [T.Q8_0, T.Q4_K])
-    work = list(tasks([plan], 1024))
-    heard: list[tuple[int, int]] = []
-
-    def advise(fd: int, start: int, nbytes: int, advice: int) -> None:
-        assert advice == os.POSIX_FADV_WILLNEED and os.fstat(fd).st_size >= start + nbytes
-        heard.append((start, nbytes))
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(row_reader, "_in_memory", lambda fd, at: False)
-    announced = Announced(iter(work), ahead=3)
-    taken = [(task, len(heard)) for task in announced]
-    assert total_nbytes([plan]) == sum(task.nbytes for task in work)
-    announced.close()
-    assert [task for task, _ in taken] == work
-    assert heard == [task.source_range() for task in work]
-    assert [known for _, known in taken] == [min(n + 4, len(work)) for n in range(len(work))]
-
-
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system does not say what is in memory")
-def test_the_system_hears_nothing_of_what_it_has_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256)}, T.BF16)
-    heard: list[int] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, nbytes, advice: heard.append(start))
-    work = list(tasks([lay_out(tmp_path / "out.gguf", model, [T.Q8_0])], 1024))
-    source = work[0].tensor.source.slice.path
-    source.read_bytes()
-    with source.open("rb") as file:
-        assert not row_reader._in_memory(file.fileno(), os.fstat(file.fileno()).st_size)
-        if not row_reader._in_memory(file.fileno(), 0):
-            pytest.skip("this file system does not say what is in memory")
-    announced = Announced(iter(work))
-    assert list(announced) == work and heard == []
-    announced.close()
 
 
 @pytest.mark.parametrize("system", ["as it is", "that can only wait"])
