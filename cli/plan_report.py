@@ -40,10 +40,11 @@ def _plan_text(plan: "FilePlan") -> str:
 
 
 def _needs(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+    from ..pipeline.memory_estimate import memory_needed
+    from ..usable_cores import usable_cores
 
-    rows = [(p.label, size(p.size), f"{bits_per_weight(p):.2f}", fallbacks(p)) for p in plans]
-    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or available_cores())
+    rows = [(p.label, size(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
+    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or usable_cores())
     summary = table(("Preset", "Size", "Bits/weight", "Fallbacks"), rows)
     return f"{summary}\n\nDisk: {size(disk)}. Buffers: {size(memory)}."
 
@@ -55,28 +56,28 @@ def fallbacks(plan: "FilePlan") -> str:
 
 def fallback_advice(plans: "Sequence[FilePlan]") -> None:
     """Tell, on stderr, when a model's shape makes a preset larger than its name promises."""
-    from ..pipeline.execute import bits_per_weight
 
     for plan in plans:
         unfit = [t for t in plan.tensors if t.wanted]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
             text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
-            text += f"their blocks: {bits_per_weight(plan):.1f} bits a weight."
-            if bits_per_weight(plan) > 6.5:
+            text += f"their blocks: {plan.bits_per_weight:.1f} bits a weight."
+            if plan.bits_per_weight > 6.5:
                 text += " Q8_0 is hardly larger, and better."
             click.echo(text, err=True)
 
 
 def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+    from ..pipeline.memory_estimate import memory_needed
+    from ..usable_cores import usable_cores
 
     files = [
         {
             "path": str(plan.path),
             "preset": plan.label,
             "size": plan.size,
-            "bits_per_weight": bits_per_weight(plan),
+            "bits_per_weight": plan.bits_per_weight,
             "tensors": [
                 {
                     "name": t.tensor.name,
@@ -92,7 +93,7 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
         }
         for plan in plans
     ]
-    memory = memory_needed(plans, jobs or available_cores())
+    memory = memory_needed(plans, jobs or usable_cores())
     return json.dumps({"files": files, "disk": sum(p.size for p in plans), "memory": memory}, ensure_ascii=False)
 
 

@@ -84,7 +84,7 @@ def encode_with(
 def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
     """rows += scale * up @ down, in place: float32 [n, n_per_row], [n, r], [r, n_per_row], all contiguous.
 
-    False, with nothing done, where there are no kernels. The bits are those of `pipeline.lowrank.add_product`.
+    False, with nothing done, where there are no kernels. The bits are those of `pipeline.low_rank.add_product`.
     """
     isa = chosen_isa()
     return isa is not None and add_product_with(isa, rows, up, down, scale)

@@ -20,8 +20,9 @@ from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
 from borealis_gguf.pipeline import atomic_output
 from borealis_gguf.pipeline.atomic_output import PartialFile
-from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
+from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor, TensorPlan, TensorSource
 from borealis_gguf.pipeline.tasks import tasks, total_nbytes
 from borealis_gguf.quantize.encoders import ggml

@@ -1,29 +1,24 @@
-"""Where rows come from: files of this machine, whose system reads ahead; others are read ahead here, in larger pieces.
+"""Reading remote sources ahead of the workers, in larger pieces than one task needs.
 
-Of sources that are far away, opened by whoever knows how, ranges as small as the workers like them would each wait for
-the network. So consecutive tasks of a tensor make a batch, which is one read, and `READERS` threads read batches while
-the workers encode those that have come.
+One request over the network for each task would make every worker wait for every task. So consecutive tasks of a
+tensor form a batch, which is one request, and `READERS` threads request batches while the workers encode the batches
+that have arrived. Local files need none of this: the operating system reads ahead of a sequential reader.
 """
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from io import RawIOBase
 
 import numpy as np
 
-from ..checkpoint.types import Slice
-from ..errors import BorealisError
-from .plan import FilePlan
+from .sources import OpenSlice, read_exactly
 from .tasks import Task
 
-OpenSlice = Callable[[Slice, threading.Event], RawIOBase]
-"""Opens the file a slice lies in. When the event is set, a read that waits gives up: it raises Cancelled."""
-
-FETCH_BYTES = 8 << 20
+REQUEST_BYTES = 8 << 20
 """Bytes of one remote read: at 100 MB/s it takes as long as a request to the other side of the world."""
 
 READERS = 8
@@ -32,31 +27,32 @@ READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tasks of one tensor, and the bytes of their slice's file that they need: `nbytes` from `start`."""
+    """Tasks of one tensor, and the range of their source file that they need: `nbytes` from byte `start`."""
 
     tasks: tuple[Task, ...]
     start: int
     nbytes: int
 
 
-def open_local(slice: Slice, stop: threading.Event) -> RawIOBase:
-    """A file on this machine, unbuffered."""
-    if slice.remote is not None:
-        raise BorealisError(f"{slice.path}: lies on {slice.remote.url}, and nobody here can open that")
-    return slice.path.open("rb", buffering=0)
+@dataclass(frozen=True, slots=True)
+class FetchedBatch:
+    """A batch, and the bytes (uint8) of its range."""
 
+    batch: Batch
+    data: np.ndarray
 
-def is_remote(plans: Sequence[FilePlan]) -> bool:
-    return any(t.tensor.source.slice.remote for plan in plans for t in plan.tensors)
+    def range(self, start: int, nbytes: int) -> np.ndarray:
+        """`nbytes` from byte `start` of the source file."""
+        return self.data[start - self.batch.start :][:nbytes]
 
 
 def read_ahead_memory(jobs: int) -> int:
-    """Bytes that batches take: those being read or waiting, and one that each worker is at."""
-    return (READERS + jobs) * FETCH_BYTES
+    """Bytes of all batches held at most: those being read or waiting, and one in the hands of each worker."""
+    return (READERS + jobs) * REQUEST_BYTES
 
 
-def batches(work: Iterable[Task], limit: int = FETCH_BYTES) -> Iterator[Batch]:
-    """Consecutive tasks of a tensor together, as long as what they need is at most `limit` bytes."""
+def batches(work: Iterable[Task], limit: int = REQUEST_BYTES) -> Iterator[Batch]:
+    """Joins consecutive tasks of a tensor, as long as the range they need is at most `limit` bytes."""
     batch: Batch | None = None
     for task in work:
         start, nbytes = task.source_range()
@@ -72,24 +68,10 @@ def batches(work: Iterable[Task], limit: int = FETCH_BYTES) -> Iterator[Batch]:
         yield batch
 
 
-def fill(file: RawIOBase, start: int, data: np.ndarray, task: Task) -> None:
-    """Read `data` (uint8) from byte `start` of the file `task` comes from. Raises BorealisError at its end."""
-    file.seek(start)
-    view, got = data.data, 0
-    while got < len(view):
-        n = file.readinto(view[got:])
-        if not n:
-            raise BorealisError(
-                f"{task.tensor.source.slice.path}: ends inside {task.tensor.name}, at offset {start + got}; the file "
-                "is truncated: fetch it again"
-            )
-        got += n
-
-
 class ReadAhead:
     """Hands out batches with their bytes, in the order of `work`. At most `readers` are being read or waiting.
 
-    The threads are daemons: one that hangs in the network holds nobody up once `stop` is set.
+    The threads are daemons: one that hangs in the network delays nothing once `stop` is set.
     """
 
     def __init__(
@@ -99,39 +81,40 @@ class ReadAhead:
         self.open_slice = open_slice
         self.stop = stop
         self.lock = threading.Lock()
-        self.asked: queue.SimpleQueue[tuple[Batch, Future[np.ndarray]] | None] = queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[tuple[Batch, Future[np.ndarray]] | None] = queue.SimpleQueue()
         self.pending: deque[tuple[Batch, Future[np.ndarray]]] = deque()
         self.threads = [threading.Thread(target=self._read, name=f"reader-{n}", daemon=True) for n in range(readers)]
         for thread in self.threads:
             thread.start()
-            self._ask()
+            self._request_next()
 
-    def next(self) -> tuple[Batch, np.ndarray] | None:
+    def next(self) -> FetchedBatch | None:
         """The next batch; None when there is no more, or `stop` is set. Raises what reading it raised."""
         with self.lock:
             if not self.pending:
                 return None
             batch, future = self.pending.popleft()
-            self._ask()
+            self._request_next()
         while not self.stop.is_set():
             if wait((future,), timeout=0.1).done:
-                return batch, future.result()
+                return FetchedBatch(batch, future.result())
         return None
 
     def close(self) -> None:
+        """Have the threads end."""
         for _ in self.threads:
-            self.asked.put(None)
+            self.requests.put(None)
 
-    def _ask(self) -> None:
+    def _request_next(self) -> None:
         batch = next(self.work, None)
         if batch is not None:
             self.pending.append((batch, Future()))
-            self.asked.put(self.pending[-1])
+            self.requests.put(self.pending[-1])
 
     def _read(self) -> None:
         file: RawIOBase | None = None
         opened = None
-        while (item := self.asked.get()) is not None and not self.stop.is_set():
+        while (item := self.requests.get()) is not None and not self.stop.is_set():
             batch, future = item
             try:
                 slice = batch.tasks[0].tensor.source.slice
@@ -140,9 +123,9 @@ class ReadAhead:
                         file.close()
                     file, opened = self.open_slice(slice, self.stop), slice.path
                 data = np.empty(batch.nbytes, np.uint8)
-                fill(file, batch.start, data, batch.tasks[0])
+                read_exactly(file, batch.start, data, batch.tasks[0])
                 future.set_result(data)
-                del data, item, future  # nothing keeps the bytes while this thread waits for its next batch
+                del data, item, future  # no reference keeps the bytes alive while this thread waits for its next batch
             except BaseException as error:
                 future.set_exception(error)
         if file:
