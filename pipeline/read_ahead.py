@@ -2,7 +2,7 @@
 
 One request over the network for each task would make every worker wait for every task. So consecutive tasks of a
 tensor form a batch, which is one request, and `READERS` threads request batches while the workers encode the batches
-that have arrived. Local files need none of this: the operating system reads ahead of a sequential reader.
+that have arrived. For local files, `sources.prefetch` has the operating system do as much.
 """
 
 import queue

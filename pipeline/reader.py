@@ -11,7 +11,7 @@ from ..checkpoint.types import GGMLQuantizationType
 from . import low_rank
 from .plan import FLOAT_DTYPES, Codec, Tensor, TensorSource
 from .read_ahead import FetchedBatch
-from .sources import OpenSlice, open_local, read_exactly
+from .sources import OpenSlice, open_local, prefetch, read_exactly
 from .tasks import Task
 
 F32 = GGMLQuantizationType.F32
@@ -20,13 +20,15 @@ F32 = GGMLQuantizationType.F32
 class TaskReader:
     """Reads the rows of tasks for one thread: an open source file, and buffers that are kept between tasks.
 
-    Arrays it returns may be overwritten by the next call. `fetched` holds what was read ahead for the next tasks.
+    Arrays it returns may be overwritten by the next call. With `prefetches`, local files are prefetched, for tasks in
+    the order of a run. `fetched` holds what was read ahead of a remote file for the next tasks.
     """
 
-    def __init__(self, codec: Codec, open_slice: OpenSlice, stop: threading.Event) -> None:
+    def __init__(self, codec: Codec, open_slice: OpenSlice, stop: threading.Event, *, prefetches: bool = False) -> None:
         self.codec = codec
         self.open_slice = open_slice
         self.stop = stop
+        self.prefetches = prefetches
         self.fetched: FetchedBatch | None = None
         self._source: tuple[Path, RawIOBase] | None = None
         self._updates: tuple[TensorSource, low_rank.Updates] | None = None
@@ -106,8 +108,10 @@ class TaskReader:
         """`nbytes` from byte `start` of the task's source file: out of the fetched batch, or read now."""
         if self.fetched:
             return self.fetched.range(start, nbytes)
-        data = self.buffer(buffer, nbytes)
-        read_exactly(self.opened(task), start, data, task)
+        data, file = self.buffer(buffer, nbytes), self.opened(task)
+        if self.prefetches:
+            prefetch(file, start, nbytes)
+        read_exactly(file, start, data, task)
         return data
 
 

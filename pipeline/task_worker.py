@@ -35,7 +35,7 @@ class TaskWorker:
     def __init__(self, settings: RunSettings, writer: OutputWriter) -> None:
         self.settings = settings
         self.codec = settings.codec
-        self.reader = TaskReader(settings.codec, settings.open_slice, settings.stop)
+        self.reader = TaskReader(settings.codec, settings.open_slice, settings.stop, prefetches=True)
         self.writer = writer
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline import atomic_output
+from borealis_gguf.pipeline import atomic_output, sources
 from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
@@ -380,6 +380,22 @@ def test_a_disk_that_fills_up_is_one_clean_error(tmp_path: Path) -> None:
     assert "BorealisError" in process.stderr.splitlines()[-1]
     assert "File too large" in process.stderr.splitlines()[-1]
     assert only_inputs(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no way to tell this system")
+def test_local_files_are_prefetched_some_tasks_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256), "b.weight": (10, 512)}, T.BF16)
+    plan = lay_out(tmp_path / "out.gguf", model, [T.Q8_0, T.Q4_K])
+    advised: list[tuple[int, int]] = []
+
+    def advise(fd: int, start: int, nbytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED and os.fstat(fd).st_size == (tmp_path / "raw").stat().st_size
+        advised.append((start - sources.PREFETCH_BYTES, nbytes))
+        raise OSError(errno.ESPIPE, "not every file system can")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    execute([plan], CODEC, jobs=1, chunk_weights=1024)
+    assert advised == [task.source_range() for task in tasks([plan], 1024)]
 
 
 @pytest.mark.parametrize("system", ["as it is", "that can only wait"])
