@@ -35,7 +35,7 @@ from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
-from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
+from .quantize.choose import Choice, TypeOptions, choose_types, file_order, model_shape, require_matches
 from .quantize.encoders import ggml, native, self_test
 from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
 from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
@@ -51,7 +51,7 @@ TENSOR_TYPE = (
     ("token_embd.weight", "--token-embedding-type {}"),
     ("", "--tensor-type {name}={}"),
 )
-"""Options that give tensors another type, as `FilePlan.retype` has them."""
+"""TypeOptions that give tensors another type, as `FilePlan.retype` has them."""
 
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
@@ -188,7 +188,7 @@ def plan_quantize(
     if output is not None and len(chosen) > 1 and not output.is_dir():
         raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
     matrix = read_imatrix(imatrix) if imatrix else None
-    options = Options(
+    options = TypeOptions(
         has_imatrix=matrix is not None,
         pure=pure,
         tensor_types=tuple(map(parse_tensor_type, tensor_types)),
@@ -202,7 +202,7 @@ def plan_quantize(
         raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
     checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
-    require_matches({t.name: t.shape for t in model.tensors}, facts_from_kv(model.kv).arch, options)
+    require_matches({t.name: t.shape for t in model.tensors}, model_shape(model.kv).arch, options)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
     plans = [
@@ -288,19 +288,19 @@ class _Verifiers:
     def __init__(self, quick: QuickCheck | None, stop: threading.Event | None) -> None:
         self.quick = quick
         self.stop = stop
-        self.trial: self_test.Trial | None = None
+        self.encoder_test: self_test.PendingSelfTest | None = None
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
         """Try the encoders that `files` need, before the first of them is used."""
         encoded = {t.type for _, plan in files for t in plan.tensors if not is_copy(t.tensor, t.type)}
-        self.trial = self_test.prepare(encoded)
+        self.encoder_test = self_test.start_self_test(encoded)
         if self.quick:  # last: its thread would keep this one waiting
             self.quick.begin(files)
 
     def finish(self) -> None:
         """Raises BorealisError for what keeps the files from their names."""
-        if self.trial:
-            self.trial.confirm(self.stop)
+        if self.encoder_test:
+            self.encoder_test.finish(self.stop)
         if self.quick:
             self.quick.finish()
 
@@ -397,14 +397,14 @@ def _plan_preset(
     model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     preset: Preset,
-    options: Options,
+    options: TypeOptions,
     *,
     path: Path,
     matrix: tuple[Path, Imatrix] | None,
     requantize: bool,
 ) -> FilePlan:
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
-    choices = choose_types(infos, facts_from_kv(model.kv), preset, options)
+    choices = choose_types(infos, model_shape(model.kv), preset, options)
     entries = matrix[1].entries if matrix else {}
     importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
     for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
@@ -419,7 +419,7 @@ def _plan_preset(
         path,
         replace(model, kv=quantized_kv(model.kv, file_type, overrides)),
         [choice.type for choice in choices],
-        wanted=[choice.wanted for choice in choices],
+        requested=[choice.requested for choice in choices],
         importance=importance,
         label=preset.name,
         retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),

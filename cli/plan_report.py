@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.types import KV
     from ..pipeline.execute import FileResult
     from ..pipeline.plan import FilePlan
-    from ..quantize.encoders.benchmark import Speed
+    from ..quantize.encoders.benchmark import EncoderSpeed
 
 LONG = 8
 
@@ -30,7 +30,7 @@ def _plan_text(plan: "FilePlan") -> str:
             " x ".join(map(str, t.tensor.shape)),
             t.tensor.source.slice.type.name,
             t.type.name,
-            f"{t.wanted.name} does not fit" if t.wanted else "",
+            f"{t.requested.name} does not fit" if t.requested else "",
             size(t.nbytes),
         )
         for t in plan.tensors
@@ -50,7 +50,7 @@ def _needs(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
 
 
 def fallbacks(plan: "FilePlan") -> str:
-    n = sum(t.wanted is not None for t in plan.tensors)
+    n = sum(t.requested is not None for t in plan.tensors)
     return f"{n} of {len(plan.tensors)} tensors" if n else ""
 
 
@@ -58,7 +58,7 @@ def fallback_advice(plans: "Sequence[FilePlan]") -> None:
     """Tell, on stderr, when a model's shape makes a preset larger than its name promises."""
 
     for plan in plans:
-        unfit = [t for t in plan.tensors if t.wanted]
+        unfit = [t for t in plan.tensors if t.requested]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
             text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
@@ -84,7 +84,7 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
                     "shape": t.tensor.shape,
                     "from": t.tensor.source.slice.type.name,
                     "type": t.type.name,
-                    "wanted": t.wanted.name if t.wanted else None,
+                    "requested": t.requested.name if t.requested else None,
                     "offset": t.offset,
                     "size": t.nbytes,
                 }
@@ -116,7 +116,7 @@ def speed_row(*cells: str) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
 
 
-def speeds_json(speeds: "Sequence[Speed]") -> str:
+def speeds_json(speeds: "Sequence[EncoderSpeed]") -> str:
     rows = [
         {
             "type": s.type.name,

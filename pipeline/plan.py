@@ -150,14 +150,14 @@ class GGUFModel:
 class TensorPlan:
     """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding.
 
-    `wanted` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
+    `requested` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
     """
 
     tensor: Tensor
     type: GGMLQuantizationType
     offset: int
     nbytes: int
-    wanted: GGMLQuantizationType | None = None
+    requested: GGMLQuantizationType | None = None
     importance: np.ndarray | None = field(default=None, compare=False)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from borealis_gguf.checkpoint.types import KV
-from borealis_gguf.quantize.choose import Options
+from borealis_gguf.quantize.choose import TypeOptions
 from borealis_gguf.quantize.presets import Preset
 
 LOG: list[str] = []
@@ -26,7 +26,7 @@ def llama_quantize(
     source: Path,
     out: Path,
     preset: Preset,
-    options: Options | None = None,
+    options: TypeOptions | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     overrides: Sequence[KV] = (),
     *,
@@ -35,7 +35,7 @@ def llama_quantize(
     threads: int = 1,
 ) -> tuple[bool, str]:
     """Run llama.cpp's quantizer; returns whether it succeeded, and everything it logged."""
-    options = options or Options()
+    options = options or TypeOptions()
     params: Any = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.pure, params.dry_run = threads, options.pure, dry_run
     params.allow_requantize = allow_requantize

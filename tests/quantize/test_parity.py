@@ -13,7 +13,7 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.imatrix import read_imatrix
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.quantize.choose import Options
+from borealis_gguf.quantize.choose import TypeOptions
 from borealis_gguf.quantize.metadata import imatrix_kv
 from borealis_gguf.quantize.presets import PRESETS, find_preset
 
@@ -100,16 +100,16 @@ def test_every_preset_is_llama_cpps_file(tmp_path: Path, name: str, with_imatrix
 
 
 OPTIONS = {
-    "pure": ({"pure": True}, Options(pure=True)),
+    "pure": ({"pure": True}, TypeOptions(pure=True)),
     "overrides": (
         {"tensor_types": ["attn_v=q8_0", r"blk\.[01]\.ffn=q6_K"]},
-        Options(tensor_types=(("attn_v", T.Q8_0), (r"blk\.[01]\.ffn", T.Q6_K))),
+        TypeOptions(tensor_types=(("attn_v", T.Q8_0), (r"blk\.[01]\.ffn", T.Q6_K))),
     ),
     "output": (
         {"output_tensor_type": "q8_0", "token_embedding_type": "bf16"},
-        Options(output_tensor_type=T.Q8_0, token_embedding_type=T.BF16),
+        TypeOptions(output_tensor_type=T.Q8_0, token_embedding_type=T.BF16),
     ),
-    "leave": ({"leave_output_tensor": True}, Options(leave_output_tensor=True)),
+    "leave": ({"leave_output_tensor": True}, TypeOptions(leave_output_tensor=True)),
 }
 
 
