@@ -97,6 +97,17 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
     return json.dumps({"files": files, "disk": sum(p.size for p in plans), "memory": memory}, ensure_ascii=False)
 
 
+def presets_text() -> str:
+    """A table of the presets: the type most tensors get, its bits for each weight, and a line of help."""
+    from ..quantize.presets import PRESETS, bits_per_weight
+
+    rows = [
+        (p.name, *((p.type.name, f"{bits_per_weight(p.type):.2f}") if p.type is not None else ("", "")), p.help)
+        for p in PRESETS
+    ]
+    return table(("Preset", "Main type", "Bits/weight", "Use"), rows)
+
+
 def results_json(results: "Sequence[FileResult]") -> str:
     rows = [
         {

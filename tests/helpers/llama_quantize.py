@@ -65,6 +65,10 @@ def _overrides(entries: Sequence[KV]) -> Any:
         slot.key = entry.key.encode()
         if entry.type is GGUFValueType.STRING:
             slot.tag, slot.value.val_str = 3, entry.value.encode("utf-8", "surrogateescape")
+        elif entry.type is GGUFValueType.BOOL:
+            slot.tag, slot.value.val_bool = 2, entry.value
+        elif entry.type is GGUFValueType.FLOAT32:
+            slot.tag, slot.value.val_f64 = 1, entry.value
         else:
             slot.tag, slot.value.val_i64 = 0, entry.value
     return slots
