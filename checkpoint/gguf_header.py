@@ -20,7 +20,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from ..errors import InvalidInput
 from .file_access import open_regular, quote, recognize
 from .gguf_naming import model_stem
-from .types import KV, GGMLQuantizationType, Slice
+from .types import KV, SCALARS, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
 MAX_TENSOR_NAME = 63  # ggml keeps names in 64 bytes with a closing NUL
@@ -30,20 +30,6 @@ MAX_COUNT = 1 << 16  # keys, or tensors: some thirty times what the largest mode
 MAX_STRING = 8 << 20
 MAX_MEMORY = 128 << 20  # for all metadata; a vocabulary of 262144 with 514906 merges takes 60 MiB
 DAMAGED = "the file is damaged or incomplete, fetch it again"
-
-SCALARS: dict[GGUFValueType, str] = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "<u1",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from contextlib import closing
 from io import RawIOBase
 
 from ..checkpoint.types import Slice
-from ..errors import Cancelled, InvalidInput
+from ..errors import STOPPED, Cancelled, InvalidInput
 from .plan import EqualSlices
-from .row_reader import OpenSlice, open_local
+from .sources import OpenSlice, open_local
 
 CHUNK = 4 << 20
 REMOTE_CHUNK, REMOTE_CHUNKS = 64 << 10, 16
@@ -34,7 +34,7 @@ def same_bytes(first: Slice, second: Slice, open_slice: OpenSlice, stop: threadi
     with closing(open_slice(first, stop)) as left, closing(open_slice(second, stop)) as right:
         for start, nbytes in _chunks(first.nbytes, remote=bool(first.remote or second.remote)):
             if stop.is_set():
-                raise Cancelled("stopped; nothing was written under a final name")
+                raise Cancelled(STOPPED)
             if _read(left, first, start, nbytes) != _read(right, second, start, nbytes):
                 return False
     return True

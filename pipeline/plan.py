@@ -20,7 +20,7 @@ class Codec:
         NaN or Inf.
     decode(data, type, n_per_row): uint8 [n, row_nbytes] to float32 [n, n_per_row].
     valid(data, type): False when a value stored in `data` (uint8) is NaN or Inf.
-    add_product(rows, up, down, scale): what `lowrank.add_product` does, with the same bits, faster; False when it
+    add_product(rows, up, down, scale): what `low_rank.add_product` does, with the same bits, faster; False when it
         cannot, and has done nothing.
     """
 
@@ -154,14 +154,14 @@ class GGUFModel:
 class TensorPlan:
     """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding.
 
-    `wanted` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
+    `requested` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
     """
 
     tensor: Tensor
     type: GGMLQuantizationType
     offset: int
     nbytes: int
-    wanted: GGMLQuantizationType | None = None
+    requested: GGMLQuantizationType | None = None
     importance: np.ndarray | None = field(default=None, compare=False)
 
 
@@ -180,6 +180,11 @@ class FilePlan:
     size: int
     model: GGUFModel
     retype: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight, padding left out."""
+        return 8 * sum(t.nbytes for t in self.tensors) / sum(t.tensor.rows * t.tensor.n_per_row for t in self.tensors)
 
     def option(self, name: str, type: GGMLQuantizationType) -> str | None:
         """The option that makes `type` the type of tensor `name`."""

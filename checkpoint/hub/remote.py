@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 from ..types import Remote, Slice
 from .errors import ask, client_error
-from .retry import STOPPED, TRANSIENT_STATUSES, TransientError, retry_after, with_retries
+from .retry import TRANSIENT_STATUSES, TransientError, retry_after, with_retries
 
 
 def open_slice(slice: Slice, stop: threading.Event) -> io.RawIOBase:

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import TypeVar
 
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 
 ATTEMPTS = 6
 """Times that one request is tried."""
@@ -22,14 +22,12 @@ MAX_WAIT = 330
 TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 """HTTP statuses of a server that may answer later."""
 
-STOPPED = "stopped; nothing was written under a final name"
-
 T = TypeVar("T")
 log = logging.getLogger("borealis_gguf")
 
 
 class TransientError(Exception):
-    """An error that may not occur again; `wait` is how many seconds the server asked for, `advice` what to do if it does."""
+    """An error that a retry may mend. `wait` is the seconds that the server asked for, `advice` what to do at last."""
 
     def __init__(self, reason: str, wait: float | None = None, advice: str = "try again later") -> None:
         super().__init__(reason)

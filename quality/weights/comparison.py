@@ -8,17 +8,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import UNQUANTIZED, GGMLQuantizationType, row_nbytes
 from ...errors import InvalidInput
-from ...pipeline.execute import PLAIN, Progress, SourceRows, available_cores
+from ...pipeline.execute import Progress
 from ...pipeline.plan import Codec, Tensor
-from ...pipeline.row_reader import OpenSlice, open_local
+from ...pipeline.reader import SourceRows
+from ...pipeline.sources import OpenSlice, open_local
 from ...quantize.encoders import ggml
+from ...usable_cores import usable_cores
 from . import error_bounds
 
 CHUNK_WEIGHTS = 1 << 18
 SAMPLED_ROWS = 8
-LOSSLESS = frozenset(PLAIN)
 Range = tuple[int, int]
 """Rows as (first, count)."""
 
@@ -79,7 +80,7 @@ class Comparison:
     @property
     def unlike(self) -> bool:
         """Whether another encoder, or one with an importance matrix, made it: its weights need not be those of ours."""
-        return self.type not in LOSSLESS and len(self.different) > self.equal
+        return self.type not in UNQUANTIZED and len(self.different) > self.equal
 
     @property
     def damaged(self) -> list[int]:
@@ -114,7 +115,7 @@ def compare(
     results = [Comparison(pair) for pair in pairs]
     run = _Run(_ranges(results, quick), codec, quick, weighted, open_slice)
     # so little is done at a time that threads would only wait for each other
-    run.work(1 if quick else jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
+    run.work(1 if quick else jobs or usable_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
     for result in results:
         for rows in (result.bad, result.broken, result.inherited, result.different):
             rows.sort()
@@ -213,7 +214,7 @@ class _Worker:
         pair = result.pair
         decoded = read_ranges(self.ours, pair.gguf, ranges)
         source = read_ranges(self.theirs, pair.source, ranges)
-        if pair.gguf.source.slice.type in LOSSLESS and np.array_equal(source, decoded) and np.isfinite(source).all():
+        if pair.gguf.source.slice.type in UNQUANTIZED and np.array_equal(source, decoded) and np.isfinite(source).all():
             with result.lock:  # nothing was lost, which no encoder could do better
                 result.count += len(source)
                 result.equal += len(source)
@@ -222,7 +223,7 @@ class _Worker:
         sums = row_sums(source, decoded)
         broken, inherited = _nonfinite(decoded, source, sums)
         suspects = _suspects(pair, sums)
-        whole = pair.gguf.source.slice.type in LOSSLESS or not (self.run.quick or result.unlike)
+        whole = pair.gguf.source.slice.type in UNQUANTIZED or not (self.run.quick or result.unlike)
         bad, different, equal = self.again(pair, source, decoded, sums, suspects, whole)
         with result.lock:
             result.sums.add(Sums(*np.nansum(sums, axis=1).tolist()))

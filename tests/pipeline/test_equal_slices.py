@@ -10,7 +10,7 @@ from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import Cancelled, InvalidInput
 from borealis_gguf.pipeline.equal_slices import CHUNK, require_equal, same_bytes
 from borealis_gguf.pipeline.plan import EqualSlices
-from borealis_gguf.pipeline.row_reader import open_local
+from borealis_gguf.pipeline.sources import open_local
 
 NOT_SET = threading.Event()
 
