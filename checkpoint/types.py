@@ -1,4 +1,4 @@
-"""What a reader of files hands on: arrays that exist, and metadata entries. Plain data, no I/O."""
+"""Plain data that readers of files return: tensor types, arrays in files, metadata entries. No I/O."""
 
 from dataclasses import dataclass
 from enum import IntEnum

@@ -1,4 +1,4 @@
-"""What the Hub and its library answer, as one line that says what to do, with nothing secret in it."""
+"""Turns errors of the Hub and its library into one line that says what to do, with tokens removed."""
 
 import logging
 import re

@@ -62,16 +62,25 @@ def open_stream(
     files = dict(zip(names, _each(lambda name, stop: find(repo_id, commit, name, endpoint, stop), names), strict=True))
     small = {name: file for name, file in files.items() if not name.endswith(WEIGHTS)}
     folder = TemporaryFolder(*repo_id.split("/"), commit)
-    _fetch(small, folder.path, on_progress)
-    weights = [SINGLE] if SINGLE in files else [name for name in names if name.endswith(WEIGHTS)]
+    try:
+        _fetch(small, folder.path, on_progress)
+        headers = _read_headers(repo_id, files, folder.path)
+        return open_checkpoint(folder.path, repo_id=repo_id, remote=headers, keep=folder, use_card=use_card)
+    except BaseException:
+        folder.remove()  # now, not when the traceback is collected
+        raise
+
+
+def _read_headers(repo_id: str, files: dict[str, Remote], folder: Path) -> dict[str, dict[str, Slice]]:
+    """The headers of the safetensors among `files`, by name; `folder` holds the small files."""
+    weights = [SINGLE] if SINGLE in files else [name for name in files if name.endswith(WEIGHTS)]
     try:
         found = _each(lambda name, stop: read_remote_header(files[name], stop), weights)
-        headers = dict(zip(weights, found, strict=True))
+        return dict(zip(weights, found, strict=True))
     except UnknownDtype as error:
-        config = folder.path / "config.json"
-        refuse_dtypes(folder.path, error.dtypes, read_json_object(config), DTYPES, label=repo_id)
+        config = read_json_object(folder / "config.json")
+        refuse_dtypes(folder, error.dtypes, config, DTYPES, label=repo_id)
         raise
-    return open_checkpoint(folder.path, repo_id=repo_id, remote=headers, keep=folder, use_card=use_card)
 
 
 def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, list[str]]:

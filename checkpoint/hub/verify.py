@@ -1,4 +1,4 @@
-"""Whether what lies in the Hub's cache is what the Hub has, by the digest that the Hub gives for every file.
+"""Verifies files in the Hub's cache by the digest that the Hub gives for each of them.
 
 huggingface_hub compares lengths: a download that broke off and went on with other bytes leaves a file of the right
 length under its final name. So each file is hashed before it is believed, whoever fetched it, and once: the note of

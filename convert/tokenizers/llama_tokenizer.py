@@ -16,11 +16,12 @@ from ...checkpoint.unsupported_folder import no_tokenizer
 from ...errors import InvalidInput
 from ..metadata.chat_template import chat_template_kv, read_chat_template
 from ..metadata.template_whitespace import Step, emulate, emulated_steps
+from .added_tokens import added_tokens, declared_tokens
 from .byte_level_bpe import bpe_kv, read_bpe
 from .embedding_rows import embedding_rows
 from .preprocessing import Preprocessing, read_preprocessing
 from .sentencepiece_model import read_sentencepiece
-from .sentencepiece_vocabulary import added_tokens, declared_tokens, read_tokenizer, tokenizer_kv
+from .sentencepiece_vocabulary import read_tokenizer, tokenizer_kv
 from .special_tokens import LLAMA
 
 log = logging.getLogger("borealis_gguf")

@@ -1,4 +1,4 @@
-"""The SentencePiece view of a tokenizer.json: what Gemma's fast tokenizer was made of.
+"""SentencePiece pieces and scores from a tokenizer.json, the fast form of Gemma's tokenizer.
 
 transformers made these files from a SentencePiece BPE model: for every piece, every way to split it into two pieces
 became a merge, and merges are ranked by the score of the piece they make. So a piece's score is found again, up to a

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...convert.metadata.template_whitespace import emulated_steps
+from ...convert.tokenizers.added_tokens import looks_special
 from ...convert.tokenizers.embedding_rows import PLACEHOLDERS
 from ...convert.tokenizers.pre_tokenizer import SPACE_IN_FRONT, Match, match_pre_type
 from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, read_preprocessing, some_names, steps
-from ...convert.tokenizers.sentencepiece_vocabulary import looks_special
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
 
