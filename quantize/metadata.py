@@ -1,4 +1,4 @@
-"""The metadata of a quantized file: what changes against its source, in the order llama-quantize writes it."""
+"""The metadata of a quantized file: changes to that of its source, in the order llama-quantize writes them."""
 
 import struct
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ T = GGMLQuantizationType
 
 QUANTIZATION_VERSION = 2
 GUESSED = 1024
-"""The bit that says that llama.cpp guessed a file type from the tensors, because the file names none."""
+"""The flag of a file type that llama.cpp guessed from the tensors, because the source names none."""
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _OVERRIDE_TYPES = {

@@ -8,7 +8,6 @@ another tries without the extra buffers.
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -26,11 +25,11 @@ from gguf import GGUFWriter
 from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError
 from ...machine_cache import read_note, write_note
+from ...quantize.encoders.libraries import library_folder
 from ..process.child_process import child_command, crash_name, die_quietly
 
 WIDTH = 256
 ARCHITECTURE = "gemma3"
-PACKAGE = "llama_cpp"
 NOTES = "probe"
 PROBE_VERSION = 1
 TYPES = {
@@ -81,11 +80,7 @@ def extra_buffers_work(
 
 def machine_identity() -> list[Any]:
     """What the answer depends on: the probe, llama_cpp's version and libraries (size, mtime in ns), and the CPU."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise BorealisError("llama-cpp-python is not installed; install it with: pip install llama-cpp-python")
-    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(spec.origin).parent / "lib")
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
+    stats = [(path.name, path.stat()) for path in sorted(library_folder().glob("*")) if path.is_file()]
     libraries = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return [PROBE_VERSION, importlib.metadata.version("llama_cpp_python"), libraries, *_cpu()]
 
