@@ -51,7 +51,7 @@ def quantized_kv(kv: Sequence[KV], file_type: int, overrides: Sequence[KV] = ())
 def imatrix_kv(file_name: str, datasets: Sequence[str], entries: int, chunks: int) -> tuple[KV, ...]:
     """The metadata entries about an importance matrix, to be written as overrides; none when it has no entries.
 
-    `file_name` is the base name: a path would tell where the matrix lay, and change the file's hash. Of a dataset that
+    `file_name` is the base name: a path would reveal a local folder, and change the file's hash. Of a dataset that
     is a path of the computer the matrix was made on, only the last part is written.
     """
     if not entries:

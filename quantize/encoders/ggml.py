@@ -1,7 +1,7 @@
 """ggml's own encoders and decoders, from the `libggml-base` that llama-cpp-python carries.
 
 llama-cpp-python binds none of them, so they are bound here with ctypes, which releases the GIL during every call.
-ggml aborts the whole process when it is asked for what it cannot do: everything is checked before it is called.
+ggml aborts the whole process on arguments it cannot handle: they are checked before it is called.
 """
 
 import ctypes
@@ -164,7 +164,7 @@ VALIDATED_BYTES = 1 << 18
 def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
     """Whether `data` (uint8, whole blocks of `type`) is valid to ggml: no NaN or infinity in weights or scales.
 
-    ggml itself is asked only about types whose scales are not plain: it writes to standard error what it finds.
+    ggml itself validates only types whose scales are not plain: it prints faults on standard error.
     """
     if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")

@@ -185,10 +185,10 @@ def test_stopping_a_run_does_not_wait_for_ggml() -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"IQ3_S": 7}', '{"IQ3_XXS": "0"}'])
 def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path))
-    monkeypatch.setattr(ggml_digest_cache, "_here", {})
+    monkeypatch.setattr(ggml_digest_cache, "_in_memory", {})
     ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
     (note,) = (tmp_path / ggml_digest_cache.NOTES).iterdir()
-    ggml_digest_cache._here.clear()
+    ggml_digest_cache._in_memory.clear()
     assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") == "digest"
     assert ggml_digest_cache.read_digest(T.IQ3_S, b"another sample") is None
     note.write_text(content)
