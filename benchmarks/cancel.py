@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import records
+
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.bench.answer_timing import random_prompts
@@ -112,6 +114,13 @@ def row(name: str, token: float, times: list[tuple[float, float | None]]) -> dic
     }  # fmt: skip
 
 
+def record_rows(name: str, token: float, times: list[tuple[float, float | None]]) -> list[records.Row]:
+    """The same for a record, in milliseconds."""
+    free = [f for _, f in times if f is not None]
+    rows = [records.row(name, "one token", "ms", [token]), records.row(name, "told", "ms", [t for t, _ in times])]
+    return [*rows, *([records.row(name, "free", "ms", free)] if free else [])]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -119,10 +128,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write all figures there too")
+    records.add_option(parser, "cancel")
     args = parser.parse_args()
     path = args.model or model_file(args.folder)
     ids = range(1000, len(read_gguf(path).value("tokenizer.ggml.tokens")))
-    rows = []
+    rows, recorded = [], []
     print(f"{'':40} {'token':>7} {'told':>7} {'worst':>7} {'free':>7} {'worst':>7}  ms")
     for isolate in (False, True):
         with load(path, parallel=3, threads=args.threads, context=4096, isolate=isolate) as model:
@@ -131,8 +141,10 @@ def main() -> int:
                 if here == isolate:
                     times = [cancelled(model, place, 100 * (n + 1), not isolate) for n in range(args.repeats)]
                     rows.append(row(name, token, times))
+                    recorded += record_rows(name, token, times)
                     figures = [rows[-1][key] for key in list(rows[-1])[1:6]]
                     print(f"{name:40} " + " ".join("      -" if f is None else f"{f:7.1f}" for f in figures))
+    records.save(args, recorded)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return int(not all(row["within"] for row in rows))
