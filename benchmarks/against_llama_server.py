@@ -192,7 +192,7 @@ Turn = Callable[[Asking, int], float]
 """A measurement: the way of asking, and a number that no other turn had."""
 
 
-def writing(sampling: str, count: int, tokens: int, ids: Sequence[int]) -> Turn:
+def decoding(sampling: str, count: int, tokens: int, ids: Sequence[int]) -> Turn:
     def turn(asking: Asking, number: int) -> float:
         timings = together(asking(sampling), random_prompts(ids, count, SHORT, number), tokens)
         if short := [t.made for t in timings if t.made < 0.9 * tokens]:
@@ -220,7 +220,7 @@ def take_turns(
     found: dict[str, dict[str, list[float]]] = {name: {} for name in turns}
     with ExitStack() as stack:
         running = {name: stack.enter_context(side) for name, side in sides(setting, wanted).items()}
-        warm = writing("sampled", setting.parallel, 8, range(1000, 1100))
+        warm = decoding("sampled", setting.parallel, 8, range(1000, 1100))
         for side in running.values():
             warm(side, 1)
         for repeat in range(repeats):
@@ -309,7 +309,7 @@ def measure(model: Path, args: argparse.Namespace) -> tuple[list[Row], list[reco
         context = -(-max(room, SHORT + args.tokens) // 256) * 256 + 256
         setting = Setting(model, parallel, args.threads, context, args.server, extra, args.cache)
         name = "alone" if parallel == 1 else "eight"
-        turns = {f"{name} {kind}": writing(kind, parallel, args.tokens, ids) for kind in SAMPLING}
+        turns = {f"{name} {kind}": decoding(kind, parallel, args.tokens, ids) for kind in SAMPLING}
         if parallel == 1:
             turns["prefix"] = first_token(args.prefix, ids)
         found |= take_turns(setting, turns, args.repeats, args.sides, args.pause)

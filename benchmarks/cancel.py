@@ -1,4 +1,4 @@
-"""How long a cancelled answer goes on: alone, beside prompts being read, inside its own prompt, and isolated.
+"""How long a cancelled answer goes on: in decode, beside prefill of others, in its own prefill, and isolated.
 
     python benchmarks/cancel.py FOLDER [--repeats 20]
 
@@ -51,14 +51,14 @@ def asked(model: Model, ids: range, length: int, number: int, tokens: int) -> An
 def places(ids: range) -> Iterator[tuple[str, bool, Place]]:
     """Name, whether in a process of its own, and the way there."""
 
-    def writing(model: Model, number: int) -> tuple[Answer, list[Answer]]:
+    def decoding(model: Model, number: int) -> tuple[Answer, list[Answer]]:
         answer = asked(model, ids, SHORT, number, 1000)
         for _ in range(5):
             next(answer)
         return answer, []
 
     def beside(model: Model, number: int) -> tuple[Answer, list[Answer]]:
-        answer, _ = writing(model, number)
+        answer, _ = decoding(model, number)
         others = [asked(model, ids, OTHERS, number + n, 1) for n in (1, 2)]
         time.sleep(0.1)  # into their prompts
         return answer, others
@@ -70,9 +70,9 @@ def places(ids: range) -> Iterator[tuple[str, bool, Place]]:
 
     for isolate in (False, True):
         how = ", isolated" if isolate else ""
-        yield f"writing alone{how}", isolate, writing
-        yield f"writing beside two prompts{how}", isolate, beside
-        yield f"inside the prompt{how}", isolate, inside
+        yield f"decode alone{how}", isolate, decoding
+        yield f"decode beside two prefills{how}", isolate, beside
+        yield f"in its own prefill{how}", isolate, inside
 
 
 def cancelled(model: Model, place: Place, number: int, watched: bool) -> tuple[float, float | None]:

@@ -61,7 +61,7 @@ def seconds_rows(seconds: Mapping[str, Sequence[float]], what: str = "time") -> 
 def command(argv: Sequence[str]) -> str:
     """The command line as documents may show it: local folders are left out."""
     script, *options = argv
-    words = [f"benchmarks/{Path(script).name}", *(re.sub(r"(?:/[^\s/]+)+/", "", option) for option in options)]
+    words = [f"benchmarks/{Path(script).name}", *(re.sub(r"(?:[^\s/]*/)+(?=[^\s/])", "", option) for option in options)]
     return " ".join(["python", *(f'"{word}"' if " " in word else word for word in words)])
 
 

@@ -39,7 +39,7 @@ def test_a_benchmark_writes_its_record(tmp_path: Path, monkeypatch: pytest.Monke
     save = records["save"]
     monkeypatch.setitem(save.__globals__, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(
-        sys, "argv", ["benchmarks/cores.py", "/tmp/a/bench", "--converter", "python /b/c.py", "--record"]
+        sys, "argv", ["benchmarks/cores.py", "/tmp/a/bench", "g/m.gguf", "--converter", "python /b/c.py", "--record"]
     )
     parser = argparse.ArgumentParser()
     records["add_option"](parser, "cores")
@@ -48,7 +48,7 @@ def test_a_benchmark_writes_its_record(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "records").exists()
     save(parser.parse_args(["--record"]), rows, {"the same file": True})
     record = json.loads((tmp_path / "records" / "cores.json").read_text(encoding="utf-8"))
-    assert record["command"] == 'python benchmarks/cores.py bench --converter "python c.py" --record'
+    assert record["command"] == 'python benchmarks/cores.py bench m.gguf --converter "python c.py" --record'
     assert record["rows"] == [
         {"what": "time", "side": "two", "unit": "s", "n": 3, "median": 2.0, "min": 1.0, "max": 3.0}
     ]
