@@ -14,7 +14,7 @@ import records
 from against_llama_cpp import ours, seconds_alone, warm
 from shapes import write_checkpoint
 
-from borealis_gguf.pipeline.execute import available_cores
+from borealis_gguf.usable_cores import usable_cores
 
 WAYS = {"without check": ["--no-check"], "with quick check": []}
 WHOLE = "the whole check"
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=34)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     records.add_option(parser, "check_cost")
     args = parser.parse_args()
     checkpoint = args.checkpoint or args.folder / f"{args.size}-{args.layers}-layers"

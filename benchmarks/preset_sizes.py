@@ -15,7 +15,6 @@ import records
 from shapes import SIZES, write_checkpoint
 
 from borealis_gguf import plan_convert, plan_quantize
-from borealis_gguf.pipeline.execute import bits_per_weight
 from borealis_gguf.quantize.presets import PRESETS
 
 
@@ -51,11 +50,11 @@ def main() -> None:
             write_checkpoint(folder, size, sparse=True)
             imatrix = write_imatrix(Path(temporary, f"{size}.gguf"), folder)
             for plan in plan_quantize(str(folder), names, Path(temporary), imatrix=imatrix):
-                rows[plan.label].append(f"{plan.size / 1e9:.2f} GB ({bits_per_weight(plan):.2f})")
+                rows[plan.label].append(f"{plan.size / 1e9:.2f} GB ({plan.bits_per_weight:.2f})")
                 if plan.label == "Q4_K_M":
                     facts[size] = f"{sum(t.wanted is not None for t in plan.tensors)} of {len(plan.tensors)}"
                 recorded.append(records.row(plan.label, size, "GB", [plan.size / 1e9]))
-                recorded.append(records.row(plan.label, size, "bits per weight", [bits_per_weight(plan)]))
+                recorded.append(records.row(plan.label, size, "bits per weight", [plan.bits_per_weight]))
     print("| preset |", " | ".join(SIZES), "|")
     print("|---|" + "---|" * len(SIZES))
     for name, cells in rows.items():

@@ -1,7 +1,6 @@
 """`load`, and the model it gives: what an app, the command line and the server all use."""
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import numpy as np
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.gguf_naming import mmproj_beside
 from ..errors import BorealisError, InvalidInput
+from ..usable_cores import usable_cores
 from .answer import Answer, begun
 from .conversation import Conversation
 from .events import Ask, Event, Info, Options, Overflow
@@ -262,7 +262,7 @@ def load_here(
         engine = engine_class()(
             path,
             context=placement.context,
-            threads=threads or cpus(),
+            threads=threads or usable_cores(),
             extra_buffers=safe,
             parallel=parallel,
             steady=parallel > 1 and not placement.n_gpu_layers if steady is None else steady,
@@ -336,10 +336,3 @@ def engine_class() -> "type[Engine]":
 def unloadable(error: Exception) -> BorealisError:
     """What to say when llama.cpp's libraries cannot be loaded."""
     return BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it")
-
-
-def cpus() -> int:
-    """The CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
