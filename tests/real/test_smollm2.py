@@ -36,7 +36,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Iterator[Model]:
-    with load(smollm2, sampling={"temperature": 0}, context=2048, threads=1, steady=True) as loaded:
+    with load(smollm2, sampling={"temperature": 0}, context=2048, threads=1, batch_invariant=True) as loaded:
         yield loaded
 
 

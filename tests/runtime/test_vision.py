@@ -21,7 +21,7 @@ import pytest
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf_naming import mmproj_beside
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.events import Ask, Options
+from borealis_gguf.runtime.events import GenerationRequest, Options
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompting.image_decoding import PNG, exif_orientation, read_image, resize, upright
 from borealis_gguf.runtime.prompting.prompt import image_places
@@ -76,22 +76,22 @@ def test_sees_what_transformers_sees(model: Model, picture: str) -> None:
 def logits(model: Model, ids: list[int], images: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """After the prompt, of the first 256 tokens."""
     engine = local(model).engine
-    engine.cut(0, 0)
+    engine.truncate(0, 0)
     read = shift = 0
     for place, features in images:
-        engine.read(0, read + shift, ids[read:place])
+        engine.prefill(0, read + shift, ids[read:place])
         assert engine.decode_features(0, place + shift, features)
         read, shift = place, shift + len(features)
-    engine.read(0, read + shift, ids[read:])
+    engine.prefill(0, read + shift, ids[read:])
     return engine.logits_at(-1)[:256].copy()
 
 
 def looked(model: Model, prompt: list[dict[str, Any]]) -> tuple[list[int], list[tuple[int, np.ndarray]]]:
     """The ids of a conversation, and its images with their places."""
     inside = local(model)
-    ids, images = inside.encode(Ask(prompt))
+    ids, images = inside.encode(GenerationRequest(prompt))
     places = image_places(inside.engine, ids, len(images))
-    return ids, list(zip(places, map(inside.eyes.features, images), strict=True))
+    return ids, list(zip(places, map(inside.image_encoder.features, images), strict=True))
 
 
 @pytest.mark.parametrize(("mmproj", "tolerance"), [("f32", 1e-3), ("bf16", 1e-3), ("q8_0", 2e-3)])
