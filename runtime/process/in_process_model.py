@@ -13,10 +13,10 @@ import numpy as np
 from ...errors import BorealisError, InvalidInput
 from ..events import Ask, Info, Options
 from ..prompting.chat_template import ChatTemplate, Message
-from ..prompting.context_overflow import fitted, too_long
+from ..prompting.context_overflow import encode_fitting, too_long
 from ..prompting.image_decoding import Image, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
-from ..prompting.prompt import check, encode_chat, image_places, parts, with_bos
+from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
 from ..prompting.sampling_settings import Sampling, override
 from ..prompting.tool_calls import offered, tool_grammar, with_tools
 from ..scheduling.image_encoder import Eyes
@@ -50,6 +50,7 @@ class Local:
         from ..scheduling.scheduler import Scheduler
 
         self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
+        self._chat_encoder = None if template is None else ChatEncoder(engine, template)
         self.info = Info(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
         self.eyes = Eyes(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
@@ -127,23 +128,21 @@ class Local:
             return self._fit(self._raw_ids(ask.prompt)), []
         if isinstance(ask.prompt, str) or any(isinstance(message, int) for message in ask.prompt):
             raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
-        if self.template is None:
+        if self._chat_encoder is None:
             raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
-        template, options = self.template, ask.options
+        encoder, options = self._chat_encoder, ask.options
         messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
-        check(messages)
-        images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
-        each = self.eyes.tokens if images else 0
+        check_messages(messages)
+        images = {id(part): _image(part) for part in image_parts(messages)}
+        image_tokens = self.eyes.tokens if images else 0
 
-        def length(of: Sequence[Message]) -> int:
-            count = sum(part.get("type") == "image" for part in parts(of))
-            return len(encode_chat(self.engine, template, of)) + count * each
+        def encode(some: Sequence[Message]) -> EncodedChat:
+            return encoder.encode(some, image_tokens)
 
         context = self.engine.n_context
-        room = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
-        left = fitted(messages, ask.overflow, context, room, length)
-        ids = encode_chat(self.engine, template, left)
-        return ids, [images[id(part)] for part in parts(left) if part.get("type") == "image"]
+        reserved = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
+        encoded = encode_fitting(messages, ask.overflow, context, reserved, encode)
+        return encoded.ids, [images[id(part)] for part in image_parts(encoded.messages)]
 
     def _raw_ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
