@@ -40,7 +40,8 @@ class Conversation:
         """Say something; the answer streams. Both join the history when the answer ends, cancelled ones as they are;
         of one that was cancelled before its first word nothing stays.
 
-        `images` are PNG or JPEG files, or their bytes. Raises what `Model.chat` raises; the history is then as before.
+        `images` are PNG, JPEG or WebP files, or their bytes. Raises what `Model.chat` raises; then the history is as
+        before.
         """
         message = {"role": "user", "content": _content(content, images)}
         return self._ask([*self.messages, message], options)

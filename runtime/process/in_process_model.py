@@ -14,7 +14,7 @@ from ...errors import BorealisError, InvalidInput
 from ..events import Ask, Info, Options
 from ..prompting.chat_template import ChatTemplate, Message
 from ..prompting.context_overflow import encode_fitting, too_long
-from ..prompting.image_decoding import Image, read_image, read_image_data
+from ..prompting.image_decoding import ImageFile, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
 from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
 from ..prompting.sampling_settings import Sampling, override
@@ -112,7 +112,7 @@ class Local:
             self._look(job, places, images)
         return lambda: self._scheduler.cancel(job)
 
-    def _look(self, job: "Job", places: Sequence[int], images: Sequence[Image]) -> None:
+    def _look(self, job: "Job", places: Sequence[int], images: Sequence[ImageFile]) -> None:
         """The job has its place among those that wait; it may begin when its images have been looked at."""
         scheduler, ids = self._scheduler, job.trace
         self.eyes.look(
@@ -122,7 +122,7 @@ class Local:
             lambda error: scheduler.drop(job, error),
         )
 
-    def encode(self, ask: Ask) -> tuple[list[int], list[Image]]:
+    def encode(self, ask: Ask) -> tuple[list[int], list[ImageFile]]:
         """The token ids of a request as far as they fit, and its images. Raises InvalidInput."""
         if ask.raw:
             return self._fit(self._raw_ids(ask.prompt)), []
@@ -264,7 +264,7 @@ def _checked(options: Options) -> Options:
     return options
 
 
-def _image(part: Message) -> Image:
+def _image(part: Message) -> ImageFile:
     data, path = part.get("data"), part.get("path")
     if isinstance(data, bytes):
         return read_image_data(data)

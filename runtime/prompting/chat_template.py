@@ -25,7 +25,7 @@ from .template_analysis import prints_texts_unchanged
 
 Message = Mapping[str, Any]
 """`role` (system, user or assistant) and `content`: text, or a list of parts, each {"type": "text", "text": …} or
-{"type": "image", "path": …}, a PNG or JPEG file."""
+{"type": "image", "path": …}, a PNG, JPEG or WebP file."""
 
 ROLES = ("system", "user", "assistant")
 MAX_STEPS = 1_000_000

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...checkpoint.gguf_naming import model_stem
 from ...errors import BorealisError, InvalidInput
-from ..prompting.image_decoding import Image
+from ..prompting.image_decoding import ImageFile
 
 if TYPE_CHECKING:
     from ..llama.engine import Engine
@@ -45,7 +45,7 @@ class Eyes:
 
     def look(
         self,
-        images: Sequence[Image],
+        images: Sequence[ImageFile],
         wanted: Callable[[], bool],
         give: Callable[[list[np.ndarray]], None],
         fail: Callable[[BorealisError], None],
@@ -67,7 +67,7 @@ class Eyes:
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             self._thread.submit(work)
 
-    def features(self, image: Image) -> np.ndarray:
+    def features(self, image: ImageFile) -> np.ndarray:
         """What the model reads for `image`, float32 [tokens, n_embd]. For one thread at a time."""
         digest = hashlib.sha256(image.data).digest()
         if digest not in self._seen:
@@ -77,7 +77,7 @@ class Eyes:
         self._seen.move_to_end(digest)
         return self._seen[digest]
 
-    def _look_at(self, image: Image) -> np.ndarray:
+    def _look_at(self, image: ImageFile) -> np.ndarray:
         if self._vision is None:
             self._vision = self.engine.see(self._file())
         found = self._vision.features(image)
