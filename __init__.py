@@ -1,88 +1,64 @@
 """borealis-gguf: from a checkpoint to GGUF files that run, in one pass."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BorealisError, Busy, Cancelled, EncoderWarning, EngineDied, InvalidInput
-
 if TYPE_CHECKING:
-    from .api import check, execute, plan_convert, plan_convert_lora, plan_mmproj, plan_quantize
-    from .pipeline.execute import FileResult, Progress
-    from .pipeline.plan import FilePlan
-    from .quality.report import Finding, Report, Section
-    from .runtime.answer import Answer
-    from .runtime.conversation import Conversation
-    from .runtime.events import Candidate, Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
-    from .runtime.model import Model, aload, load
+    from .api import (
+        check as check,
+        execute as execute,
+        plan_convert as plan_convert,
+        plan_convert_lora as plan_convert_lora,
+        plan_mmproj as plan_mmproj,
+        plan_quantize as plan_quantize,
+    )
+    from .errors import (
+        BorealisError as BorealisError,
+        Busy as Busy,
+        Cancelled as Cancelled,
+        EncoderWarning as EncoderWarning,
+        EngineDied as EngineDied,
+        InvalidInput as InvalidInput,
+    )
+    from .pipeline.execute import FileResult as FileResult, Progress as Progress
+    from .pipeline.plan import FilePlan as FilePlan
+    from .quality.report import Finding as Finding, Report as Report, Section as Section
+    from .runtime.answer import Answer as Answer
+    from .runtime.conversation import Conversation as Conversation
+    from .runtime.events import (
+        Candidate as Candidate,
+        Chosen as Chosen,
+        Event as Event,
+        Finished as Finished,
+        Options as Options,
+        Text as Text,
+        Tool as Tool,
+        ToolCall as ToolCall,
+        Usage as Usage,
+    )
+    from .runtime.model import Model as Model, aload as aload, load as load
 
-__all__ = [
-    "Answer",
-    "BorealisError",
-    "Busy",
-    "Cancelled",
-    "Candidate",
-    "Chosen",
-    "Conversation",
-    "EncoderWarning",
-    "EngineDied",
-    "Event",
-    "FilePlan",
-    "FileResult",
-    "Finding",
-    "Finished",
-    "InvalidInput",
-    "Model",
-    "Options",
-    "Progress",
-    "Report",
-    "Section",
-    "Text",
-    "Tool",
-    "ToolCall",
-    "Usage",
-    "aload",
-    "check",
-    "execute",
-    "load",
-    "plan_convert",
-    "plan_convert_lora",
-    "plan_mmproj",
-    "plan_quantize",
-]
-
-_HOMES = {
-    "Answer": "runtime.answer",
-    "Candidate": "runtime.events",
-    "Chosen": "runtime.events",
-    "Conversation": "runtime.conversation",
-    "Event": "runtime.events",
-    "FilePlan": "pipeline.plan",
-    "FileResult": "pipeline.execute",
-    "Finding": "quality.report",
-    "Finished": "runtime.events",
-    "Model": "runtime.model",
-    "Options": "runtime.events",
-    "Progress": "pipeline.execute",
-    "Report": "quality.report",
-    "Section": "quality.report",
-    "Text": "runtime.events",
-    "Tool": "runtime.events",
-    "ToolCall": "runtime.events",
-    "Usage": "runtime.events",
-    "check": "api",
-    "execute": "api",
-    "aload": "runtime.model",
-    "load": "runtime.model",
-    "plan_convert": "api",
-    "plan_convert_lora": "api",
-    "plan_mmproj": "api",
-    "plan_quantize": "api",
+PUBLIC = {
+    "api": "check execute plan_convert plan_convert_lora plan_mmproj plan_quantize",
+    "errors": "BorealisError Busy Cancelled EncoderWarning EngineDied InvalidInput",
+    "pipeline.execute": "FileResult Progress",
+    "pipeline.plan": "FilePlan",
+    "quality.report": "Finding Report Section",
+    "runtime.answer": "Answer",
+    "runtime.conversation": "Conversation",
+    "runtime.events": "Candidate Chosen Event Finished Options Text Tool ToolCall Usage",
+    "runtime.model": "Model aload load",
 }
+"""The public names of each module, for run time; type checkers read the imports above, and a test compares the two."""
+MODULES = {name: module for module, names in PUBLIC.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: `import borealis_gguf` stays instant."""
-    if name not in _HOMES:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    return getattr(import_module(f".{MODULES[name]}", __name__), name)
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+def __dir__() -> list[str]:
+    return sorted(MODULES)

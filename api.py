@@ -18,20 +18,20 @@ from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_naming import MMPROJ, model_stem
 from .checkpoint.gguf_validation import check_model
-from .checkpoint.hub.remote import open_source
+from .checkpoint.hub.remote import open_slice
 from .checkpoint.imatrix import Imatrix, read_imatrix
 from .checkpoint.lora import Adapter, read_adapter
 from .checkpoint.quantized_checkpoint import warn_of_settings
 from .checkpoint.source import Source, resolve_source
 from .checkpoint.types import KV, GGMLQuantizationType
-from .convert.describe import can_see, describe, describe_vision
+from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
-from .pipeline.plan import Codec, FilePlan, Model, Tensor, gguf_tensors
+from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
@@ -238,7 +238,7 @@ def _mmproj_beside(
     adapters: Sequence[tuple[Adapter, float]],
 ) -> list[FilePlan]:
     """The mmproj that belongs to the files in `output`, in a list; none where none is wanted."""
-    if outtype == "none" or (outtype == "auto" and (checkpoint is None or not can_see(checkpoint))):
+    if outtype == "none" or (outtype == "auto" and (checkpoint is None or not has_vision(checkpoint))):
         return []
     if checkpoint is None:
         raise InvalidInput(f"{found.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
@@ -269,7 +269,7 @@ def execute(
     A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
     with ExitStack() as stack:
-        quick = stack.enter_context(QuickCheck(CODEC, on_report, open_source)) if check else None
+        quick = stack.enter_context(QuickCheck(CODEC, on_report, open_slice)) if check else None
         return pipeline.execute(
             plans,
             CODEC,
@@ -277,7 +277,7 @@ def execute(
             on_progress=on_progress,
             stop=stop,
             allow_nonfinite=allow_nonfinite,
-            open_source=quick.open_source if quick else open_source,
+            open_slice=quick.open_slice if quick else open_slice,
             verifier=_Verifiers(quick, stop),
         )
 
@@ -345,7 +345,7 @@ def check(
     )
 
 
-def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> Model:
+def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
     """What the GGUF at `path` should be if it was made from `found`: its text side, or the side that sees."""
     if found.kind == "gguf":
         return _open(found, None, None, adapters)[0]
@@ -372,7 +372,7 @@ def _open(
     checkpoint: Checkpoint | None,
     model_name: str | None,
     adapters: Sequence[tuple[Adapter, float]],
-) -> tuple[Model, list[GGMLQuantizationType]]:
+) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
     """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
     if checkpoint is None:
         if adapters:
@@ -388,13 +388,13 @@ def _open(
     return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
 
 
-def _gguf_model(file: GGUFFile) -> Model:
+def _gguf_model(file: GGUFFile) -> GGUFModel:
     check_model(file)
-    return Model(file.kv, gguf_tensors(file.tensors))
+    return GGUFModel(file.kv, gguf_tensors(file.tensors))
 
 
 def _plan_preset(
-    model: Model,
+    model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     preset: Preset,
     options: Options,
@@ -444,7 +444,7 @@ def _check_choice(tensor: Tensor, choice: Choice, requantize: bool) -> None:
         )
 
 
-def _check_imatrix(matrix: Imatrix, path: Path, model: Model) -> None:
+def _check_imatrix(matrix: Imatrix, path: Path, model: GGUFModel) -> None:
     """A matrix that names no tensor of the model would change nothing. Raises InvalidInput."""
     if not any(t.name in matrix.entries for t in model.tensors):
         raise InvalidInput(f"{path}: names no tensor of this model; it belongs to another one")

@@ -1,6 +1,6 @@
 """What each tensor of a checkpoint is called and means in GGUF: one small file an architecture."""
 
-from .describe import ARCHITECTURES, can_see, describe, describe_vision
+from .describe import ARCHITECTURES, describe, describe_vision, has_vision
 from .outtype import OUTTYPES, file_type, outtypes
 
-__all__ = ["ARCHITECTURES", "OUTTYPES", "can_see", "describe", "describe_vision", "file_type", "outtypes"]
+__all__ = ["ARCHITECTURES", "OUTTYPES", "describe", "describe_vision", "file_type", "has_vision", "outtypes"]

@@ -11,7 +11,7 @@ from ..checkpoint.file_access import quote
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
-from ..pipeline.plan import Model
+from ..pipeline.plan import GGUFModel
 from .architecture import Text
 from .architectures import bloom, gemma3, llama, qwen2, siglip
 from .lora.merge import Loras, plan_merge
@@ -38,7 +38,7 @@ log = logging.getLogger("borealis_gguf")
 
 def describe(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
-) -> tuple[Model, list[GGMLQuantizationType]]:
+) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
     """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
 
     `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
@@ -60,7 +60,7 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return Model(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
+    return GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
 
 
 def read_text(checkpoint: Checkpoint) -> Text:
@@ -70,7 +70,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
 
 def describe_vision(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
-) -> tuple[Model, list[GGMLQuantizationType]]:
+) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
     """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
     refuse_wrapped(checkpoint)
     name = architecture(checkpoint)
@@ -88,10 +88,10 @@ def describe_vision(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     _check_text(str(checkpoint.path), kv)
-    return Model(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
+    return GGUFModel(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
 
 
-def can_see(checkpoint: Checkpoint) -> bool:
+def has_vision(checkpoint: Checkpoint) -> bool:
     """Whether `checkpoint` has a vision side. One that only config.json tells of is no vision side, with a warning."""
     if architecture(checkpoint) not in VISION or not checkpoint.config.get("vision_config"):
         return False

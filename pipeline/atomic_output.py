@@ -3,10 +3,14 @@
 import ctypes
 import errno
 import os
+import re
+import secrets
 import shutil
+import stat
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -20,20 +24,32 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class PartialFile:
-    """An output that is being written under a hidden name. Locked: a second run on the same output is refused.
+    """An output that is being written under a hidden name beside its own, which it gets when all is right.
 
-    The operating system drops the lock when a process dies, so what a killed run left behind is simply taken over.
+    The hidden name is drawn at random and the file made new, so that a link or file that came with somebody's folder
+    is never written to. A lock file makes sure that a second run on the same output is refused; the operating system
+    drops the lock when a process dies, and the next run then removes what the killed one left behind.
     """
 
     def __init__(self, plan: FilePlan) -> None:
         self.plan = plan
-        self.path = plan.path.with_name(f".{plan.path.name}.partial")
-        self.file = _open_locked(self.path, plan.path)
+        folder, name = plan.path.parent, plan.path.name
+        self._lock_path = folder / f".{name}.lock"
+        with ExitStack() as undo:
+            self._lock = _locked(self._lock_path, plan.path)
+            undo.callback(self._unlock)
+            self.path = folder / f".{name}.{secrets.token_hex(4)}.partial"
+            with _naming(plan.path):
+                for path in _left_behind(plan.path):
+                    path.unlink(missing_ok=True)
+                self.file = self.path.open("x+b", buffering=0)
+            undo.pop_all()
 
     def begin(self) -> None:
         """Write the header and give the file its full size, with room on the disk where that can be had at once."""
-        self.file.truncate(0)
-        self.file.write(self.plan.header)
+        data = memoryview(self.plan.header)
+        while data:
+            data = data[self.file.write(data) :]
         _reserve(self.file.fileno(), self.plan.size)
         self.file.truncate(self.plan.size)
 
@@ -46,12 +62,24 @@ class PartialFile:
         _fsync(self.file.fileno())
         self.file.seek(0)
         found = self.file.read(len(self.plan.header))
-        if found != self.plan.header or os.fstat(self.file.fileno()).st_size != self.plan.size:
+        same = found == self.plan.header and os.fstat(self.file.fileno()).st_size == self.plan.size
+        if not same or not _still_named(self.file.fileno(), self.path):
             raise BorealisError(f"{self.path}: another program changed this file while it was written; run again")
 
     def publish(self) -> None:
+        """Give the file its name. The lock is held until then: no other run can have begun at the same output.
+
+        Raises BorealisError, and keeps the finished file under the name that it says, when it cannot be renamed.
+        """
         self.file.close()
-        self.path.replace(self.plan.path)
+        try:
+            self.path.replace(self.plan.path)
+        except OSError as error:
+            raise BorealisError(
+                f"{self.plan.path}: cannot be replaced ({error.strerror}); the finished file is {self.path}"
+            ) from error
+        finally:
+            self._unlock()
         _fsync_folder(self.plan.path.parent)
 
     def discard(self) -> None:
@@ -59,6 +87,14 @@ class PartialFile:
         if not self.file.closed:
             self.file.close()
             self.path.unlink(missing_ok=True)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if os.name == "nt":  # where a file that is open cannot be removed
+            self._lock.close()
+        with suppress(OSError):
+            self._lock_path.unlink()
+        self._lock.close()
 
 
 def check_outputs(plans: Sequence[FilePlan]) -> None:
@@ -76,6 +112,8 @@ def check_outputs(plans: Sequence[FilePlan]) -> None:
         folder = plan.path.parent
         if plan.path.is_dir():
             raise InvalidInput(f"{plan.path}: is a folder; choose a file name with -o")
+        if plan.path.exists() and not plan.path.is_file():
+            raise InvalidInput(f"{plan.path}: is no regular file, but a device or pipe; choose another with -o")
         if not folder.is_dir():
             raise InvalidInput(f"{folder}: no such folder for the output; create it, or choose another with -o")
         if not os.access(folder, os.W_OK):
@@ -88,7 +126,8 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
     for plan in plans:
         needed[plan.path.parent.stat().st_dev].append(plan)
     for files in needed.values():
-        size, free = sum(plan.size for plan in files), shutil.disk_usage(files[0].path.parent).free
+        size = sum(plan.size for plan in files)
+        free = shutil.disk_usage(files[0].path.parent).free + sum(_taken(plan.path) for plan in files)
         if size > free:
             raise InvalidInput(
                 f"{files[0].path.parent}: {_amount(size)} needed, {_amount(free)} free; "
@@ -96,30 +135,51 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
             )
 
 
+def _taken(final: Path) -> int:
+    """Bytes of the disk that the next run at `final` gets back: those of what killed runs have left."""
+    return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in _left_behind(final))
+
+
 def _amount(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def _open_locked(path: Path, final: Path) -> FileIO:
+def _left_behind(final: Path) -> list[Path]:
+    """What killed runs have left of `final`: good only for the holder of its lock."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}\.partial")
+    with os.scandir(final.parent) as entries:
+        return [Path(entry) for entry in entries if pattern.fullmatch(entry.name) and not entry.is_dir()]
+
+
+@contextmanager
+def _naming(final: Path) -> Iterator[None]:
+    """What the system says of a hidden file, told of the file that it stands for."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{final}: cannot be written ({error.strerror}); choose another output with -o") from error
+
+
+def _locked(path: Path, final: Path) -> FileIO:
+    """The lock file at `path`, locked. Nothing is ever written to it, and no link is followed to it."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        try:
-            path.touch()
-            file = path.open("r+b", buffering=0)
-        except OSError as error:
-            raise InvalidInput(
-                f"{final}: cannot be written ({error.strerror}); choose another output with -o"
-            ) from error
+        with _naming(final):
+            file = FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, 0o600))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise InvalidInput(f"{path}: is in the way, and no file; remove it, or choose another output with -o")
         if not _lock(file.fileno()):
             file.close()
             raise InvalidInput(f"{final}: another run is writing this file; wait for it, or choose another with -o")
         if _still_named(file.fileno(), path):
             return file
-        file.close()  # the other run finished and renamed it between our open and our lock
+        file.close()  # the other run ended and removed it between our open and our lock
 
 
 def _still_named(fd: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
     except FileNotFoundError:
         return False
 

@@ -24,7 +24,7 @@ from ..errors import BorealisError, Cancelled, InvalidInput
 from . import low_rank
 from .atomic_output import PartialFile, check_outputs
 from .plan import Codec, FilePlan, Tensor, TensorSource
-from .row_reader import Announced, Batch, OpenSource, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
+from .row_reader import Announced, Batch, OpenSlice, ReadAhead, batches, fill, is_remote, open_local, read_ahead_memory
 from .tasks import CHUNK_WEIGHTS, Encoding, Task, is_copy, tasks, total_nbytes
 
 F32, F16, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16
@@ -70,13 +70,13 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     allow_nonfinite: bool = False,
-    open_source: OpenSource = open_local,
+    open_slice: OpenSlice = open_local,
     verifier: Verifier | None = None,
 ) -> tuple[FileResult, ...]:
     """Write every planned file in one pass over their sources.
 
     `on_progress` is called in this thread, about ten times a second. Setting `stop` from another thread ends the run
-    within a second, as an exception in this thread does; no file then stands under a final name. `open_source` opens
+    within a second, as an exception in this thread does; no file then stands under a final name. `open_slice` opens
     the files that slices lie in; with remote ones among them, all are read ahead. `verifier` has the last word before
     a file gets its name.
 
@@ -101,11 +101,11 @@ def execute(
             codec,
             stop or threading.Event(),
             allow_nonfinite,
-            open_source,
+            open_slice,
             plans,
         )
         if is_remote(plans):
-            run.ahead = ReadAhead(batches(run.tasks), open_source, run.stop)
+            run.ahead = ReadAhead(batches(run.tasks), open_slice, run.stop)
             stack.callback(run.ahead.close)
         else:
             run.tasks = announced = Announced(run.tasks)
@@ -221,8 +221,8 @@ def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, tuple[int, int, int]]
 class SourceRows:
     """Rows of planned tensors as the workers make them, in float32: for whoever compares. For one thread."""
 
-    def __init__(self, codec: Codec, open_source: OpenSource = open_local) -> None:
-        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), True, open_source), ())
+    def __init__(self, codec: Codec, open_slice: OpenSlice = open_local) -> None:
+        self._worker = _Worker(_Run(iter(()), (), codec, threading.Event(), True, open_slice), ())
 
     def __enter__(self) -> "SourceRows":
         return self
@@ -262,7 +262,7 @@ class _Run:
         codec: Codec,
         stop: threading.Event,
         allow_nonfinite: bool,
-        open_source: OpenSource = open_local,
+        open_slice: OpenSlice = open_local,
         plans: Sequence[FilePlan] = (),
     ) -> None:
         self.tasks = work
@@ -271,7 +271,7 @@ class _Run:
         self.codec = codec
         self.stop = stop
         self.allow_nonfinite = allow_nonfinite
-        self.open_source = open_source
+        self.open_slice = open_slice
         self.ahead: ReadAhead | None = None
         self.lock = threading.Lock()
         self.done = 0
@@ -489,7 +489,7 @@ class _Worker:
         where = task.tensor.source.slice
         if not self.source or self.source[0] != where.path:
             self.close()
-            self.source = where.path, self.run.open_source(where, self.run.stop)
+            self.source = where.path, self.run.open_slice(where, self.run.stop)
         return self.source[1]
 
     def write(self, task: Task, encoding: Encoding, data: np.ndarray, *, later: bool = False) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
 from ..checkpoint.types import KV, GGMLQuantizationType, row_nbytes
-from .plan import FilePlan, Model, TensorPlan
+from .plan import FilePlan, GGUFModel, TensorPlan
 
 SCALARS = {
     GGUFValueType.UINT8: "<u1",
@@ -36,7 +36,7 @@ SCALARS = {
 
 def lay_out(
     path: Path,
-    model: Model,
+    model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     *,
     wanted: Sequence[GGMLQuantizationType | None] | None = None,

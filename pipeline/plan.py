@@ -127,7 +127,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
     `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
@@ -167,7 +167,7 @@ class FilePlan:
     header: bytes
     tensors: tuple[TensorPlan, ...]
     size: int
-    model: Model
+    model: GGUFModel
     retype: tuple[tuple[str, str], ...] = ()
 
     def option(self, name: str, type: GGMLQuantizationType) -> str | None:

@@ -26,7 +26,7 @@ from ..errors import BorealisError
 from .plan import FilePlan
 from .tasks import Task
 
-OpenSource = Callable[[Slice, threading.Event], RawIOBase]
+OpenSlice = Callable[[Slice, threading.Event], RawIOBase]
 """Opens the file a slice lies in. When the event is set, a read that waits gives up: it raises Cancelled."""
 
 FETCH_BYTES = 8 << 20
@@ -152,10 +152,10 @@ class ReadAhead:
     """
 
     def __init__(
-        self, work: Iterator[Batch], open_source: OpenSource, stop: threading.Event, readers: int = READERS
+        self, work: Iterator[Batch], open_slice: OpenSlice, stop: threading.Event, readers: int = READERS
     ) -> None:
         self.work = work
-        self.open_source = open_source
+        self.open_slice = open_slice
         self.stop = stop
         self.lock = threading.Lock()
         self.asked: queue.SimpleQueue[tuple[Batch, Future[np.ndarray]] | None] = queue.SimpleQueue()
@@ -197,7 +197,7 @@ class ReadAhead:
                 if file is None or opened != slice.path:
                     if file:
                         file.close()
-                    file, opened = self.open_source(slice, self.stop), slice.path
+                    file, opened = self.open_slice(slice, self.stop), slice.path
                 data = np.empty(batch.nbytes, np.uint8)
                 fill(file, batch.start, data, batch.tasks[0])
                 future.set_result(data)

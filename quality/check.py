@@ -17,8 +17,8 @@ from ..checkpoint.types import Slice
 from ..convert.metadata.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
 from ..pipeline.execute import Progress, available_cores
-from ..pipeline.plan import Codec, FilePlan, Model, gguf_tensors
-from ..pipeline.row_reader import OpenSource, open_local
+from ..pipeline.plan import Codec, FilePlan, GGUFModel, gguf_tensors
+from ..pipeline.row_reader import OpenSlice, open_local
 from .cross_check.cross_check import second_opinion
 from .metadata import check_metadata
 from .report import Finding, Report, Section
@@ -35,7 +35,7 @@ WEIGHTED_BY = "quantize.imatrix.file"
 
 def check_file(
     path: Path,
-    source: Model,
+    source: GGUFModel,
     codec: Codec,
     *,
     against: str,
@@ -79,7 +79,7 @@ def check_file(
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
 
 
-def _can_compare_logits(path: Path, header: GGUFFile, source: Model, against: str) -> None:
+def _can_compare_logits(path: Path, header: GGUFFile, source: GGUFModel, against: str) -> None:
     """Raises InvalidInput, in one line, when there is nothing that transformers could compute the same of."""
     from .logits import require
 
@@ -118,14 +118,14 @@ def _form(header: GGUFFile) -> Section:
 
 def check_tensors(
     header: GGUFFile,
-    source: Model,
+    source: GGUFModel,
     codec: Codec,
     *,
     quick: bool,
     importance: Mapping[str, np.ndarray | None] | None = None,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    open_source: OpenSource = open_local,
+    open_slice: OpenSlice = open_local,
 ) -> tuple[Section, Section]:
     """The sections on names and shapes, and on weights; the arguments are those of `check_file` and `compare`."""
     found = gguf_tensors(header.tensors)
@@ -144,7 +144,7 @@ def check_tensors(
         weighted=weighted,
         jobs=jobs,
         on_progress=on_progress,
-        open_source=open_source,
+        open_slice=open_slice,
     )
 
 
@@ -163,17 +163,17 @@ class QuickCheck:
     """A `Verifier`: what is written must pass the quick form of the check, or it gets no name.
 
     Headers are read back and texts tokenized while the weights are being written. Use it in a `with`, and let the
-    executor open its sources with `open_source`: the sampled rows of remote sources are kept as they come in.
+    executor open its sources with `open_slice`: the sampled rows of remote sources are kept as they come in.
     """
 
     def __init__(
         self,
         codec: Codec,
         on_report: Callable[[Report], None] | None = None,
-        open_source: OpenSource = open_local,
+        open_slice: OpenSlice = open_local,
     ) -> None:
         self.codec, self.on_report = codec, on_report
-        self._tap = Tap(open_source)
+        self._tap = Tap(open_slice)
         self._files: list[_File] = []
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
@@ -191,7 +191,7 @@ class QuickCheck:
         self._tap.want(t.tensor for _, plan in files for t in plan.tensors if t.tensor.source.slice.remote)
         self._begun = self._pool.submit(self._read, files)
 
-    def open_source(self, slice: Slice, stop: threading.Event) -> RawIOBase:
+    def open_slice(self, slice: Slice, stop: threading.Event) -> RawIOBase:
         return self._tap.open(slice, stop)
 
     def _read(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
@@ -235,7 +235,7 @@ class QuickCheck:
                 self.codec,
                 quick=True,
                 importance=importance,
-                open_source=self._tap.open_kept,
+                open_slice=self._tap.open_kept,
             ),
             second_opinion(file.header, model, self.codec, quick=True),
             *text,

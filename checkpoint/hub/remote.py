@@ -16,7 +16,7 @@ from .errors import ask, client_error
 from .retry import PASSING, STOPPED, Passing, persist, retry_after
 
 
-def open_source(slice: Slice, stop: threading.Event) -> io.RawIOBase:
+def open_slice(slice: Slice, stop: threading.Event) -> io.RawIOBase:
     """The file a slice lies in, here or on the Hub."""
     return slice.path.open("rb", buffering=0) if slice.remote is None else RemoteFile(slice.remote, stop)
 

@@ -17,7 +17,7 @@ from ...checkpoint.folder import Checkpoint
 from ...checkpoint.lora import Adapter, LoraModule
 from ...checkpoint.types import KV, GGMLQuantizationType, Slice
 from ...errors import InvalidInput
-from ...pipeline.plan import Model, Tensor, TensorSource
+from ...pipeline.plan import GGUFModel, Tensor, TensorSource
 from ..describe import read_text
 from ..metadata.general import general_kv
 from ..outtype import OUTTYPES, resolve_outtype
@@ -30,7 +30,7 @@ EMBEDDING = "token_embd.weight"
 
 def describe_adapter(
     checkpoint: Checkpoint, adapter: Adapter, outtype: str, *, model_name: str | None = None
-) -> tuple[Model, list[GGMLQuantizationType]]:
+) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
     """The GGUF of `adapter` for the model that `checkpoint` is, and its tensors' types (f32, f16, bf16 or auto).
 
     Raises InvalidInput when the adapter is not this model's, and for what an adapter file cannot hold.
@@ -58,7 +58,7 @@ def describe_adapter(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     type = OUTTYPES[resolve_outtype(tensors, outtype)][0]
-    return Model(kv, tensors), [type] * len(tensors)
+    return GGUFModel(kv, tensors), [type] * len(tensors)
 
 
 def common_alpha(adapter: Adapter) -> float:

@@ -18,7 +18,7 @@ from ...checkpoint.folder import MAX_TOKENIZER_JSON, Checkpoint, open_checkpoint
 from ...checkpoint.gguf import GGUFFile
 from ...checkpoint.types import KV, GGMLQuantizationType, Slice, row_nbytes
 from ...errors import InvalidInput
-from ...pipeline.plan import Codec, Model
+from ...pipeline.plan import Codec, GGUFModel
 from ...quantize.encoders import ggml
 from ..report import Finding, Section, failures_first, spelled
 from ..weights import error_bounds
@@ -40,7 +40,7 @@ RELATED = 0.5
 this part of what our encoder reaches."""
 
 
-def second_opinion(header: GGUFFile, source: Model, codec: Codec, *, quick: bool) -> Section:
+def second_opinion(header: GGUFFile, source: GGUFModel, codec: Codec, *, quick: bool) -> Section:
     """A section without findings where `source` is no checkpoint, and on an adapter.
 
     `quick` looks at the first and the last block only. Of weights that are far away, none is read; what adapters have

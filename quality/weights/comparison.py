@@ -12,7 +12,7 @@ from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import InvalidInput
 from ...pipeline.execute import PLAIN, Progress, SourceRows, available_cores
 from ...pipeline.plan import Codec, Tensor
-from ...pipeline.row_reader import OpenSource, open_local
+from ...pipeline.row_reader import OpenSlice, open_local
 from ...quantize.encoders import ggml
 from . import error_bounds
 
@@ -104,15 +104,15 @@ def compare(
     weighted: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    open_source: OpenSource = open_local,
+    open_slice: OpenSlice = open_local,
 ) -> list[Comparison]:
     """Compare tensor after tensor, in `jobs` threads; with `quick`, only SAMPLED_ROWS rows of each.
 
-    weighted: an importance matrix that is not at hand chose the bytes, so that ours need not equal them. open_source:
+    weighted: an importance matrix that is not at hand chose the bytes, so that ours need not equal them. open_slice:
     opens what the GGUF was made from.
     """
     results = [Comparison(pair) for pair in pairs]
-    run = _Run(_ranges(results, quick), codec, quick, weighted, open_source)
+    run = _Run(_ranges(results, quick), codec, quick, weighted, open_slice)
     # so little is done at a time that threads would only wait for each other
     run.work(1 if quick else jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
     for result in results:
@@ -156,10 +156,10 @@ class _Run:
         codec: Codec,
         quick: bool,
         weighted: bool,
-        open_source: OpenSource,
+        open_slice: OpenSlice,
     ) -> None:
         self.pieces, self.codec, self.quick, self.weighted = pieces, codec, quick, weighted
-        self.open_source = open_source
+        self.open_slice = open_slice
         self.lock = threading.Lock()
         self.done = 0
         self.error: BaseException | None = None
@@ -187,7 +187,7 @@ class _Run:
         with ExitStack() as stack:
             try:
                 ours = stack.enter_context(SourceRows(self.codec))
-                theirs = stack.enter_context(SourceRows(self.codec, self.open_source))
+                theirs = stack.enter_context(SourceRows(self.codec, self.open_slice))
                 worker = _Worker(self, ours, theirs)
                 while not self.error:
                     with self.lock:

@@ -11,7 +11,7 @@ from typing import Any
 from ...checkpoint.types import Slice
 from ...errors import BorealisError
 from ...pipeline.plan import Tensor
-from ...pipeline.row_reader import OpenSource
+from ...pipeline.row_reader import OpenSlice
 from ...pipeline.tasks import Task
 from .comparison import sampled_rows
 
@@ -19,8 +19,8 @@ from .comparison import sampled_rows
 class Tap:
     """Opens sources for the executor (`open`), and again (`open_kept`): there, what is far away is the kept rows."""
 
-    def __init__(self, open_source: OpenSource) -> None:
-        self._open = open_source
+    def __init__(self, open_slice: OpenSlice) -> None:
+        self._open = open_slice
         self._files: dict[Path, _Kept] = defaultdict(_Kept)
 
     def want(self, tensors: Iterable[Tensor]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ...pipeline.execute import Progress
 from ...pipeline.plan import Codec, Tensor
-from ...pipeline.row_reader import OpenSource, open_local
+from ...pipeline.row_reader import OpenSlice, open_local
 from ..report import Finding, Section, failures_first
 from . import error_bounds
 from .comparison import Comparison, Pair, compare
@@ -39,14 +39,14 @@ def check_weights(
     weighted: bool,
     jobs: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    open_source: OpenSource = open_local,
+    open_slice: OpenSlice = open_local,
 ) -> Section:
     """Every weight lies where its type may put it; see `compare` for the arguments.
 
     sources: all tensors of the source, of which one may stand under another's name.
     """
     results = compare(
-        pairs, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress, open_source=open_source
+        pairs, codec, quick=quick, weighted=weighted, jobs=jobs, on_progress=on_progress, open_slice=open_slice
     )
     bad = [result for result in results if not result.ok]
     near = [] if any(tensor.source.slice.remote for tensor in sources) else bad[:DIAGNOSED]

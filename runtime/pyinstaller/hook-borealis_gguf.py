@@ -6,8 +6,8 @@ from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs
 
 from borealis_gguf.runtime.process.child_process import CHILDREN, PACKAGE
 
-homes = import_module(PACKAGE)._HOMES.values()
-hiddenimports = sorted({*CHILDREN, *(f"{PACKAGE}.{home}" for home in homes)})
+modules = import_module(PACKAGE).PUBLIC
+hiddenimports = sorted({*CHILDREN, *(f"{PACKAGE}.{module}" for module in modules)})
 binaries = collect_dynamic_libs(PACKAGE, search_patterns=["_kernels*.so", "_kernels*.pyd"])
 # Only what the package itself reads: in a checkout its folder holds tests and models too.
 datas = collect_data_files(PACKAGE, includes=["runtime/page/**"])

@@ -16,7 +16,7 @@ import pytest
 
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.hub import retry
-from borealis_gguf.checkpoint.hub.remote import RemoteFile, open_source
+from borealis_gguf.checkpoint.hub.remote import RemoteFile, open_slice
 from borealis_gguf.checkpoint.hub.retry import retry_after
 from borealis_gguf.checkpoint.hub.stream import find, open_stream, read_remote_header
 from borealis_gguf.convert.describe import describe
@@ -243,7 +243,7 @@ def test_streamed_bytes_are_those_of_a_local_checkpoint(hub: Hub, tmp_path: Path
     assert (
         sum(int(r.partition("-")[2]) - int(r[6:].partition("-")[0]) for r in hub.ranges) < 2_000_000
     )  # no weights yet
-    execute([planned], CODEC, jobs=2, open_source=open_source)
+    execute([planned], CODEC, jobs=2, open_slice=open_slice)
     assert sha(planned.path) == local_q8
     assert list(tmp_path.iterdir()) == [planned.path]
 
@@ -259,7 +259,7 @@ def test_the_same_bytes_through_every_fault(hub: Hub, tmp_path: Path, local_q8: 
             Fault(close=50),
             Fault(403),
         ] * 3
-    execute([planned], CODEC, jobs=3, open_source=open_source)
+    execute([planned], CODEC, jobs=3, open_slice=open_slice)
     assert sha(planned.path) == local_q8
     assert not any(hub.faults.values())
 
@@ -275,7 +275,7 @@ def test_the_same_bytes_through_every_fault(hub: Hub, tmp_path: Path, local_q8: 
 def test_a_run_that_fails_leaves_nothing(hub: Hub, tmp_path: Path, fault: Fault, expected: str) -> None:
     planned = plan(hub, tmp_path / "x.gguf")
     hub.faults[SHARD] = [Fault()] * READERS + [fault] * 99
-    assert expected in failed(lambda: execute([planned], CODEC, jobs=2, open_source=open_source))
+    assert expected in failed(lambda: execute([planned], CODEC, jobs=2, open_slice=open_slice))
     assert not list(tmp_path.iterdir())
 
 
@@ -287,7 +287,7 @@ def test_a_run_stops_though_the_network_hangs(hub: Hub, tmp_path: Path) -> None:
     threading.Timer(0.5, stop.set).start()
     began = time.monotonic()
     with pytest.raises(Cancelled):
-        execute([planned], CODEC, stop=stop, open_source=open_source)
+        execute([planned], CODEC, stop=stop, open_slice=open_slice)
     assert time.monotonic() - began < 2
     assert not list(tmp_path.iterdir())
 
@@ -295,7 +295,7 @@ def test_a_run_stops_though_the_network_hangs(hub: Hub, tmp_path: Path) -> None:
 def test_reads_are_large_and_memory_is_bounded(hub: Hub, tmp_path: Path) -> None:
     planned = plan(hub, tmp_path / "x.gguf")
     hub.ranges.clear()
-    execute([planned], CODEC, jobs=1, open_source=open_source)
+    execute([planned], CODEC, jobs=1, open_slice=open_slice)
     assert len(hub.ranges) == len(planned.tensors)  # each is smaller than a batch, and read by one request
     buffers = 2 * 8 * CHUNK_WEIGHTS + (LEFT + 1) * 4 * CHUNK_WEIGHTS
     assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + buffers
@@ -307,7 +307,7 @@ def test_the_network_is_waited_for_by_many_at_a_time(hub: Hub, tmp_path: Path) -
     for n in (1, 2, 3):
         hub.faults[f"model-0000{n}-of-00003.safetensors"] = [Fault(stall=0.25)] * 80
     began = time.monotonic()
-    execute([planned], CODEC, jobs=1, open_source=open_source)
+    execute([planned], CODEC, jobs=1, open_slice=open_slice)
     assert time.monotonic() - began < 12  # 20 seconds one after another, 2.5 eight at a time
 
 
@@ -330,7 +330,7 @@ def test_an_index_is_compared_with_the_headers(hub: Hub) -> None:
 def test_a_copy_that_changes_between_header_and_weights(hub: Hub, tmp_path: Path) -> None:
     planned = plan(hub, tmp_path / "x.gguf")
     hub.faults[SHARD] = [Fault(headers={"ETag": '"another"'})] * 99
-    assert f"{SHARD}: changed while it was read" in failed(lambda: execute([planned], CODEC, open_source=open_source))
+    assert f"{SHARD}: changed while it was read" in failed(lambda: execute([planned], CODEC, open_slice=open_slice))
 
 
 def test_small_files_leave_with_their_folder(hub: Hub) -> None:

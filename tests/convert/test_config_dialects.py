@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from borealis_gguf.checkpoint.folder import open_checkpoint
-from borealis_gguf.convert.describe import can_see, describe, describe_vision
-from borealis_gguf.pipeline.plan import Model, Tensor
+from borealis_gguf.convert.describe import describe, describe_vision, has_vision
+from borealis_gguf.pipeline.plan import GGUFModel, Tensor
 
 from ..helpers.checkpoints import Miniature, write_json
 from ..helpers.config_dialects import BASES, VERSIONS, write
@@ -23,14 +23,14 @@ UNLIKE = (
 )
 
 
-def models(path: Path) -> list[Model]:
+def models(path: Path) -> list[GGUFModel]:
     """All files that the checkpoint becomes."""
     checkpoint = open_checkpoint(path)
     text = describe(checkpoint, "bf16", model_name="x")[0]
-    return [text, describe_vision(checkpoint, "bf16", model_name="x")[0]] if can_see(checkpoint) else [text]
+    return [text, describe_vision(checkpoint, "bf16", model_name="x")[0]] if has_vision(checkpoint) else [text]
 
 
-def entries(model: Model) -> dict[str, Any]:
+def entries(model: GGUFModel) -> dict[str, Any]:
     return {entry.key: (entry.type, entry.value) for entry in model.kv if entry.key not in UNLIKE}
 
 

@@ -12,7 +12,7 @@ from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert import describe, file_type, outtypes
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import FilePlan, Model
+from borealis_gguf.pipeline.plan import FilePlan, GGUFModel
 
 from ..generate.goldens import GOLDENS, OUTTYPES, golden_kv, without_file_type
 from ..helpers.checkpoints import JSON_ONLY, MINIATURES, NANO, TIED_HEAD, Miniature, config
@@ -65,7 +65,7 @@ def test_equals_llama_cpp(miniature: Miniature | None, tmp_path: Path) -> None:
     check_bytes(tmp_path, model, want["tensors"])
 
 
-def check_bytes(folder: Path, model: Model, want: list[Any]) -> None:
+def check_bytes(folder: Path, model: GGUFModel, want: list[Any]) -> None:
     """Every tensor of every outtype, as the executor writes them in one pass."""
     plans = [lay_out(folder / f"{o}.gguf", model, outtypes(model.tensors, o), label=o) for o in PASS]
     execute(plans, CODEC)

@@ -21,7 +21,7 @@ from borealis_gguf.convert.lora.merge import plain_name, plan_merge
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Model, Tensor, TensorSource
+from borealis_gguf.pipeline.plan import GGUFModel, Tensor, TensorSource
 
 from ..generate.lora_goldens import GOLDENS, OUTTYPES, sample
 from ..helpers.checkpoints import MINIATURES, Miniature, config
@@ -105,7 +105,7 @@ def test_matrices_stored_as_in_and_out_are_merged_as_peft_does(tmp_path: Path) -
     checkpoint, adapter = open_checkpoint(CONV1D.write(tmp_path)), read_adapter(IN_OUT.write(tmp_path))
     tensors = [Tensor(name, TensorSource(slice), slice.shape) for name, slice in checkpoint.tensors.items()]
     merged = plan_merge(checkpoint, [(adapter, 0.5)]).apply(tensors)
-    plan = lay_out(tmp_path / "x.gguf", Model((), merged), [T.F32] * len(merged))
+    plan = lay_out(tmp_path / "x.gguf", GGUFModel((), merged), [T.F32] * len(merged))
     execute([plan], CODEC)
     want = golden("merged-in-out")
     assert sorted(want) == sorted(checkpoint.tensors)

@@ -24,7 +24,7 @@ from borealis_gguf.convert.tokenizers.sentencepiece_model import (
 from borealis_gguf.convert.tokenizers.sentencepiece_vocabulary import Tokenizer, read_tokenizer, tokenizer_kv
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Model
+from borealis_gguf.pipeline.plan import GGUFModel
 
 from ..helpers.checkpoints import N_NANO, NANO, write_json
 from ..helpers.paths import DATA
@@ -78,7 +78,7 @@ def test_llama_cpp_gives_the_ids_of_the_checkpoints_own_tokenizer(folder: Path, 
         shutil.copyfile(NANO / name, folder / name)
     described, _ = describe(open_checkpoint(folder), "bf16")
     path = folder / "vocabulary.gguf"
-    path.write_bytes(lay_out(path, Model(described.kv, ()), []).header)
+    path.write_bytes(lay_out(path, GGUFModel(described.kv, ()), []).header)
     llama = Llama(str(path), vocab_only=True, verbose=False)
     lines = [*TEXT.splitlines(), TEXT, "", " ", "\n", "\n\n\n", "▁", " ▁ ", "<0x41>", "<bos>", "a<end_of_turn>b"]
     for line in lines:

@@ -10,7 +10,7 @@ import pytest
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
-from borealis_gguf.convert import can_see, describe, describe_vision, file_type
+from borealis_gguf.convert import describe, describe_vision, file_type, has_vision
 from borealis_gguf.convert.architectures.siglip import plain_name, read_vision
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
@@ -50,7 +50,7 @@ def test_equals_llama_cpp(miniature: Miniature, tmp_path: Path) -> None:
 def test_every_layout_gives_the_same_file(layout: tuple[str, str], tmp_path: Path) -> None:
     """Where llama.cpp's converter writes a file without tensors, or dies, we write what it makes of the plain one."""
     checkpoint = open_checkpoint(replace(FOUR, vision=layout).write(tmp_path))
-    assert can_see(checkpoint)
+    assert has_vision(checkpoint)
     model, types = describe_vision(checkpoint, "q8_0")
     want = golden(f"mmproj-{FOUR.name}")
     assert " ".join(t.name for t in types) == want["types"]["q8_0"]
@@ -73,7 +73,7 @@ def test_the_text_side_is_not_mistaken(name: str) -> None:
 
 def test_text_models_cannot_see(tmp_path: Path, nano: Path) -> None:
     checkpoint = open_checkpoint(nano)
-    assert not can_see(checkpoint)
+    assert not has_vision(checkpoint)
     with pytest.raises(InvalidInput, match="Gemma3ForCausalLM cannot see, so there is no mmproj"):
         describe_vision(checkpoint, "f16")
 
@@ -81,7 +81,7 @@ def test_text_models_cannot_see(tmp_path: Path, nano: Path) -> None:
 def test_a_vision_side_without_tensors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What a text-only finetune leaves behind: told once, and an error only where an mmproj is asked for."""
     checkpoint = open_checkpoint(replace(SMALL, vision=None).write(tmp_path))
-    assert not can_see(checkpoint)
+    assert not has_vision(checkpoint)
     assert "the tensors lack" in caplog.text
     with pytest.raises(InvalidInput, match="no tensor belongs to one; take the mmproj of the model"):
         read_vision(checkpoint)

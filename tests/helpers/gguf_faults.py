@@ -13,7 +13,7 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV, Slice
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Model, Tensor, TensorSource
+from borealis_gguf.pipeline.plan import GGUFModel, Tensor, TensorSource
 from borealis_gguf.quantize.encoders import ggml
 
 Edit = Callable[[dict[str, KV]], object]
@@ -25,7 +25,7 @@ def with_metadata(good: Path, to: Path, edit: Edit) -> Path:
     kv = {entry.key: entry for entry in header.kv}
     edit(kv)
     tensors = tuple(Tensor(name, TensorSource(s), s.shape) for name, s in header.tensors.items())
-    plan = lay_out(to, Model(tuple(kv.values()), tensors), [s.type for s in header.tensors.values()])
+    plan = lay_out(to, GGUFModel(tuple(kv.values()), tensors), [s.type for s in header.tensors.values()])
     api.execute([plan], check=False)
     return to
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from borealis_gguf import BorealisError
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Model
+from borealis_gguf.pipeline.plan import GGUFModel
 
 from .norwegian_lines import LINES
 
@@ -52,7 +52,7 @@ def tokenize(kv: Sequence[KV], lines: Sequence[str], *, special: bool = False) -
     entries = (architecture, *(entry for entry in kv if entry.key.startswith("tokenizer.ggml.")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
-        path.write_bytes(lay_out(path, Model(entries, ()), []).header)
+        path.write_bytes(lay_out(path, GGUFModel(entries, ()), []).header)
         llama.llama_log_set(_silent, ctypes.c_void_p(0))
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = True

@@ -6,7 +6,7 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from borealis_gguf.checkpoint.types import KV, GGMLQuantizationType, Slice
-from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
+from borealis_gguf.pipeline.plan import Codec, GGUFModel, Tensor, TensorSource
 from borealis_gguf.quantize.encoders import ggml
 
 CODEC = Codec(ggml.encode, ggml.decode, ggml.validate)
@@ -23,7 +23,9 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def raw_model(path: Path, shapes: dict[str, tuple[int, ...]], type: GGMLQuantizationType, shift: float = 0.0) -> Model:
+def raw_model(
+    path: Path, shapes: dict[str, tuple[int, ...]], type: GGMLQuantizationType, shift: float = 0.0
+) -> GGUFModel:
     """A model whose tensors lie one after another in the raw file `path`; 1-D ones are shifted by `shift`."""
     tensors, blobs, offset = [], [], 0
     for seed, (name, shape) in enumerate(shapes.items()):
@@ -34,4 +36,4 @@ def raw_model(path: Path, shapes: dict[str, tuple[int, ...]], type: GGMLQuantiza
         blobs.append(data)
         offset += len(data)
     path.write_bytes(b"".join(blobs))
-    return Model((KV("general.architecture", GGUFValueType.STRING, "gemma3"),), tuple(tensors))
+    return GGUFModel((KV("general.architecture", GGUFValueType.STRING, "gemma3"),), tuple(tensors))

@@ -25,7 +25,7 @@ from borealis_gguf.pipeline import execute as executor
 from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor, TensorPlan, TensorSource
+from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor, TensorPlan, TensorSource
 from borealis_gguf.pipeline.row_reader import Announced
 from borealis_gguf.pipeline.tasks import tasks, total_nbytes
 from borealis_gguf.quantize.encoders import ggml
@@ -166,7 +166,7 @@ def test_quantized_sources_are_decoded(tmp_path: Path) -> None:
     like = raw_model(tmp_path / "other", {"w.weight": (6, 256)}, T.F32)
     slice = like.tensors[0].source.slice
     tensor = Tensor("w.weight", TensorSource(type(slice)(tmp_path / "raw", 0, T.Q8_0, (6, 256))), (6, 256))
-    plan = lay_out(tmp_path / "x.gguf", Model(like.kv, (tensor,)), [T.Q4_K])
+    plan = lay_out(tmp_path / "x.gguf", GGUFModel(like.kv, (tensor,)), [T.Q4_K])
     execute([plan], CODEC)
     expected = np.empty((6, 144), np.uint8)
     ggml.encode(ggml.decode(rows, T.Q8_0, 256), T.Q4_K, None, expected)
@@ -175,7 +175,7 @@ def test_quantized_sources_are_decoded(tmp_path: Path) -> None:
 
 def test_rows_past_the_planned_ones_are_left_out(tmp_path: Path) -> None:
     full = raw_model(tmp_path / "raw", {"w.weight": (10, 64)}, T.F32).tensors[0]
-    plan = lay_out(tmp_path / "x.gguf", Model((), (Tensor("w.weight", full.source, (7, 64)),)), [T.F32])
+    plan = lay_out(tmp_path / "x.gguf", GGUFModel((), (Tensor("w.weight", full.source, (7, 64)),)), [T.F32])
     execute([plan], CODEC)
     assert np.array_equal(payload(plan.path, plan.tensors[0]).view(np.float32), weights(0, 10, 64)[:7].reshape(-1))
 
@@ -196,10 +196,10 @@ def test_rows_are_picked_as_numpy_transposes(tmp_path: Path, order: RowMap, type
         values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
     picked = values.reshape(*order.shape, -1).transpose(*order.axes, len(order.axes)).reshape(rows, -1)
     for n, (jobs, chunk) in enumerate([(1, 1), (1, 1 << 18), (2, 700), (5, 4096), (3, 256)]):
-        plan = lay_out(tmp_path / f"{n}.gguf", Model((), (tensor,)), [T.F32])
+        plan = lay_out(tmp_path / f"{n}.gguf", GGUFModel((), (tensor,)), [T.F32])
         execute([plan], CODEC, jobs=jobs, chunk_weights=chunk)
         assert np.array_equal(payload(plan.path, plan.tensors[0]).view(np.float32), picked.reshape(-1)), (jobs, chunk)
-    same = lay_out(tmp_path / "same.gguf", Model((), (tensor,)), [type])
+    same = lay_out(tmp_path / "same.gguf", GGUFModel((), (tensor,)), [type])
     execute([same], CODEC)
     assert payload(same.path, same.tensors[0]).size == rows * int(np.prod(columns)) * (2 if type == T.BF16 else 4)
     expected = picked.view(np.uint32) >> 16 if type == T.BF16 else picked
@@ -219,7 +219,7 @@ def test_picking_rows_needs_memory_for_a_few_heads_alone(tmp_path: Path) -> None
             shape = (int(np.prod(order.shape)), 4096)
             slice = Slice(tmp_path / "raw", 0, T.BF16, shape)
             tensors.append(Tensor(name, TensorSource(slice, order=order), shape))
-        needed.append(memory_needed([lay_out(tmp_path / "x.gguf", Model((), tuple(tensors)), [T.Q8_0] * 2)], 1))
+        needed.append(memory_needed([lay_out(tmp_path / "x.gguf", GGUFModel((), tuple(tensors)), [T.Q8_0] * 2)], 1))
     assert needed[0] == needed[1] < 16 << 20
 
 
@@ -314,7 +314,7 @@ def test_too_little_space_is_refused(tmp_path: Path) -> None:
     huge = raw_model(tmp_path / "raw", {"w.weight": (1, 32)}, T.F32).tensors[0]
     tensor = Tensor("w.weight", huge.source, (1 << 45, 32))
     with pytest.raises(InvalidInput, match=r"needed, .* free; make room"):
-        execute([lay_out(tmp_path / "x.gguf", Model((), (tensor,)), [T.F32])], CODEC)
+        execute([lay_out(tmp_path / "x.gguf", GGUFModel((), (tensor,)), [T.F32])], CODEC)
     assert only_inputs(tmp_path)
 
 
@@ -339,9 +339,9 @@ SLOW = """
     from pathlib import Path
     from borealis_gguf.pipeline.execute import execute
     from borealis_gguf.pipeline.layout import lay_out
-    from borealis_gguf.pipeline.plan import Codec, Model, Tensor, TensorSource
+    from borealis_gguf.pipeline.plan import Codec, GGUFModel, Tensor, TensorSource
     from borealis_gguf.checkpoint.types import Slice
-    from borealis_gguf.quantize import ggml
+    from borealis_gguf.quantize.encoders import ggml
     from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 
     def slow(rows, type, importance, out):
@@ -351,7 +351,7 @@ SLOW = """
 
     folder = Path(sys.argv[1])
     tensor = Tensor("w.weight", TensorSource(Slice(folder / "raw", 0, T.F32, (64, 256))), (64, 256))
-    plan = lay_out(folder / "x.gguf", Model((), (tensor,)), [T.Q8_0])
+    plan = lay_out(folder / "x.gguf", GGUFModel((), (tensor,)), [T.Q8_0])
     execute([plan], Codec(slow, ggml.decode, ggml.validate), jobs=2, chunk_weights=256)
 """
 
@@ -370,11 +370,11 @@ def test_a_killed_run_leaves_no_final_name_and_the_next_one_succeeds(tmp_path: P
     process.kill()
     process.wait()
     assert not (tmp_path / "x.gguf").exists()
-    assert (tmp_path / ".x.gguf.partial").exists()
+    assert len(list(tmp_path.glob(".x.gguf.*.partial"))) == 1
     again = start_slow(tmp_path, 0)
     assert again.wait(30) == 0
     model = raw_model(tmp_path / "raw", {"w.weight": (64, 256)}, T.F32)
-    clean = lay_out(tmp_path / "clean.gguf", Model((), model.tensors), [T.Q8_0])
+    clean = lay_out(tmp_path / "clean.gguf", GGUFModel((), model.tensors), [T.Q8_0])
     execute([clean], CODEC)
     assert sha(tmp_path / "x.gguf") == sha(clean.path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.gguf", "raw", "x.gguf"]

@@ -14,7 +14,7 @@ from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import encode_kv, lay_out
-from borealis_gguf.pipeline.plan import Model
+from borealis_gguf.pipeline.plan import GGUFModel
 
 from ..helpers.tiny import CODEC, raw_model
 
@@ -40,7 +40,7 @@ SHAPES = {"token_embd.weight": (7, 64), "a.bias": (5,), "b.weight": (3, 2, 32)}
 
 
 def test_file_equals_gguf_py(tmp_path: Path) -> None:
-    model = Model(KVS, raw_model(tmp_path / "raw", SHAPES, T.F32).tensors)
+    model = GGUFModel(KVS, raw_model(tmp_path / "raw", SHAPES, T.F32).tensors)
     plan = lay_out(tmp_path / "ours.gguf", model, [T.F32] * 3)
     execute([plan], CODEC)
 
@@ -61,7 +61,7 @@ def test_file_equals_gguf_py(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alignment", [8, 32, 64, 4096])
 def test_offsets_follow_the_alignment(tmp_path: Path, alignment: int) -> None:
     model = raw_model(tmp_path / "raw", SHAPES, T.F32)
-    model = Model((*model.kv, KV("general.alignment", V.UINT32, alignment)), model.tensors)
+    model = GGUFModel((*model.kv, KV("general.alignment", V.UINT32, alignment)), model.tensors)
     plan = lay_out(tmp_path / "x.gguf", model, [T.Q8_0, T.F32, T.F16])
     assert [t.nbytes for t in plan.tensors] == [7 * 68, 20, 384]
     assert len(plan.header) % alignment == 0

@@ -18,7 +18,7 @@ from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.pipeline import low_rank
 from borealis_gguf.pipeline.execute import execute, memory_needed
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import LowRank, Model, Tensor, TensorSource
+from borealis_gguf.pipeline.plan import GGUFModel, LowRank, Tensor, TensorSource
 from borealis_gguf.quantize.encoders import native
 
 from ..helpers.tiny import CODEC, bf16, weights
@@ -61,7 +61,7 @@ def expected(base: Slice, updates: tuple[LowRank, ...]) -> tuple[np.ndarray, np.
 
 def written(folder: Path, source: TensorSource, type: T, **options: Any) -> np.ndarray:
     tensor = Tensor("blk.0.ffn_up.weight", source, source.slice.shape)
-    plan = lay_out(folder / "out.gguf", Model((), (tensor,)), [type])
+    plan = lay_out(folder / "out.gguf", GGUFModel((), (tensor,)), [type])
     execute([plan], CODEC, **options)
     return np.fromfile(plan.path, np.uint8, plan.tensors[0].nbytes, offset=plan.tensors[0].offset)
 
@@ -181,7 +181,7 @@ def test_without_kernels_numpy_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for codec, encoders in ((CODEC, ""), (api.CODEC, ""), (api.CODEC, "ggml"), (api.CODEC, "baseline")):
         monkeypatch.setenv(native.SWITCH, encoders)
         tensor = Tensor("blk.0.ffn_up.weight", source, source.slice.shape)
-        plan = lay_out(tmp_path / "out.gguf", Model((), (tensor,)), [T.F32])
+        plan = lay_out(tmp_path / "out.gguf", GGUFModel((), (tensor,)), [T.F32])
         execute([plan], codec)
         sums.add(hashlib.sha256(plan.path.read_bytes()).hexdigest())
     assert len(sums) == 1
@@ -218,7 +218,7 @@ def test_one_tensor_in_several_files_is_merged_alike(tmp_path: Path) -> None:
     source = TensorSource(base, updates=(update(tmp_path, 10, 8, 0.5),))
     alone = {type: written(tmp_path, source, type) for type in (T.F32, T.BF16, T.Q8_0)}
     tensor = Tensor("w.weight", source, base.shape)
-    plans = [lay_out(tmp_path / f"{type.name}.gguf", Model((), (tensor,)), [type]) for type in alone]
+    plans = [lay_out(tmp_path / f"{type.name}.gguf", GGUFModel((), (tensor,)), [type]) for type in alone]
     execute(plans, CODEC)
     for plan, data in zip(plans, alone.values(), strict=True):
         t = plan.tensors[0]
@@ -229,7 +229,7 @@ def test_an_adapter_that_is_cut_off_or_overwritten_is_one_clear_error(tmp_path: 
     base = stored(tmp_path / "base", weights(1, ROWS, COLUMNS), T.F32)
     change = update(tmp_path, 10, 8, 0.5)
     source = TensorSource(base, updates=(change,))
-    plan = lay_out(change.up.path, Model((), (Tensor("w.weight", source, base.shape),)), [T.F32])
+    plan = lay_out(change.up.path, GGUFModel((), (Tensor("w.weight", source, base.shape),)), [T.F32])
     with pytest.raises(InvalidInput, match="overwrite its own input"):
         execute([plan], CODEC)
     change.up.path.write_bytes(change.up.path.read_bytes()[:-4])
@@ -251,7 +251,7 @@ def test_memory_grows_with_the_rank_and_not_with_the_matrix(tmp_path: Path) -> N
     def needed(rows: int, rank: int) -> int:
         change = LowRank(Slice(tmp_path, 0, T.F32, (rows, rank)), Slice(tmp_path, 0, T.F32, (rank, 4096)), 1.0)
         source = TensorSource(Slice(tmp_path, 0, T.BF16, (rows, 4096)), updates=(change,))
-        model = Model((), (Tensor("w.weight", source, (rows, 4096)),))
+        model = GGUFModel((), (Tensor("w.weight", source, (rows, 4096)),))
         return memory_needed([lay_out(tmp_path / "x", model, [T.Q8_0])], 1)
 
     assert needed(1 << 20, 16) == needed(1 << 12, 16)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from borealis_gguf import BorealisError, Report, api
-from borealis_gguf.checkpoint.hub.remote import open_source
+from borealis_gguf.checkpoint.hub.remote import open_slice
 from borealis_gguf.checkpoint.hub.stream import open_stream
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Remote, Slice
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Codec, Model, RowMap, Tensor
+from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor
 from borealis_gguf.quality.check import QuickCheck
 from borealis_gguf.quality.report import as_text
 from borealis_gguf.quantize.encoders import ggml
@@ -83,10 +83,10 @@ def test_a_wrong_encoder_or_header_gets_no_file(hub: Hub, tmp_path: Path) -> Non
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
     codec = Codec(NoShift.encode, ggml.decode, ggml.validate)
     with (
-        QuickCheck(api.CODEC, None, open_source) as quick,
+        QuickCheck(api.CODEC, None, open_slice) as quick,
         pytest.raises(BorealisError, match=r"^quick check of nano-nb-7m-Q8_0\.gguf failed: .*_norm.*weights"),
     ):
-        execute([plan], codec, verifier=quick, open_source=quick.open_source)
+        execute([plan], codec, verifier=quick, open_slice=quick.open_slice)
     with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000"):
         api.execute([_with_header(plan, "gemma3.rope.freq_base", 10000.0)])
     assert list(tmp_path.iterdir()) == []
@@ -117,10 +117,10 @@ def test_kept_rows_are_the_source_s(tmp_path: Path, order: RowMap | None, jobs: 
     def fetch(slice: Slice, stop: threading.Event) -> RawIOBase:
         return (tmp_path / "raw").open("rb", buffering=0)
 
-    plan = lay_out(tmp_path / "x.gguf", Model(model.kv, tuple(map(moved, model.tensors))), [T.Q4_K, T.F32])
+    plan = lay_out(tmp_path / "x.gguf", GGUFModel(model.kv, tuple(map(moved, model.tensors))), [T.Q4_K, T.F32])
     reports: list[Report] = []
     with QuickCheck(api.CODEC, reports.append, fetch) as quick:
-        execute([plan], api.CODEC, jobs=jobs, verifier=quick, open_source=quick.open_source)
+        execute([plan], api.CODEC, jobs=jobs, verifier=quick, open_slice=quick.open_slice)
         shutil.move(tmp_path / "raw", tmp_path / "gone")
     weights = lines(reports[0], "weights")
     assert reports[0].ok or "general.type" in as_text(reports[0]), as_text(reports[0])

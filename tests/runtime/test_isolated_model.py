@@ -42,11 +42,11 @@ def dying(path: Path, patch: str) -> list[str]:
     code = f"""
 import faulthandler, sys
 sys.path[:] = {sys.path!a}
-from borealis_gguf.runtime import isolated_child
+from borealis_gguf.runtime.process import model_worker
 from borealis_gguf.runtime.llama.engine import Engine
 decode, left = Engine.decode, [0]
 {patch}
-isolated_child.main()
+model_worker.main()
 """
     return [sys.executable, "-c", code]
 
