@@ -15,7 +15,7 @@ from .common_options import PATH, loading_options
 @click.option(
     "--system", metavar="TEXT", help="System message, placed before the prompt as the model's template has it."
 )
-@click.option("--image", "images", type=PATH, multiple=True, help="A PNG or JPEG to ask about; repeatable.")
+@click.option("--image", "images", type=PATH, multiple=True, help="A PNG, JPEG or WebP to ask about; repeatable.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: what the context holds.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.")

@@ -40,7 +40,8 @@ class Conversation:
         """Send a user message; the answer streams. Both join the history when the answer ends, a cancelled one as far
         as it came, but not where it was cancelled before its first word.
 
-        `images` are PNG or JPEG files, or their bytes. Raises what `Model.chat` raises; the history is then as before.
+        `images` are PNG, JPEG or WebP files, or their bytes. Raises what `Model.chat` raises; then the history is as
+        before.
         """
         message = {"role": "user", "content": _content(content, images)}
         return self._chat([*self.messages, message], options)

@@ -1,7 +1,7 @@
 """The vision tower: an mmproj file, loaded by llama.cpp's mtmd.
 
-mtmd would pad an image that is not square with black, where the checkpoint's own processor stretches it. So mtmd
-decodes and normalizes, and images are turned upright and stretched here, before.
+mtmd would pad an image that is not square with black, where the checkpoint's own processor stretches it. So mtmd gets
+pixels that are decoded and stretched already, and only normalizes them.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import numpy as np
 from ...checkpoint.gguf import GGUFFile, read_gguf
 from ...checkpoint.gguf_validation import check_model
 from ...errors import BorealisError, InvalidInput
-from ..prompting.image_decoding import Image, resize, upright
+from ..prompting.image_decoding import ImageFile, image_pixels
 from .devices import device_handle
 from .vocabulary import clear_errors, collect_errors, encoded_path, error_clause
 
@@ -53,9 +53,9 @@ class VisionTower:
             mtmd.mtmd_free(self._context)
         self._context = None
 
-    def features(self, image: Image) -> np.ndarray:
+    def features(self, image: ImageFile) -> np.ndarray:
         """The embeddings of `image`: float32 [tokens, n_embd]."""
-        pixels = resize(upright(self.pixels(image), image.orientation), self.image_size, self.image_size)
+        pixels = image_pixels(image, self.image_size, self.image_size)
         return self._with_chunk(image.path, pixels, lambda chunk: self._encode(image.path, chunk))
 
     def _with_chunk(self, path: Path, pixels: np.ndarray, use: Callable[[Any], Any]) -> Any:
@@ -68,18 +68,6 @@ class VisionTower:
             return use(self._image_chunk(path, bitmap, chunks))
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
-            mtmd.mtmd_bitmap_free(bitmap)
-
-    def pixels(self, image: Image) -> np.ndarray:
-        """The decoded file: uint8 [height, width, 3]."""
-        data = (ctypes.c_uint8 * len(image.data)).from_buffer_copy(image.data)
-        bitmap: Any = mtmd.mtmd_helper_bitmap_init_from_buf(self._context, data, len(image.data), False)
-        if bitmap is None:
-            raise InvalidInput(f"{image.path}: llama.cpp cannot decode this image; save it again as PNG")
-        try:
-            shape = mtmd.mtmd_bitmap_get_ny(bitmap), mtmd.mtmd_bitmap_get_nx(bitmap), 3
-            return np.ctypeslib.as_array(mtmd.mtmd_bitmap_get_data(bitmap), shape).copy()
-        finally:
             mtmd.mtmd_bitmap_free(bitmap)
 
     def _image_chunk(self, path: Path, bitmap: Any, chunks: Any) -> Any:

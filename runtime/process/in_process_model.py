@@ -12,10 +12,10 @@ import numpy as np
 from ...errors import BorealisError, InvalidInput
 from ..events import EventSink, GenerationRequest, ModelInfo, Options
 from ..prompting.chat_template import ChatTemplate, Message
-from ..prompting.context_overflow import fitted, too_long
-from ..prompting.image_decoding import Image, read_image, read_image_data
+from ..prompting.context_overflow import encode_fitting, too_long
+from ..prompting.image_decoding import ImageFile, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
-from ..prompting.prompt import check, encode_chat, image_places, parts, with_bos
+from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
 from ..prompting.sampling_settings import Sampling, override
 from ..prompting.tool_calls import offered, tool_grammar, with_tools
 from ..scheduling.image_encoder import ImageEncoder
@@ -49,6 +49,7 @@ class InProcessModel:
         from ..scheduling.scheduler import Scheduler
 
         self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
+        self._chat_encoder = None if template is None else ChatEncoder(engine, template)
         self.info = ModelInfo(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
         self.image_encoder = ImageEncoder(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
@@ -110,7 +111,7 @@ class InProcessModel:
             self._encode_images(job, places, images)
         return lambda: self._scheduler.cancel(job)
 
-    def _encode_images(self, job: "Job", places: Sequence[int], images: Sequence[Image]) -> None:
+    def _encode_images(self, job: "Job", places: Sequence[int], images: Sequence[ImageFile]) -> None:
         """Queue the images of a waiting job, which can start when they are encoded."""
         scheduler, ids = self._scheduler, job.tokens
         self.image_encoder.submit(
@@ -120,29 +121,27 @@ class InProcessModel:
             lambda error: scheduler.drop(job, error),
         )
 
-    def encode(self, request: GenerationRequest) -> tuple[list[int], list[Image]]:
+    def encode(self, request: GenerationRequest) -> tuple[list[int], list[ImageFile]]:
         """The token ids of a request, with overflowing messages left out, and its images. Raises InvalidInput."""
         if request.raw:
             return self._fit(self._raw_ids(request.prompt)), []
         if isinstance(request.prompt, str) or any(isinstance(message, int) for message in request.prompt):
             raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
-        if self.template is None:
+        if self._chat_encoder is None:
             raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
-        template, options = self.template, request.options
+        encoder, options = self._chat_encoder, request.options
         messages = with_tools(request.prompt, options)  # type: ignore[arg-type]
-        check(messages)
-        images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
+        check_messages(messages)
+        images = {id(part): _image(part) for part in image_parts(messages)}
         per_image = self.image_encoder.tokens_per_image if images else 0
 
-        def length(of: Sequence[Message]) -> int:
-            count = sum(part.get("type") == "image" for part in parts(of))
-            return len(encode_chat(self.engine, template, of)) + count * per_image
+        def encode(some: Sequence[Message]) -> EncodedChat:
+            return encoder.encode(some, per_image)
 
         context = self.engine.n_context
-        room = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
-        kept = fitted(messages, request.overflow, context, room, length)
-        ids = encode_chat(self.engine, template, kept)
-        return ids, [images[id(part)] for part in parts(kept) if part.get("type") == "image"]
+        reserved = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
+        encoded = encode_fitting(messages, request.overflow, context, reserved, encode)
+        return encoded.ids, [images[id(part)] for part in image_parts(encoded.messages)]
 
     def _raw_ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -268,7 +267,7 @@ def _checked(options: Options) -> Options:
     return options
 
 
-def _image(part: Message) -> Image:
+def _image(part: Message) -> ImageFile:
     data, path = part.get("data"), part.get("path")
     if isinstance(data, bytes):
         return read_image_data(data)

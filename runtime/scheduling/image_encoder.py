@@ -13,7 +13,7 @@ import numpy as np
 
 from ...checkpoint.gguf_naming import model_stem
 from ...errors import BorealisError, InvalidInput
-from ..prompting.image_decoding import Image
+from ..prompting.image_decoding import ImageFile
 
 if TYPE_CHECKING:
     from ..llama.engine import Engine
@@ -45,7 +45,7 @@ class ImageEncoder:
 
     def submit(
         self,
-        images: Sequence[Image],
+        images: Sequence[ImageFile],
         still_wanted: Callable[[], bool],
         on_features: Callable[[list[np.ndarray]], None],
         on_error: Callable[[BorealisError], None],
@@ -67,7 +67,7 @@ class ImageEncoder:
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             self._thread.submit(work)
 
-    def features(self, image: Image) -> np.ndarray:
+    def features(self, image: ImageFile) -> np.ndarray:
         """The embeddings of `image`, float32 [tokens, n_embd]. For one thread at a time."""
         digest = hashlib.sha256(image.data).digest()
         if digest not in self._cache:
@@ -77,7 +77,7 @@ class ImageEncoder:
         self._cache.move_to_end(digest)
         return self._cache[digest]
 
-    def _encode(self, image: Image) -> np.ndarray:
+    def _encode(self, image: ImageFile) -> np.ndarray:
         if self._vision is None:
             self._vision = self.engine.load_vision(self._file())
         found = self._vision.features(image)

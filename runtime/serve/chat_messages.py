@@ -14,7 +14,7 @@ MAX_PARTS = 1_000
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 20 << 20
 ROLES = ("system", "developer", "user", "assistant", "tool")
-DATA_URL = re.compile(r"data:image/(png|jpeg|jpg);base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:image/(png|jpeg|jpg|webp);base64,", re.IGNORECASE)
 
 Message = dict[str, Any]
 
@@ -79,8 +79,8 @@ def _image(image: Fields) -> bytes:
     match = DATA_URL.match(url)
     if match is None:
         if url[:5].lower() != "data:":
-            raise image.wrong("url", "images are not fetched; send a PNG or JPEG as data:image/png;base64,…")
-        raise image.wrong("url", "not a PNG or JPEG in base64: data:image/png;base64,… or data:image/jpeg;base64,…")
+            raise image.wrong("url", "images are not fetched; send a PNG, JPEG or WebP as data:image/png;base64,…")
+        raise image.wrong("url", "not a PNG, JPEG or WebP in base64: data:image/png;base64,…")
     if (len(url) - match.end()) * 3 // 4 > MAX_IMAGE_BYTES + 3:
         raise image.wrong("url", f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB; scale it down")
     try:

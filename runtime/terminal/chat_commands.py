@@ -193,7 +193,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("system", "[TEXT]", 'say how to answer; "" takes it back, without TEXT it is shown', _system),
-        Command("image", "FILE", "a PNG or JPEG that goes with the next message", _image),
+        Command("image", "FILE", "a PNG, JPEG or WebP that goes with the next message", _image),
         Command("regenerate", "", "another answer to the last message", _regenerate),
         Command("clear", "", "begin anew; the system message stays", _clear),
         Command("save", "FILE", "keep the conversation", _save),

@@ -14,7 +14,7 @@ from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Finished, Options
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.process.isolated_model import IsolatedModel
-from borealis_gguf.runtime.prompting.image_decoding import Image, read_image
+from borealis_gguf.runtime.prompting.image_decoding import ImageFile, read_image
 
 from ..generate.vision_goldens import IMAGES
 from ..helpers.asking import generate, local
@@ -51,7 +51,7 @@ def slow(path: Path, **loading: Any) -> Iterator[tuple[Model, Gate]]:
         encoder._vision = encoder.engine.load_vision(encoder._file())
         encode = encoder._vision.features
 
-        def features(image: Image) -> Any:
+        def features(image: ImageFile) -> Any:
             gate.looks.append((image.width, image.height))
             assert gate.open.wait(20)
             if gate.error is not None:

@@ -273,7 +273,7 @@ def test_images(tmp_path: Path) -> None:
         assert seen.messages[0]["content"] == [{"type": "image", "path": str(picture)}] * 2 + [text]
         assert seen.messages[2] == user("Og no?")
         assert seen.err.startswith("blå bær å.png goes with the next message.\n")
-        assert f"Error: {path}: not a PNG or JPEG" in seen.err
+        assert f"Error: {path}: not a PNG, JPEG or WebP" in seen.err
         picture.unlink()
         gone = talk(model, f"/image {picture}")
         assert "blå bær å.png" in gone.err and gone.chat.faults == 1

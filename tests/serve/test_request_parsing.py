@@ -133,7 +133,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
 
 
 def test_remote_images_are_refused_in_words() -> None:
-    with pytest.raises(Refusal, match="images are not fetched; send a PNG or JPEG as data:"):
+    with pytest.raises(Refusal, match="images are not fetched; send a PNG, JPEG or WebP as data:"):
         chat(vision=True, **user(image("https://example.com/cat.png")))
     with pytest.raises(Refusal, match="without its vision side"):
         chat(vision=False, **user(image(f"data:image/png;base64,{PIXEL}")))
