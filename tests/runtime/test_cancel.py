@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from borealis_gguf.runtime.events import Chosen, Event, Finished, GenerationRequest, Options, Text
-from borealis_gguf.runtime.llama.engine import BATCH, BatchToken, Engine
+from borealis_gguf.runtime.llama.engine import BatchToken, Engine
+from borealis_gguf.runtime.llama.limits import BATCH
 from borealis_gguf.runtime.model import Model, load
 
 from ..helpers.asking import local

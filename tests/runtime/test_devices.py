@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import llama_cpp
+import psutil
 import pytest
 
 from borealis_gguf.runtime.fitting import host_memory
@@ -82,7 +83,7 @@ def test_a_system_that_does_not_report_its_memory(monkeypatch: pytest.MonkeyPatc
     def fails() -> None:
         raise OSError("no /proc")
 
-    monkeypatch.setattr(host_memory.psutil, "virtual_memory", fails)
+    monkeypatch.setattr(psutil, "virtual_memory", fails)
     assert host_memory.host_memory() is None
 
 

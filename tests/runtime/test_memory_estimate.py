@@ -28,15 +28,14 @@ from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.runtime.events import Options
-from borealis_gguf.runtime.fitting import memory_estimate
 from borealis_gguf.runtime.fitting.host_memory import HostMemory
 from borealis_gguf.runtime.fitting.memory_estimate import MemoryNeed, estimate, sizes, vision_need
-from borealis_gguf.runtime.llama import embedder, engine
+from borealis_gguf.runtime.llama import embedder
 from borealis_gguf.runtime.llama.embedder import EMBED_BATCH, MAX_EMBED_TOKENS, Embedder, embedding_nbytes
 from borealis_gguf.runtime.llama.engine import Engine
+from borealis_gguf.runtime.llama.limits import BATCH, MAX_CHECKPOINT_BYTES, MAX_CHECKPOINTS
 from borealis_gguf.runtime.llama.repack import repacked_nbytes
 from borealis_gguf.runtime.model import load
-from borealis_gguf.runtime.scheduling.slots import MAX_CHECKPOINT_BYTES, MAX_CHECKPOINTS
 
 from ..helpers.asking import local
 from ..helpers.families import FAMILIES, Family
@@ -237,7 +236,7 @@ def test_a_split_is_what_llama_cpp_does(layers: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [896, 448])
-def test_what_the_side_that_sees_needs(side: int, folder: Path) -> None:
+def test_what_the_vision_tower_needs(side: int, folder: Path) -> None:
     """Tolerance 15 %: the graph is one of many kinds of node, and its memory a sixth of the weights'."""
     text = write_sparse(folder / "text.gguf", replace(GEMMA_4B, layers=1, vocab=256))
     path = write_mmproj(folder / "mmproj.gguf", side, layers=2)
@@ -309,8 +308,10 @@ def test_an_embedding_is_the_mean_of_all_its_tokens(nano_q8: Path) -> None:
     assert ours @ theirs > 0.9999 and abs(ours @ ours - 1) < 1e-5  # keys and values are F16, and in other orders
 
 
-def test_the_batch_is_the_engine_s() -> None:
-    assert memory_estimate.BATCH == engine.BATCH
+def test_the_batch_is_the_engine_s(nano_q8: Path) -> None:
+    with load(nano_q8, context=1024) as model:
+        context = local(model).engine.context
+        assert llama.llama_n_batch(context) == llama.llama_n_ubatch(context) == BATCH
 
 
 def test_headers_that_do_not_say(nano_q8: Path) -> None:
