@@ -136,7 +136,7 @@ def run(
         click.echo(json.dumps([asdict(speed) for speed in measured], indent=1))
         return
     click.echo(
-        table(("At once", "Reading", "Writing", "First token", "Prefix known", "Memory", "Loading"), _rows(measured))
+        table(("At once", "Prefill", "Decode", "First token", "Prefix cached", "Memory", "Loading"), _rows(measured))
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from .answer import Answer, start_answer
 from .conversation import Conversation
 from .events import EventSink, GenerationRequest, ModelInfo, Options, Overflow
-from .process.model_loading import load_in_process
+from .process.model_loading import LoadOptions, load_in_process
 from .prompting.chat_template import Message
 
 if TYPE_CHECKING:
@@ -202,18 +203,25 @@ def load(
     from .find import find_model
 
     path = find_model(model, on_download)
-    arguments = {
-        "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel,
-        "threads": cpus() if threads is None else threads, "seed": seed,
-        "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
-        "mmproj": str(mmproj) if mmproj else None, "extra_buffers": extra_buffers, "max_queue": max_queue,
-        "batch_invariant": batch_invariant,
-    }  # fmt: skip
+    options = LoadOptions(
+        device=device,
+        gpu_layers=gpu_layers,
+        context=context,
+        parallel=parallel,
+        threads=cpus() if threads is None else threads,
+        seed=seed,
+        sampling=dict(sampling or {}),
+        loras=[(str(adapter), scale) for adapter, scale in loras],
+        mmproj=str(mmproj) if mmproj else None,
+        extra_buffers=extra_buffers,
+        max_queue=max_queue,
+        batch_invariant=batch_invariant,
+    )
     if not isolate:
-        return Model(path, load_in_process(path, on_progress=on_progress, **arguments))
+        return Model(path, load_in_process(path, options, on_progress))
     from .process.isolated_model import IsolatedModel
 
-    return Model(path, IsolatedModel(path, arguments, on_progress))
+    return Model(path, IsolatedModel(path, asdict(options), on_progress))
 
 
 async def aload(model: str | Path, **options: Any) -> Model:

@@ -31,7 +31,7 @@ class IsolatedModel:
         on_progress: "LoadProgress | None" = None,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`load` are the arguments of `load_in_process`; `command` replaces the worker's. Raises what loading does."""
+        """`load` are the fields of LoadOptions; `command` replaces the worker's. Raises what `load` raises."""
         files: dict[str, Any] = {"loras": [(_absolute(name), scale) for name, scale in load.get("loras", ())]}
         if load.get("mmproj"):
             files["mmproj"] = _absolute(load["mmproj"])

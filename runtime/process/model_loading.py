@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,43 +21,46 @@ if TYPE_CHECKING:
     from ..llama.loading import LoadProgress
 
 
-def load_in_process(
-    path: Path,
-    *,
-    device: str,
-    gpu_layers: int | str,
-    context: int | None,
-    parallel: int,
-    threads: int,
-    seed: int | None,
-    sampling: Mapping[str, float],
-    loras: Sequence[tuple[str, float]],
-    mmproj: str | None,
-    extra_buffers: bool | None,
-    max_queue: int | None,
-    batch_invariant: bool | None,
-    on_progress: "LoadProgress | None" = None,
-) -> InProcessModel:
-    """Load the model file `path`; the arguments and errors are those of `load`."""
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The arguments of `load` that both backends need, as JSON can hold them."""
+
+    device: str
+    gpu_layers: int | str
+    context: int | None
+    parallel: int
+    threads: int
+    seed: int | None
+    sampling: Mapping[str, float]
+    loras: Sequence[tuple[str, float]]
+    mmproj: str | None
+    extra_buffers: bool | None
+    max_queue: int | None
+    batch_invariant: bool | None
+
+
+def load_in_process(path: Path, options: LoadOptions, on_progress: "LoadProgress | None" = None) -> InProcessModel:
+    """Load the model file `path`. Raises what `load` raises."""
     header = read_gguf(path)
     if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
         raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
-    default_sampling = override(sampling_of(header), sampling)
-    adapters = checked_loras(header, loras)
-    if threads < 1:
-        raise InvalidInput(f"threads: {threads} is not 1 or more")
-    fixed_seed = None if seed is None else checked_seed(seed)
-    extra = extra_buffers_work() if extra_buffers is None else extra_buffers
-    vision = Path(mmproj) if mmproj else mmproj_beside(path)
-    placement = _place(header, vision, device, gpu_layers, context, parallel, extra, [path for path, _ in adapters])
+    default_sampling = override(sampling_of(header), options.sampling)
+    adapters = checked_loras(header, options.loras)
+    if options.threads < 1:
+        raise InvalidInput(f"threads: {options.threads} is not 1 or more")
+    seed = None if options.seed is None else checked_seed(options.seed)
+    extra_buffers = extra_buffers_work() if options.extra_buffers is None else options.extra_buffers
+    mmproj = Path(options.mmproj) if options.mmproj else mmproj_beside(path)
+    placement = _place(header, mmproj, options, extra_buffers, [path for path, _ in adapters])
     on_gpu = placement.n_gpu_layers > 0
+    several_on_cpu = options.parallel > 1 and not on_gpu
     engine = _engine_class()(
         path,
         context=placement.context,
-        threads=threads,
-        extra_buffers=extra,
-        parallel=parallel,
-        batch_invariant=parallel > 1 and not on_gpu if batch_invariant is None else batch_invariant,
+        threads=options.threads,
+        extra_buffers=extra_buffers,
+        parallel=options.parallel,
+        batch_invariant=several_on_cpu if options.batch_invariant is None else options.batch_invariant,
         model_params=model_params(placement),
         vision_device=placement.name if on_gpu else None,
         loras=adapters,
@@ -67,10 +71,10 @@ def load_in_process(
             engine,
             _chat_template(header, engine),
             default_sampling,
-            lambda: secrets.randbelow(MAX_SEED + 1) if fixed_seed is None else fixed_seed,
-            mmproj=vision,
+            lambda: secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
+            mmproj=mmproj,
             loras=adapters,
-            max_queue=max_queue,
+            max_queue=options.max_queue,
             placement=placement.describe(),
         )
     except BaseException:
@@ -79,14 +83,7 @@ def load_in_process(
 
 
 def _place(
-    header: GGUFFile,
-    mmproj: Path | None,
-    device: str,
-    gpu_layers: int | str,
-    context: int | None,
-    parallel: int,
-    extra_buffers: bool,
-    adapters: Sequence[Path],
+    header: GGUFFile, mmproj: Path | None, options: LoadOptions, extra_buffers: bool, adapters: Sequence[Path]
 ) -> Placement:
     """`choose_placement` with the devices that llama.cpp finds. Raises InvalidInput when the model fits on none."""
     try:
@@ -97,13 +94,13 @@ def _place(
         raise _not_loadable(error) from error
     return choose_placement(
         header,
-        device=device,
-        gpu_layers=gpu_layers,
-        context=context,
-        parallel=parallel,
+        device=options.device,
+        gpu_layers=options.gpu_layers,
+        context=options.context,
+        parallel=options.parallel,
         devices=devices(),
         mmproj=read_mmproj(mmproj) if mmproj is not None else None,
-        outputs=parallel,
+        outputs=options.parallel,
         repack=repacked_nbytes if extra_buffers else None,
         adapters=[read_gguf(adapter) for adapter in adapters],
     )

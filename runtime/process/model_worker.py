@@ -14,6 +14,7 @@ from ...errors import BorealisError, Busy
 from ..events import Event
 from .child_process import die_quietly, private_stdout
 from .in_process_model import InProcessModel
+from .model_loading import LoadOptions, load_in_process
 from .wire_format import pack, pack_event, unpack, unpack_request
 
 
@@ -36,12 +37,7 @@ class ModelWorker:
             os._exit(1)
 
     def load(self, path: str, arguments: dict[str, Any]) -> None:
-        from .model_loading import load_in_process
-
-        loras = [(name, scale) for name, scale in arguments.pop("loras")]
-        self.model = load_in_process(
-            Path(path), loras=loras, on_progress=lambda done: self.send(progress=done), **arguments
-        )
+        self.model = load_in_process(Path(path), LoadOptions(**arguments), lambda done: self.send(progress=done))
         info = self.model.info
         self.send(ready={name: getattr(info, name) for name in type(info).__slots__})  # type: ignore[attr-defined]
 

@@ -96,7 +96,7 @@ def test_the_table_and_the_json(nano_q8: Path) -> None:
     assert shown.returncode == 0
     assert re.fullmatch(r"(\d at once: all layers on CPU, context (2 x )?5\d: .*; .*\n){2}", shown.stderr), shown.stderr
     head, *lines = shown.stdout.splitlines()
-    assert head.split()[:5] == ["At", "once", "Reading", "Writing", "First"]
+    assert head.split()[:5] == ["At", "once", "Prefill", "Decode", "First"]
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert all(line.count(" t/s") == 2 and line.count(" MB") == 1 for line in lines)
     (found,) = json.loads(run(*short, "--parallel", "2", "--json").stdout)
