@@ -167,7 +167,7 @@ class InProcessModel:
             return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
-        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
+        """One vector of length 1 per text, float32 [texts, n_embd], and how many tokens the texts are together."""
         with self._in_use():
             prompts = [self._raw_ids(text) for text in texts]
             rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
@@ -188,41 +188,19 @@ class InProcessModel:
                 ids, images = self.encode(request)
             except InvalidInput:  # no message yet, too long, or an image is gone: the messages are saved all the same
                 ids, images = [], []
-            tokens, state = self._scheduler.call(lambda: self._state([] if images else ids))
+            tokens, state = self._scheduler.call(lambda: self._scheduler.slots.state_of([] if images else ids))
         write_state(Path(path), self._identity(), dict(conversation), tokens, state)
-
-    def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
-        """The tokens and the KV cache of the idle slot that shares most with `ids`; empty where none does."""
-        from ..scheduling.slots import common_prefix
-
-        slots = self._scheduler.slots.all
-        best = max(slots, key=lambda slot: common_prefix(slot.tokens, ids))
-        if not common_prefix(best.tokens, ids) or best.busy or min(best.tokens) < 0:
-            return [], b""
-        return best.tokens, self.engine.state(best.id).tobytes()
 
     def restore(self, path: str) -> dict[str, Any]:
         """Restore the KV cache that `save` wrote; returns the conversation. Raises InvalidInput for any other file."""
         conversation, tokens, state = read_state(Path(path), self._identity(), self.engine.path.name)
         with self._in_use():
             if tokens and len(tokens) <= self.engine.n_context:
-                self._scheduler.call(lambda: self._restore(tokens, state))
+                self._scheduler.call(lambda: self._scheduler.slots.restore(tokens, state))
         return conversation
 
     def _identity(self) -> dict[str, Any]:
         return model_identity(self.engine.path, self.loras)
-
-    def _restore(self, tokens: list[int], state: bytes) -> None:
-        slots = self._scheduler.slots
-        idle = [slot for slot in slots.all if not slot.busy]
-        if not idle:
-            return  # the cache will be computed again
-        slot = min(idle, key=lambda slot: slot.last_used)
-        slots.clear(slot)
-        if self.engine.restore(slot.id, state):
-            slot.tokens = tokens
-        else:
-            slots.clear(slot)
 
     def stats(self) -> dict[str, float]:
         """Answers running and waiting, tokens in the KV cache, and totals since the start."""
@@ -245,11 +223,11 @@ def with_images(
     return tokens, images
 
 
-MAX_SEED = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random one
+MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "random"
 
 
 def checked_seed(seed: int) -> int:
-    """`seed`, if it is one. Raises InvalidInput."""
+    """`seed`, if llama.cpp can take it. Raises InvalidInput."""
     if not 0 <= seed <= MAX_SEED:
         raise InvalidInput(f"seed: {seed} is not within 0 and {MAX_SEED}")
     return seed

@@ -80,6 +80,25 @@ class SlotPool:
         self.engine.truncate(slot.id, 0)
         slot.tokens, slot.checkpoints = [], {}
 
+    def state_of(self, tokens: Sequence[int]) -> tuple[list[int], bytes]:
+        """The tokens and the KV cache of the slot that shares most with `tokens`; empty if busy or with images."""
+        best = max(self.all, key=lambda slot: common_prefix(slot.tokens, tokens))
+        if not common_prefix(best.tokens, tokens) or best.busy or min(best.tokens) < 0:
+            return [], b""
+        return best.tokens, self.engine.state(best.id).tobytes()
+
+    def restore(self, tokens: list[int], state: bytes) -> None:
+        """Put what `state_of` returned into an idle slot; where there is none, the cache will be computed again."""
+        idle = [slot for slot in self.all if not slot.busy]
+        if not idle:
+            return
+        slot = min(idle, key=lambda slot: slot.last_used)
+        self.clear(slot)
+        if self.engine.restore(slot.id, state):
+            slot.tokens = tokens
+        else:
+            self.clear(slot)
+
     def add_checkpoint(self, slot: Slot) -> None:
         """Keep a copy of the windows as they are now, if the model has any and a later prompt could use it."""
         length = len(slot.tokens)
