@@ -1,4 +1,4 @@
-"""`bench run`: real measurements of a small model, and the arithmetic of clocks."""
+"""`bench run`: real measurements of a small model, and the arithmetic of timings."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from ..cli.test_cli import run
 from ..helpers.asking import encode, local
 
 
-def test_speeds_are_those_of_the_clock() -> None:
+def test_rates_and_times_of_answers() -> None:
     timings = [Timing(0.0, 1.0, 5.0, 100, 41), Timing(0.5, 2.0, 3.0, 60, 21), Timing(0.5, 0.75, 3.0, 40, 1)]
     assert decode_rate(timings) == (40 + 20) / (5.0 - 0.75)
     assert prefill_rate(timings) == 200 / 2.0
@@ -37,7 +37,7 @@ def test_speeds_are_those_of_the_clock() -> None:
     assert decode_rate([Timing(0.0, 1.0, 1.0, 9, 1)]) == 0.0
 
 
-def test_answers_are_asked_for_together() -> None:
+def test_answers_are_timed_concurrently() -> None:
     def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
         time.sleep(0.1 * prompt[0])
         yield 1
@@ -121,7 +121,7 @@ def test_errors_on_the_command_line(nano_q8: Path, tmp_path: Path) -> None:
     assert run("bench", "run", nano_q8, "--parallel", "1,x").returncode == 2
 
 
-def test_the_death_of_the_measuring_process_is_told(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_measuring_process_is_reported(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies = [sys.executable, "-c", "import faulthandler; faulthandler._sigsegv()"]
     monkeypatch.setattr(model_speed, "child_command", lambda module: dies)
     with pytest.raises(EngineDied, match=r"the measuring process died \((SIGSEGV|SIGBUS|access violation)\)"):

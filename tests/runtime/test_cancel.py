@@ -1,4 +1,4 @@
-"""Cancelling leaves a computation in the middle, and nobody else notices. Time is counted in llama.cpp's steps."""
+"""Cancelling aborts a computation without changing other answers. Time is counted in llama.cpp's steps."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from ..helpers.stepping import between_steps, elsewhere
 
 GREEDY = {"temperature": 0.0}
 WHOLE = [BatchToken(0, n, 300 + n, n == BATCH - 1) for n in range(BATCH)]
-"""A batch as large as any."""
+"""A batch of the largest size."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 class Asked:
-    """An answer as the scheduler makes it: its events, as far as they have come."""
+    """An answer's events, as the scheduler emits them."""
 
     def __init__(self, model: Model, ids: list[int], count: int | None = None) -> None:
         self.events: list[Event | BaseException] = []
@@ -71,7 +71,7 @@ def alone(model: Model, ids: list[int], count: int) -> list[Chosen]:
 
 
 def steps(engine: Engine) -> list[int]:
-    """The numbers of all steps of a whole batch."""
+    """The numbers of all steps of a full batch."""
     seen: list[int] = []
     engine.truncate(0, 0)
     with between_steps(engine, seen.append):
@@ -79,7 +79,7 @@ def steps(engine: Engine) -> list[int]:
     return seen
 
 
-def test_a_computation_ends_at_the_step_where_it_is_told_to(engine: Engine) -> None:
+def test_abort_ends_a_computation_at_that_step(engine: Engine) -> None:
     every = steps(engine)
     assert every == list(range(len(every))) and len(every) > 100
     whole = engine.logits_at(-1).copy()
@@ -101,8 +101,8 @@ def test_a_computation_ends_at_the_step_where_it_is_told_to(engine: Engine) -> N
         assert np.array_equal(engine.logits_at(-1), whole)
 
 
-def test_another_thread_ends_it(engine: Engine) -> None:
-    """Without a hand in llama.cpp: batches are computed one after the other until one is left in the middle."""
+def test_abort_from_another_thread(engine: Engine) -> None:
+    """Without the callback of `between_steps`: batches are computed one after another until one is aborted."""
     begun, made = threading.Event(), []
 
     def work() -> None:
@@ -123,8 +123,8 @@ def test_another_thread_ends_it(engine: Engine) -> None:
     assert engine.first_position(0) == -1
 
 
-def test_cancelled_inside_a_prompt(shared: Model) -> None:
-    """In its second batch: the first stays, the second is not computed to its end."""
+def test_cancel_during_prefill(shared: Model) -> None:
+    """In its second batch: the tokens of the first stay in the slot, the second is aborted."""
     inside = local(shared)
     slot = inside._scheduler.slots.all[0]
     seen: list[int] = []
@@ -143,8 +143,8 @@ def test_cancelled_inside_a_prompt(shared: Model) -> None:
     assert inside.engine.first_position(0) >= 0
 
 
-def test_one_who_writes_is_done_at_once_while_others_prompts_are_read(shared: Model) -> None:
-    """In the middle of a step that others share: theirs is computed to its end, and they notice nothing."""
+def test_cancel_during_decode_while_others_prefill(shared: Model) -> None:
+    """During a step that other answers share: the step is completed, and their tokens do not change."""
     inside = local(shared)
     slots = inside._scheduler.slots.all
     asked: dict[str, Asked] = {}
@@ -173,8 +173,8 @@ def test_one_who_writes_is_done_at_once_while_others_prompts_are_read(shared: Mo
     assert len(writer.events) == count
 
 
-def test_a_prompt_cancelled_at_any_step_is_taken_up_again(shared: Model) -> None:
-    """Where it was left, also beyond the windows: what follows is what it is in an empty sequence."""
+def test_a_prompt_cancelled_at_any_step_is_continued(shared: Model) -> None:
+    """From the aborted batch on, also beyond the windows: the answer equals that in an empty slot."""
     ids = prompt(5, 900)
     wanted, inside = alone(shared, ids, 8), local(shared)
     scheduler, cached = inside._scheduler, []
@@ -197,7 +197,7 @@ def test_a_prompt_cancelled_at_any_step_is_taken_up_again(shared: Model) -> None
     assert {0, BATCH, 768} <= set(cached)
 
 
-def test_one_who_waits_is_done_at_once(nano_q8: Path) -> None:
+def test_cancel_while_waiting(nano_q8: Path) -> None:
     with load(nano_q8, sampling=GREEDY, threads=1, max_queue=1) as model:
         waiting: list[Asked] = []
         told: list[str | None] = []
@@ -217,7 +217,7 @@ def test_one_who_waits_is_done_at_once(nano_q8: Path) -> None:
         assert model.stats()["cancelled_total"] == 1 and model.stats()["waiting"] == 0
 
 
-def test_one_who_cancels_from_its_own_events_is_told_once(shared: Model) -> None:
+def test_cancel_from_the_event_sink(shared: Model) -> None:
     events: list[Event | BaseException] = []
     done = threading.Event()
 

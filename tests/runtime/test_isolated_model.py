@@ -1,4 +1,4 @@
-"""A model in a child process: the same answers, and children that really die."""
+"""A model in a child process: the same answers, and children that really crash."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ LOADING: dict[str, Any] = {
 
 
 def child(code: str) -> list[str]:
-    """A command that reads what is to be loaded and runs `code`, with `send` for messages."""
+    """The command of a child that reads the load message and runs `code`, with `send` for messages."""
     head = "import sys, json, time, os, faulthandler\nsys.stdin.readline()\n"
     send = "def send(**message): print(json.dumps(message), flush=True)\n"
     ready = "def ready(): send(ready=dict(context=9, parallel=1, vision=False, chat=True, placement=''))\n"
@@ -38,7 +38,7 @@ def child(code: str) -> list[str]:
 
 
 def dying(path: Path, patch: str) -> list[str]:
-    """The child as it is, except that llama.cpp's place in it dies where `patch` says."""
+    """The command of the real worker with `patch` applied to the engine."""
     code = f"""
 import faulthandler, sys
 sys.path[:] = {sys.path!a}
@@ -79,7 +79,7 @@ def test_the_same_answers_as_in_this_process(nano_q8: Path, model: Model) -> Non
     assert (model.context, model.parallel, model.vision, model.has_template) == (512, 2, False, True)
 
 
-def test_errors_cross_over(nano_q8: Path, model: Model, tmp_path: Path) -> None:
+def test_errors_reach_the_app(nano_q8: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nothing\.gguf: "):
         load(tmp_path / "nothing.gguf", isolate=True)
     with pytest.raises(InvalidInput, match="top_k"):
@@ -91,7 +91,7 @@ def test_errors_cross_over(nano_q8: Path, model: Model, tmp_path: Path) -> None:
     assert generate(model, ASK, max_tokens=2) != ""
 
 
-def test_busy_crosses_over(nano_q8: Path) -> None:
+def test_busy_reaches_the_app(nano_q8: Path) -> None:
     with load(nano_q8, context=256, max_queue=1, isolate=True, seed=1) as model:
         answers = [model.complete("Norge er", Options(max_tokens=200))]
         with pytest.raises(Busy, match="waiting already") as caught:
@@ -141,7 +141,7 @@ def test_asyncio(model: Model) -> None:
 def test_a_crash_is_an_exception_and_the_next_request_works(
     nano_q8: Path, tmp_path: Path, decodes: int, phase: str
 ) -> None:
-    """It dies in the first life only: a file remembers."""
+    """The first process crashes, the second does not: a file marks the crash."""
     patch = f"""
 from pathlib import Path
 mark = Path({str(tmp_path / "died")!a})
@@ -166,7 +166,7 @@ Engine.decode = die
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill cannot stop a process midway on Windows")
-def test_all_running_answers_hear_of_the_death(nano_q8: Path) -> None:
+def test_all_running_answers_fail_when_the_process_dies(nano_q8: Path) -> None:
     with load(nano_q8, context=256, parallel=2, isolate=True, seed=1) as model:
         assert isinstance(model.backend, IsolatedModel) and model.backend._worker is not None
         answers = [model.complete("Norge er", Options(max_tokens=250)) for _ in range(4)]
@@ -185,7 +185,7 @@ def test_a_crash_before_anything_is_read(nano_q8: Path) -> None:
         IsolatedModel(nano_q8, {**LOADING, "sampling": {"x" * 1_000_000: 1.0}}, command=command)
 
 
-def test_a_line_cut_short_by_the_crash(nano_q8: Path) -> None:
+def test_a_message_truncated_by_the_crash(nano_q8: Path) -> None:
     code = "send(progress=0.5)\nprint('{\"te', end='', flush=True)\nfaulthandler._sigsegv()"
     with pytest.raises(EngineDied, match=rf"{SIGSEGV}\) while loading the model"):
         IsolatedModel(nano_q8, LOADING, command=child(code))
@@ -197,7 +197,7 @@ def test_an_assertion_of_ggml_is_quoted(nano_q8: Path) -> None:
         IsolatedModel(nano_q8, LOADING, command=child(code))
 
 
-def test_an_end_without_a_word(nano_q8: Path) -> None:
+def test_an_exit_without_a_message(nano_q8: Path) -> None:
     with pytest.raises(EngineDied, match=r"the model's process ended \(3\) while starting: ModuleNotFound"):
         IsolatedModel(nano_q8, LOADING, command=child("print('ModuleNotFound', file=sys.stderr)\nsys.exit(3)"))
 
@@ -227,7 +227,7 @@ def test_closing_ends_the_child(nano_q8: Path, tmp_path: Path) -> None:
     assert [str(error) for error in waiting] == ["the model is closed"]
 
 
-def test_events_cross_unchanged() -> None:
+def test_events_are_unpacked_as_they_were_packed() -> None:
     told = (Chosen(7, b"\xc3", -0.5, (Candidate(7, b"\xc3", -0.5), Candidate(9, b"a", -2.0))),)
     events = [
         Text("blåbær\u2028 \x00", told), Text("", ()), ToolCall("c", "vær", '{"a": 1}'),
@@ -238,7 +238,7 @@ def test_events_cross_unchanged() -> None:
     assert unpack(pack({"a": b"\x00\xff", "b": [{"c": b""}]})) == {"a": b"\x00\xff", "b": [{"c": b""}]}
 
 
-def test_tools_cross_over(model: Model) -> None:
+def test_tool_calls_reach_the_app(model: Model) -> None:
     tool = Tool("vaer", "Været", {"type": "object", "properties": {"sted": {"enum": ["Oslo"]}}, "required": ["sted"]})
     *_, call, last = model.chat(messages("Hei"), Options(tools=[tool], tool_choice="required", max_tokens=100))
     assert isinstance(call, ToolCall) and (call.name, call.arguments) == ("vaer", '{"sted": "Oslo"}')

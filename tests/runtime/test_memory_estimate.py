@@ -1,9 +1,9 @@
-"""What a model is said to need, against what llama.cpp allocates.
+"""The memory estimate, compared with what llama.cpp allocates.
 
 Weights and cache must be equal but for the two decimals of llama.cpp's log and the padding between tensors. What the
 computation takes may be up to 11 % more than allocated, never less (measured: 0 to 10.2 %, BLOOM with all logits); but
 beyond 32768 tokens, where the allocator finds no gap for the logits, up to 15 % less (measured: 13 %, 12b at 131072).
-Weights laid out anew for the CPU ("extra" buffers, the default where they work) are to be counted beside the mapped
+Weights repacked for the CPU ("extra" buffers, the default where they work) are to be counted beside the mapped
 ones. All together must agree within 10 %; miniatures, whose shapes are unlike any published one's, are held to that
 alone.
 """
@@ -61,7 +61,7 @@ LOGGED = MIB // 100  # two decimals of a MiB, per line
 
 
 def n_ctx(context: int, parallel: int) -> int:
-    """What the engine asks llama.cpp for."""
+    """The n_ctx that the engine requests."""
     return parallel * -(-context // 256) * 256
 
 
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_cache_and_computation_of_every_size(shape: Shape, folder: Path) -> None:
-    """llama.cpp only pretends to allocate; that this gives its real numbers is tested below."""
+    """llama.cpp only simulates the allocation; that this gives its real numbers is tested below."""
     path = write_sparse(folder / "sparse.gguf", replace(shape, layers=7), GGMLQuantizationType.Q4_0)
     found = sizes(read_gguf(path))
     for parallel in (1, 3, 4):
@@ -131,8 +131,8 @@ def test_what_is_allocated_with_extra_buffers(kind: GGMLQuantizationType, untied
     path.unlink()
 
 
-def test_which_matrices_are_laid_out_anew() -> None:
-    """What llama.cpp says of the CPU at hand; the same for the same question, and nothing for what is no matrix."""
+def test_which_matrices_are_repacked() -> None:
+    """As llama.cpp says for this CPU; 0 for tensors that are no matrix."""
     for kind in KINDS:
         once = repacked_nbytes(kind, (64, 512))
         assert once in (0, 64 * row_nbytes(kind, 512)) or once > 64 * row_nbytes(kind, 512)
@@ -141,8 +141,8 @@ def test_which_matrices_are_laid_out_anew() -> None:
     assert repacked_nbytes(T.F32, (64, 512)) == 0
 
 
-def test_copies_of_windows(nano_q8: Path) -> None:
-    """As many as there ever are, after a conversation that goes past the windows again and again."""
+def test_bytes_of_checkpoints(nano_q8: Path) -> None:
+    """The most checkpoints there can be, after a conversation that goes past the windows many times."""
     with load(nano_q8, context=2048, sampling={"temperature": 0.0}) as model:
         inside = local(model)
         (slot,) = inside._scheduler.slots.all
@@ -198,7 +198,7 @@ def check(path: Path) -> None:
 
 
 def test_a_split_between_cpu_and_gpu_adds_up(folder: Path) -> None:
-    """Every layer is somewhere once; the embedding of a tied model is in both places as soon as the output leaves."""
+    """Every layer is counted once; a tied model's embedding is on both devices when the output is on the GPU."""
     path = write_sparse(folder / "sparse.gguf", replace(GEMMA_4B, layers=7), GGMLQuantizationType.Q4_0)
     found = sizes(read_gguf(path))
     alone, nothing = estimate(found, 4096)
@@ -257,7 +257,7 @@ def test_what_the_vision_tower_needs(side: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("shape", [GEMMA_270M, QWEN2_1B], ids=lambda shape: shape.name)
 def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
-    """The first of them: what llama.cpp allocates for their context, and when 100 tokens are computed in it."""
+    """What llama.cpp allocates for the context of embeddings, and for computing 100 tokens in it."""
     path = write_sparse(folder / "sparse.gguf", replace(shape, layers=7), T.Q8_0)
     loaded = Engine(path, context=2048, threads=1, extra_buffers=False, gpu_layers=0)
     try:
@@ -291,7 +291,7 @@ def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatc
 
 
 def test_an_embedding_is_the_mean_of_all_its_tokens(nano_q8: Path) -> None:
-    """In pieces or at once: llama.cpp's own mean, in one computation."""
+    """Our mean over several batches equals llama.cpp's own mean over one."""
     ids = [2, *range(300, 300 + 2 * EMBED_BATCH + 5)]
     with load(nano_q8, context=256) as model:
         (ours,), _ = model.embed([ids])
@@ -314,7 +314,7 @@ def test_the_batch_is_the_engine_s(nano_q8: Path) -> None:
         assert llama.llama_n_batch(context) == llama.llama_n_ubatch(context) == BATCH
 
 
-def test_headers_that_do_not_say(nano_q8: Path) -> None:
+def test_headers_with_missing_keys(nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
 
     def without(key: str) -> GGUFFile:
@@ -340,14 +340,14 @@ def test_headers_that_do_not_say(nano_q8: Path) -> None:
         ("embedding_length", True),
     ],
 )
-def test_headers_that_lie(key: str, value: Any, nano_q8: Path) -> None:
+def test_headers_with_wrong_values(key: str, value: Any, nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
     kv = [kv for kv in header.kv if kv.key != f"gemma3.{key}"]
     with pytest.raises(InvalidInput):
         sizes(replace(header, kv=(*kv, KV(f"gemma3.{key}", GGUFValueType.UINT32, value))))
 
 
-def test_a_pattern_of_windows(nano_q8: Path) -> None:
+def test_sliding_window_patterns(nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
     for value, windowed in ((2, "101010"), (0, "111111"), ((True, False, False, True, True, False), "100110")):
         key = KV("gemma3.attention.sliding_window_pattern", GGUFValueType.UINT32, value)

@@ -1,4 +1,4 @@
-"""Where a model goes. The devices are numbers, which is all that `choose_placement` knows of any.
+"""Placement of models on devices, which are only numbers for `choose_placement`.
 
 There is no GPU where these tests are written: that llama.cpp's CUDA, Metal and Vulkan then do as they are told is seen
 nowhere here. What is handed to llama.cpp is, with the CPU for a device.
@@ -71,7 +71,7 @@ def test_all_layers_on_a_gpu(model: GGUFFile) -> None:
 
 
 def test_as_many_layers_as_fit(model: GGUFFile) -> None:
-    """One more would not."""
+    """One more layer would not fit."""
     found = sizes(model)
     for free in (2.0, 2.5, 3.0, 3.5, 4.0):
         chosen = choose_placement(model, devices=[cpu(16), cuda(free)])
@@ -86,8 +86,8 @@ def test_as_many_layers_as_fit(model: GGUFFile) -> None:
     assert nothing.reason == "nothing fits on CUDA:0, where 1.2 GB are free"
 
 
-def test_weights_that_are_laid_out_anew_must_fit_once(model: GGUFFile) -> None:
-    """They are said in full, and the mapped ones can be dropped."""
+def test_repacked_weights_must_fit_once(model: GGUFFile) -> None:
+    """The description counts them in full; the mapped ones can be reclaimed."""
 
     def repack(type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
         return row_nbytes(type, shape[-1]) * shape[0] if type == GGMLQuantizationType.Q4_0 and len(shape) == 2 else 0
@@ -172,20 +172,20 @@ def test_an_integrated_gpu_is_second_choice() -> None:
 
 
 def test_memory_that_is_shared_is_counted_once(model: GGUFFile) -> None:
-    """An Apple GPU with enough for itself is of no use when the host has no more."""
+    """An Apple GPU shares the host's memory, so both limits count."""
     assert choose_placement(model, devices=[cpu(8), metal(8)]).n_gpu_layers == 35
     need = sum(part.total for part in estimate(sizes(model), 8192, gpu_layers=35)) + HOST_MARGIN
     assert choose_placement(model, devices=[replace(cpu(8), free=need), metal(8)]).n_gpu_layers == 35
     assert choose_placement(model, devices=[replace(cpu(8), free=need - 1), metal(8)]).n_gpu_layers < 35
 
 
-def test_a_device_that_does_not_tell_its_memory(model: GGUFFile) -> None:
+def test_a_device_of_unknown_memory(model: GGUFFile) -> None:
     silent = replace(cuda(0), total=0)
     assert choose_placement(model, devices=[cpu(16), silent]).device == "CPU"
     assert choose_placement(model, device="cuda", devices=[cpu(16), silent]).n_gpu_layers == 35
 
 
-def test_the_side_that_sees_goes_with_the_model(model: GGUFFile, tmp_path: Path) -> None:
+def test_the_vision_tower_is_placed_with_the_model(model: GGUFFile, tmp_path: Path) -> None:
     mmproj = read_gguf(write_mmproj(tmp_path / "mmproj.gguf", 896, layers=2))
     seeing = vision_need(mmproj)
     alone, both = (choose_placement(model, devices=[cpu(16)], mmproj=side) for side in (None, mmproj))
@@ -207,7 +207,7 @@ def test_requests_that_make_no_sense(model: GGUFFile) -> None:
         choose_placement(model, devices=[])
 
 
-def test_what_llama_cpp_is_told(model: GGUFFile) -> None:
+def test_fields_of_llama_model_params(model: GGUFFile) -> None:
     on_gpu = choose_placement(model, device="cuda:1", devices=[cpu(16), cuda(20), cuda(20, 1)])
     with pytest.raises(BorealisError, match=r"CUDA1: llama\.cpp has no such device"):
         model_params(on_gpu)
@@ -222,7 +222,7 @@ def test_what_llama_cpp_is_told(model: GGUFFile) -> None:
     assert device_array(("CPU",)) == device_array(("CPU",)) != device_array(())
 
 
-def test_llama_cpp_takes_it(nano_q8: Path) -> None:
+def test_llama_cpp_accepts_the_placement(nano_q8: Path) -> None:
     chosen = choose_placement(read_gguf(nano_q8), devices=[cpu(16)])
     real = allocations(nano_q8, chosen.context, 1, **model_params(chosen))
     assert abs(chosen.cpu.total - sum(real.values())) < 0.1 * chosen.cpu.total
