@@ -28,7 +28,7 @@ class Answer:
         self._parser = Calls(options)
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
-        self._wake_calls: list[Callable[[], object]] = []
+        self._wake_callbacks: list[Callable[[], object]] = []
         self._stop: Callable[[], None] | None = None
         self._cancelled = False
         self._on_end = on_end
@@ -79,7 +79,7 @@ class Answer:
                 if self._events or self._ended:
                     return self._next_event(StopAsyncIteration)
                 ready = asyncio.Event()
-                self._wake_calls.append(partial(asyncio.get_running_loop().call_soon_threadsafe, ready.set))
+                self._wake_callbacks.append(partial(asyncio.get_running_loop().call_soon_threadsafe, ready.set))
             await ready.wait()
 
     def take(self) -> list[Event]:
@@ -95,7 +95,7 @@ class Answer:
         """Call `wake` once, from any thread, when `take` would return events or the answer has ended."""
         with self._changed:
             if not self._events and not self._ended:
-                self._wake_calls.append(wake)
+                self._wake_callbacks.append(wake)
                 return
         wake()
 
@@ -171,9 +171,9 @@ class Answer:
 
     def _notify(self) -> None:
         with self._changed:
-            wake_calls, self._wake_calls = self._wake_calls, []
+            wake_callbacks, self._wake_callbacks = self._wake_callbacks, []
             self._changed.notify_all()
-        for wake in wake_calls:
+        for wake in wake_callbacks:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 wake()
 
