@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.types import KV
     from ..pipeline.execute import FileResult
     from ..pipeline.plan import FilePlan
-    from ..quantize.encoders.benchmark import Speed
+    from ..quantize.encoders.benchmark import EncoderSpeed
 
 LONG = 8
 
@@ -30,7 +30,7 @@ def _plan_text(plan: "FilePlan") -> str:
             " x ".join(map(str, t.tensor.shape)),
             t.tensor.source.slice.type.name,
             t.type.name,
-            f"{t.wanted.name} does not fit" if t.wanted else "",
+            f"{t.requested.name} does not fit" if t.requested else "",
             size(t.nbytes),
         )
         for t in plan.tensors
@@ -40,50 +40,51 @@ def _plan_text(plan: "FilePlan") -> str:
 
 
 def _needs(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+    from ..pipeline.memory_estimate import memory_needed
+    from ..usable_cores import usable_cores
 
-    rows = [(p.label, size(p.size), f"{bits_per_weight(p):.2f}", fallbacks(p)) for p in plans]
-    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or available_cores())
+    rows = [(p.label, size(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
+    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or usable_cores())
     summary = table(("Preset", "Size", "Bits/weight", "Fallbacks"), rows)
     return f"{summary}\n\nDisk: {size(disk)}. Buffers: {size(memory)}."
 
 
 def fallbacks(plan: "FilePlan") -> str:
-    n = sum(t.wanted is not None for t in plan.tensors)
+    n = sum(t.requested is not None for t in plan.tensors)
     return f"{n} of {len(plan.tensors)} tensors" if n else ""
 
 
 def fallback_advice(plans: "Sequence[FilePlan]") -> None:
     """Tell, on stderr, when a model's shape makes a preset larger than its name promises."""
-    from ..pipeline.execute import bits_per_weight
 
     for plan in plans:
-        unfit = [t for t in plan.tensors if t.wanted]
+        unfit = [t for t in plan.tensors if t.requested]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
             text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
-            text += f"their blocks: {bits_per_weight(plan):.1f} bits a weight."
-            if bits_per_weight(plan) > 6.5:
+            text += f"their blocks: {plan.bits_per_weight:.1f} bits a weight."
+            if plan.bits_per_weight > 6.5:
                 text += " Q8_0 is hardly larger, and better."
             click.echo(text, err=True)
 
 
 def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+    from ..pipeline.memory_estimate import memory_needed
+    from ..usable_cores import usable_cores
 
     files = [
         {
             "path": str(plan.path),
             "preset": plan.label,
             "size": plan.size,
-            "bits_per_weight": bits_per_weight(plan),
+            "bits_per_weight": plan.bits_per_weight,
             "tensors": [
                 {
                     "name": t.tensor.name,
                     "shape": t.tensor.shape,
                     "from": t.tensor.source.slice.type.name,
                     "type": t.type.name,
-                    "wanted": t.wanted.name if t.wanted else None,
+                    "requested": t.requested.name if t.requested else None,
                     "offset": t.offset,
                     "size": t.nbytes,
                 }
@@ -92,8 +93,19 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
         }
         for plan in plans
     ]
-    memory = memory_needed(plans, jobs or available_cores())
+    memory = memory_needed(plans, jobs or usable_cores())
     return json.dumps({"files": files, "disk": sum(p.size for p in plans), "memory": memory}, ensure_ascii=False)
+
+
+def presets_text() -> str:
+    """A table of the presets: the type most tensors get, its bits for each weight, and a line of help."""
+    from ..quantize.presets import PRESETS, bits_per_weight
+
+    rows = [
+        (p.name, *((p.type.name, f"{bits_per_weight(p.type):.2f}") if p.type is not None else ("", "")), p.help)
+        for p in PRESETS
+    ]
+    return table(("Preset", "Main type", "Bits/weight", "Use"), rows)
 
 
 def results_json(results: "Sequence[FileResult]") -> str:
@@ -115,7 +127,7 @@ def speed_row(*cells: str) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
 
 
-def speeds_json(speeds: "Sequence[Speed]") -> str:
+def speeds_json(speeds: "Sequence[EncoderSpeed]") -> str:
     rows = [
         {
             "type": s.type.name,

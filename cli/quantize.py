@@ -18,6 +18,15 @@ from .common_options import (
 )
 
 
+def _list_presets(context: click.Context, _: click.Parameter, listed: bool) -> None:
+    """Print every preset, and end the command: no other argument is needed then."""
+    if listed and not context.resilient_parsing:
+        from . import plan_report
+
+        click.echo(plan_report.presets_text())
+        context.exit()
+
+
 @click.command()
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET...")
 @click.option("-m", "--model", default=".", metavar="SOURCE", help="A checkpoint folder, a Hub id, or a GGUF file.")
@@ -34,6 +43,12 @@ from .common_options import (
 @click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
+@click.option(
+    "--override-kv",
+    multiple=True,
+    metavar="KEY=TYPE:VALUE",
+    help="Set a metadata entry; TYPE is int, float, bool or str; repeatable.",
+)
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
 @click.option(
     "--mmproj",
@@ -41,6 +56,9 @@ from .common_options import (
     default="auto",
     show_default=True,
     help="Type of the vision side's file (mmproj); auto is f16 where the checkpoint can see.",
+)
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List the presets and exit."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
@@ -58,6 +76,7 @@ def quantize(
     leave_output_tensor: bool,
     pure: bool,
     allow_requantize: bool,
+    override_kv: tuple[str, ...],
     mmproj: str,
     dry_run: bool,
     as_json: bool,
@@ -91,6 +110,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M -m hf://NbAiLab/borealis-4b@v1.0 --stream
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+      borealis-gguf quantize --list
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import api
@@ -109,6 +129,7 @@ def quantize(
             leave_output_tensor=leave_output_tensor,
             pure=pure,
             allow_requantize=allow_requantize,
+            override_kv=override_kv,
             mmproj=mmproj,
             model_name=model_name,
             card=not no_card,
