@@ -41,7 +41,7 @@ def bench() -> None:
 @click.option("--seconds", type=click.FloatRange(0.001), default=0.2, show_default=True, help="Per measurement.")
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True, help="The median counts.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: int, as_json: bool) -> None:
+def encoders(types: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """How fast weights are encoded: the package's kernels against ggml's encoders, in turn, bytes compared.
 
     One thread; in million weights per second. Exits with 1 when any bytes differ.
@@ -51,34 +51,18 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
       borealis-gguf bench encoders
       borealis-gguf bench encoders Q4_K Q6_K --json
     """
+    from .. import api
+    from .plan_report import ENCODER_COLUMNS, encoder_cells, encoder_row, encoders_json
 
-    from ..checkpoint.types import GGMLQuantizationType
-    from ..quantize.encoders.benchmark import BENCHED, bench_encoders
-    from ..quantize.presets import parse_type
-    from .plan_report import speed_row, speeds_json
-
-    speeds = []
-    chosen = tuple(map(parse_type, types)) or BENCHED
+    measured, speeds = api.bench_encoders(types, **settings), []
     if not as_json:
-        click.echo(speed_row("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes"))
-    for speed in bench_encoders(
-        chosen, source=GGMLQuantizationType[source.upper()], seconds=seconds, repetitions=repetitions
-    ):
+        click.echo(encoder_row(ENCODER_COLUMNS))
+    for speed in measured:
         speeds.append(speed)
         if not as_json:
-            click.echo(
-                speed_row(
-                    speed.type.name,
-                    "yes" if speed.importance else "no",
-                    speed.isa or "none",
-                    f"{speed.ggml / 1e6:.1f}",
-                    f"{speed.native / 1e6:.1f}" if speed.native else "",
-                    f"{speed.ratio:.1f}",
-                    "equal" if speed.equal else "DIFFERENT",
-                )
-            )
+            click.echo(encoder_row(encoder_cells(speed)))
     if as_json:
-        click.echo(speeds_json(speeds))
+        click.echo(encoders_json(speeds))
     if not all(speed.equal for speed in speeds):
         raise SystemExit(1)
 
@@ -94,18 +78,7 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
 @click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def run(
-    model: str,
-    prompt_tokens: int,
-    tokens: int,
-    parallel: tuple[int, ...],
-    repeats: int,
-    threads: int | None,
-    context: int | None,
-    device: str,
-    gpu_layers: str,
-    as_json: bool,
-) -> None:
+def run(model: str, as_json: bool, **settings: Any) -> None:
     """How fast a GGUF model reads and writes here, alone and for several at once, and what memory it takes.
 
     Prompts are random tokens, answers are drawn as the model's authors recommend and never end early. The first token
@@ -119,16 +92,12 @@ def run(
     import json
     import sys
 
-    from ..runtime.bench.model_speed import bench_run
+    from .. import api
     from ..runtime.terminal.terminal_io import Screen
 
     screen = Screen(sys.stdout, sys.stderr)
-    speeds = bench_run(
-        model, prompt_tokens=prompt_tokens, tokens=tokens, parallel=parallel, repeats=repeats, threads=threads,
-        context=context, device=device, gpu_layers=gpu_layers, on_progress=screen.progress,
-    )  # fmt: skip
     measured = []
-    for speed in speeds:
+    for speed in api.bench_run(model, on_progress=screen.progress, **settings):
         screen.clear()
         screen.note(f"{speed.parallel} at once: {speed.placement}")
         measured.append(speed)

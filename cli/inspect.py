@@ -18,8 +18,8 @@ def inspect(file: Path, as_json: bool) -> None:
       borealis-gguf inspect borealis-4b-Q4_K_M.gguf
       borealis-gguf inspect borealis-4b-Q4_K_M.gguf --json
     """
-    from ..checkpoint.gguf import read_gguf
+    from .. import api
     from . import plan_report
 
-    gguf = read_gguf(file)
+    gguf = api.inspect(file)
     click.echo(plan_report.gguf_json(gguf) if as_json else plan_report.gguf_text(gguf))

@@ -110,12 +110,27 @@ def results_json(results: "Sequence[FileResult]") -> str:
     return json.dumps({"files": rows}, ensure_ascii=False)
 
 
-def speed_row(*cells: str) -> str:
+ENCODER_COLUMNS = ("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes")
+
+
+def encoder_row(cells: Sequence[str]) -> str:
     """A line of the encoders' table, which appears as it is measured."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
 
 
-def speeds_json(speeds: "Sequence[Speed]") -> str:
+def encoder_cells(speed: "Speed") -> Sequence[str]:
+    return (
+        speed.type.name,
+        "yes" if speed.importance else "no",
+        speed.isa or "none",
+        f"{speed.ggml / 1e6:.1f}",
+        f"{speed.native / 1e6:.1f}" if speed.native else "",
+        f"{speed.ratio:.1f}",
+        "equal" if speed.equal else "DIFFERENT",
+    )
+
+
+def encoders_json(speeds: "Sequence[Speed]") -> str:
     rows = [
         {
             "type": s.type.name,
