@@ -44,7 +44,7 @@ from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
 
 if TYPE_CHECKING:
     from .quantize.encoders.benchmark import Speed as EncoderSpeed
-    from .runtime.bench.model_speed import Speed as ModelSpeed
+    from .runtime.bench.model_speed import ModelSpeed
     from .runtime.llama.devices import Device
 
 T = GGMLQuantizationType

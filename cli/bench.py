@@ -10,7 +10,7 @@ from .common_options import size, table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..runtime.bench.model_speed import Speed
+    from ..runtime.bench.model_speed import ModelSpeed
 
 
 class Counts(click.ParamType):
@@ -109,10 +109,10 @@ def run(model: str, as_json: bool, **settings: Any) -> None:
     )
 
 
-def _rows(speeds: "Sequence[Speed]") -> "Iterator[tuple[str, ...]]":
+def _rows(speeds: "Sequence[ModelSpeed]") -> "Iterator[tuple[str, ...]]":
     for s in speeds:
-        rates = f"{s.reading:.1f} t/s", f"{s.writing:.1f} t/s"
+        rates = f"{s.prefill:.1f} t/s", f"{s.decode:.1f} t/s"
         yield (
-            str(s.parallel), *rates, f"{s.wait:.3f} s", f"{s.wait_shared:.3f} s", size(s.peak_memory),
-            f"{s.loading:.2f} s",
+            str(s.parallel), *rates, f"{s.time_to_first_token:.3f} s", f"{s.time_to_first_token_cached:.3f} s",
+            size(s.peak_memory), f"{s.loading:.2f} s",
         )  # fmt: skip

@@ -157,7 +157,7 @@ def make_plan(planner: Callable[..., T], *args: Any, execution: Mapping[str, Any
         return planner(*args, on_download=on_download, **options)
 
 
-def execute_plans(plans: "Sequence[FilePlan]", *, quiet: bool, **execution: Any) -> "list[FileResult]":
+def execute_plans(plans: "Sequence[FilePlan]", *, quiet: bool, **execution: Any) -> "Sequence[FileResult]":
     """Write the files with a progress bar, and show notes of their quick check."""
     from .. import execute
 

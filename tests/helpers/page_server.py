@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from borealis_gguf.runtime.serve.access_guard import SECURITY_HEADERS
 from borealis_gguf.runtime.serve.service_state import PAGE
-from borealis_gguf.runtime.serve.static_files import StaticFile, read_page_files, show
+from borealis_gguf.runtime.serve.static_files import StaticFile, read_page_files, serve_file
 
 Step = bytes | float | threading.Event | Literal["drop"]
 """Bytes to send, seconds to wait, what to wait for, or the connection broken."""
@@ -125,7 +125,7 @@ def _app(page: PageServer) -> Starlette:
 
 
 async def _show(file: StaticFile, request: Request) -> Response:
-    response = await show(file, request)
+    response = await serve_file(file, request)
     response.headers.update({name: value for name, value in SECURITY_HEADERS.items() if name not in response.headers})
     return response
 

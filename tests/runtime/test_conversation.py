@@ -144,7 +144,7 @@ def test_a_conversation_longer_than_the_context(nano_q8: Path, policy: Overflow)
             answer.text()
             assert answer.finished is not None and answer.finished.usage.prompt_tokens <= 152
         assert len(conversation.messages) == 25
-        trace = local(model)._scheduler.sequences.all[0].trace
+        trace = local(model)._scheduler.slots.all[0].tokens
         shown = model.detokenize([id for id in trace if id > 3])
         assert "Svar kort." in shown and "nummer 11 av" in shown and "nummer 3 av" not in shown
         assert ("nummer 0 av" in shown) == (policy == "truncate_middle")

@@ -12,7 +12,7 @@ import pytest
 from borealis_gguf.errors import Busy, InvalidInput
 from borealis_gguf.runtime.events import Chosen, Finished, Options, Text, Tool, ToolCall
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.scheduling.slots import common
+from borealis_gguf.runtime.scheduling.slots import common_prefix
 
 from ..helpers.asking import generate, local, messages
 
@@ -23,7 +23,7 @@ STORY = "".join(f"{n}. Det bur {n * 37} menneske i bygda nummer {n * n}, og dei 
 @pytest.fixture(scope="module")
 def fresh(nano_q8: Path) -> Iterator[Model]:
     """One sequence, emptied before every request by `alone`."""
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         yield model
 
 
@@ -43,7 +43,7 @@ def told(model: Model, ids: list[int], count: int = 8) -> tuple[list[Chosen], in
 
 def alone(fresh: Model, ids: list[int], count: int = 8) -> list[Chosen]:
     inside = local(fresh)
-    inside._scheduler.call(lambda: inside._scheduler.sequences.lose(inside._scheduler.sequences.all[0]))
+    inside._scheduler.call(lambda: inside._scheduler.slots.clear(inside._scheduler.slots.all[0]))
     chosen, cached = told(fresh, ids, count)
     assert cached == 0
     return chosen
@@ -73,32 +73,32 @@ def test_a_prefix_is_computed_once(shared: Model, fresh: Model) -> None:
 
 def test_windows_that_are_gone_are_computed_again_or_restored(nano_q8: Path, fresh: Model) -> None:
     """One sequence: what lies before the windows cannot be had from it, unless a copy was kept."""
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         told(model, prompt(model, 300, " Hei"), 8)
         long = prompt(model, 1600, " Ja")
         told(model, long, 8)
-        slot = local(model)._scheduler.sequences.all[0]
-        assert sorted(slot.marks)[-1] == len(long)
+        slot = local(model)._scheduler.slots.all[0]
+        assert sorted(slot.checkpoints)[-1] == len(long)
         again = prompt(model, 1600, " Nei")
         chosen, cached = told(model, again)
         assert cached >= 1500
         same(chosen, alone(fresh, again))
         middle = prompt(model, 700, " Nei")
         chosen, cached = told(model, middle)
-        assert cached == 0 or cached in slot.marks
+        assert cached == 0 or cached in slot.checkpoints
         same(chosen, alone(fresh, middle))
 
 
 def test_a_copy_of_the_windows_is_put_back(nano_q8: Path, fresh: Model) -> None:
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         ids = prompt(model, 600, " Hei")
         answer, _ = told(model, ids, 900)
-        slot = local(model)._scheduler.sequences.all[0]
+        slot = local(model)._scheduler.slots.all[0]
         if len(answer) < 700:  # it ended early: go on with more of the story
             told(model, [*ids, *(each.id for each in answer), *model.tokenize(STORY)[:900]], 4)
-        assert local(model).engine.first_held(0) > len(ids) - 128
+        assert local(model).engine.first_position(0) > len(ids) - 128
         chosen, cached = told(model, [*ids, *model.tokenize(" Kva")])
-        assert cached == len(ids) and cached in slot.marks
+        assert cached == len(ids) and cached in slot.checkpoints
         same(chosen, alone(fresh, [*ids, *model.tokenize(" Kva")]))
 
 
@@ -191,15 +191,15 @@ def test_many_threads_at_once(nano_q8: Path) -> None:
 
 
 def test_common() -> None:
-    assert common([], [1]) == 0
-    assert common([1, 2, 3], [1, 2, 3]) == 3
-    assert common([1, 2, 3], [1, 2]) == 2
-    assert common([1, 2, 9, 4, 5], [1, 2, 8, 4, 5]) == 2
+    assert common_prefix([], [1]) == 0
+    assert common_prefix([1, 2, 3], [1, 2, 3]) == 3
+    assert common_prefix([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([1, 2, 9, 4, 5], [1, 2, 8, 4, 5]) == 2
     left = list(range(1000))
     for at in (0, 1, 499, 500, 998, 999):
         right = list(left)
         right[at] = -1
-        assert common(left, right) == at
+        assert common_prefix(left, right) == at
 
 
 SCHEMA = {

@@ -13,7 +13,7 @@ from borealis_gguf.errors import BorealisError, Busy, InvalidInput
 from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Finished, Options
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.prompting.image_decoding import ImageFile, read_image
 
 from ..generate.vision_goldens import IMAGES
@@ -47,9 +47,9 @@ def slow(path: Path, **loading: Any) -> Iterator[tuple[Model, Gate]]:
     """A model whose encoder waits at a gate."""
     gate = Gate()
     with load(path, **{"context": 256, "threads": 1, **loading}) as model:
-        eyes = local(model).eyes
-        eyes._vision = eyes.engine.see(eyes._file())
-        encode = eyes._vision.features
+        encoder = local(model).image_encoder
+        encoder._vision = encoder.engine.load_vision(encoder._file())
+        encode = encoder._vision.features
 
         def features(image: ImageFile) -> Any:
             gate.looks.append((image.width, image.height))
@@ -58,7 +58,7 @@ def slow(path: Path, **loading: Any) -> Iterator[tuple[Model, Gate]]:
                 raise gate.error
             return encode(image)
 
-        eyes._vision.features = features  # type: ignore[method-assign]
+        encoder._vision.features = features  # type: ignore[method-assign]
         try:
             yield model, gate
         finally:
@@ -83,9 +83,9 @@ def samplers(model: Model) -> list[Any]:
 def test_the_header_says_how_many_tokens_an_image_is(miniature: Any, tmp_path: Path) -> None:
     with slow(made(miniature, tmp_path)) as (model, gate):
         gate.open.set()
-        assert local(model).eyes.tokens == 4
+        assert local(model).image_encoder.tokens_per_image == 4
         look(model, "exact.png").text()
-        (features,) = local(model).eyes._seen.values()
+        (features,) = local(model).image_encoder._cache.values()
         assert len(features) == 4
 
 
@@ -178,15 +178,15 @@ def test_a_process_of_its_own_goes_on(small: Path, tmp_path: Path) -> None:
     patch = f"""
 import time
 from pathlib import Path
-from borealis_gguf.runtime.llama.vision import Vision
-features, gate = Vision.features, Path({str(tmp_path / "open")!a})
+from borealis_gguf.runtime.llama.vision import VisionTower
+features, gate = VisionTower.features, Path({str(tmp_path / "open")!a})
 def slow(self, image):
     while not gate.exists(): time.sleep(0.01)
     return features(self, image)
-Vision.features = slow
+VisionTower.features = slow
 """
     loading = LOADING | {"mmproj": str(small.parent / "mmproj-seeing-56-F16.gguf")}
-    with Model(small, Isolated(small, loading, command=dying(small, patch))) as model:
+    with Model(small, IsolatedModel(small, loading, command=dying(small, patch))) as model:
         answers = [look(model, picture) for picture in (*PICTURES, *PICTURES)]
         assert generate(model, TEXT, max_tokens=4) != ""
         assert model.stats()["waiting"] == 8

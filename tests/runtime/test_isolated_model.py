@@ -16,7 +16,7 @@ import pytest
 from borealis_gguf.errors import BorealisError, Busy, EngineDied, InvalidInput
 from borealis_gguf.runtime.events import Candidate, Chosen, Finished, Options, Text, Tool, ToolCall, Usage
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.process.wire_format import pack, pack_event, unpack, unpack_event
 
 from ..helpers.asking import alone, generate, messages, stream
@@ -25,7 +25,7 @@ ASK = "Fortell om Norge."
 SIGSEGV = "(SIGSEGV|SIGBUS|access violation)"
 LOADING: dict[str, Any] = {
     "device": "cpu", "gpu_layers": 0, "context": 256, "parallel": 2, "threads": 2, "seed": 5, "sampling": {},
-    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None, "steady": None,
+    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None, "batch_invariant": None,
 }  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def die(self, cells):
     return decode(self, cells)
 Engine.decode = die
 """
-    model = Model(nano_q8, Isolated(nano_q8, LOADING, command=dying(nano_q8, patch)))
+    model = Model(nano_q8, IsolatedModel(nano_q8, LOADING, command=dying(nano_q8, patch)))
     seen: list[str] = []
     with model:
         with pytest.raises(EngineDied, match=rf"^llama.cpp died \({SIGSEGV}\) while {phase}; [^\n]*$"):
@@ -168,10 +168,10 @@ Engine.decode = die
 @pytest.mark.skipif(os.name == "nt", reason="os.kill cannot stop a process midway on Windows")
 def test_all_running_answers_hear_of_the_death(nano_q8: Path) -> None:
     with load(nano_q8, context=256, parallel=2, isolate=True, seed=1) as model:
-        assert isinstance(model.backend, Isolated) and model.backend._child is not None
+        assert isinstance(model.backend, IsolatedModel) and model.backend._worker is not None
         answers = [model.complete("Norge er", Options(max_tokens=250)) for _ in range(4)]
         next(answers[0])
-        os.kill(model.backend._child._process.pid, signal.SIGKILL)
+        os.kill(model.backend._worker._process.pid, signal.SIGKILL)
         for answer in answers:
             with pytest.raises(EngineDied, match="SIGKILL"):
                 answer.text()
@@ -182,30 +182,30 @@ def test_all_running_answers_hear_of_the_death(nano_q8: Path) -> None:
 def test_a_crash_before_anything_is_read(nano_q8: Path) -> None:
     command = [sys.executable, "-c", "import faulthandler; faulthandler._sigsegv()"]
     with pytest.raises(EngineDied, match=rf"llama.cpp died \({SIGSEGV}\) while starting"):
-        Isolated(nano_q8, {**LOADING, "sampling": {"x" * 1_000_000: 1.0}}, command=command)
+        IsolatedModel(nano_q8, {**LOADING, "sampling": {"x" * 1_000_000: 1.0}}, command=command)
 
 
 def test_a_line_cut_short_by_the_crash(nano_q8: Path) -> None:
     code = "send(progress=0.5)\nprint('{\"te', end='', flush=True)\nfaulthandler._sigsegv()"
     with pytest.raises(EngineDied, match=rf"{SIGSEGV}\) while loading the model"):
-        Isolated(nano_q8, LOADING, command=child(code))
+        IsolatedModel(nano_q8, LOADING, command=child(code))
 
 
 def test_an_assertion_of_ggml_is_quoted(nano_q8: Path) -> None:
     code = "print('x\\nggml.c:7: GGML_ASSERT(n > 0) failed\\ny', file=sys.stderr, flush=True)\nos.abort()"
     with pytest.raises(EngineDied, match=r"while starting: ggml\.c:7: GGML_ASSERT\(n > 0\) failed; "):
-        Isolated(nano_q8, LOADING, command=child(code))
+        IsolatedModel(nano_q8, LOADING, command=child(code))
 
 
 def test_an_end_without_a_word(nano_q8: Path) -> None:
     with pytest.raises(EngineDied, match=r"the model's process ended \(3\) while starting: ModuleNotFound"):
-        Isolated(nano_q8, LOADING, command=child("print('ModuleNotFound', file=sys.stderr)\nsys.exit(3)"))
+        IsolatedModel(nano_q8, LOADING, command=child("print('ModuleNotFound', file=sys.stderr)\nsys.exit(3)"))
 
 
 def test_closing_ends_the_child(nano_q8: Path, tmp_path: Path) -> None:
     beat = tmp_path / "beat"
     code = f"ready()\nwhile True: open({str(beat)!r}, 'ab').write(b'x'); time.sleep(0.01)"
-    isolated = Isolated(nano_q8, LOADING, command=child(code))
+    isolated = IsolatedModel(nano_q8, LOADING, command=child(code))
     while not beat.exists():
         time.sleep(0.01)
     waiting: list[BaseException] = []

@@ -29,14 +29,14 @@ from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.runtime.events import Options
 from borealis_gguf.runtime.fitting import memory_estimate
-from borealis_gguf.runtime.fitting.host_memory import Memory
-from borealis_gguf.runtime.fitting.memory_estimate import Need, estimate, sizes, vision_need
+from borealis_gguf.runtime.fitting.host_memory import HostMemory
+from borealis_gguf.runtime.fitting.memory_estimate import MemoryNeed, estimate, sizes, vision_need
 from borealis_gguf.runtime.llama import embedder, engine
-from borealis_gguf.runtime.llama.embedder import LONGEST, PIECE, Embedder, embedding_need
+from borealis_gguf.runtime.llama.embedder import EMBED_BATCH, MAX_EMBED_TOKENS, Embedder, embedding_nbytes
 from borealis_gguf.runtime.llama.engine import Engine
-from borealis_gguf.runtime.llama.repack import repacked
+from borealis_gguf.runtime.llama.repack import repacked_nbytes
 from borealis_gguf.runtime.model import load
-from borealis_gguf.runtime.scheduling.slots import MARKS, MARKS_BYTES
+from borealis_gguf.runtime.scheduling.slots import MAX_CHECKPOINT_BYTES, MAX_CHECKPOINTS
 
 from ..helpers.asking import local
 from ..helpers.families import FAMILIES, Family
@@ -99,7 +99,7 @@ def test_what_is_really_allocated(shape: Shape, folder: Path) -> None:
         said, gpu = estimate(found, context, parallel)
         real = allocations(path, n_ctx(context, parallel), parallel)
         pretended = allocations(path, n_ctx(context, parallel), parallel, pretend=True)
-        assert gpu == Need() and said.spare == 0
+        assert gpu == MemoryNeed() and said.spare == 0
         assert abs(said.weights - real["model"]) <= LOGGED + 0.001 * real["model"]
         assert abs(said.cache - real["KV"]) <= 2 * LOGGED
         assert abs(said.total - said.copies - sum(real.values())) <= 0.1 * sum(real.values())
@@ -118,7 +118,7 @@ def test_what_is_allocated_with_extra_buffers(kind: GGMLQuantizationType, untied
     """llama.cpp's default, which `load` leaves where the probe allows it."""
     path = write_sparse(folder / "sparse.gguf", replace(WIDE, untied=untied), kind)
     header = read_gguf(path)
-    found = sizes(header, repacked)
+    found = sizes(header, repacked_nbytes)
     said, _ = estimate(found, 2048, outputs=1)
     real = allocations(path, 2048, 1, n_outputs=1, use_extra_bufts=True)
     assert abs(said.weights - real["model"]) <= 3 * LOGGED + 0.001 * real["model"], (said, real)
@@ -135,30 +135,30 @@ def test_what_is_allocated_with_extra_buffers(kind: GGMLQuantizationType, untied
 def test_which_matrices_are_laid_out_anew() -> None:
     """What llama.cpp says of the CPU at hand; the same for the same question, and nothing for what is no matrix."""
     for kind in KINDS:
-        once = repacked(kind, (64, 512))
+        once = repacked_nbytes(kind, (64, 512))
         assert once in (0, 64 * row_nbytes(kind, 512)) or once > 64 * row_nbytes(kind, 512)
-        assert repacked(kind, (512,)) == 0
-    assert repacked(T.Q4_0, (7, 512)) in (0, 7 * row_nbytes(T.Q4_0, 512))
-    assert repacked(T.F32, (64, 512)) == 0
+        assert repacked_nbytes(kind, (512,)) == 0
+    assert repacked_nbytes(T.Q4_0, (7, 512)) in (0, 7 * row_nbytes(T.Q4_0, 512))
+    assert repacked_nbytes(T.F32, (64, 512)) == 0
 
 
 def test_copies_of_windows(nano_q8: Path) -> None:
     """As many as there ever are, after a conversation that goes past the windows again and again."""
     with load(nano_q8, context=2048, sampling={"temperature": 0.0}) as model:
         inside = local(model)
-        (slot,) = inside._scheduler.sequences.all
+        (slot,) = inside._scheduler.slots.all
         ids = [2, *range(300, 420)]
         most = 0
-        for _ in range(MARKS + 4):
+        for _ in range(MAX_CHECKPOINTS + 4):
             model.complete(ids, Options(max_tokens=1)).text()
             ids = [*ids, *range(500, 640)]
-            held = sum(map(len, slot.marks.values()))
+            held = sum(map(len, slot.checkpoints.values()))
             most = max(most, held)
-        assert len(slot.marks) == MARKS
+        assert len(slot.checkpoints) == MAX_CHECKPOINTS
     said, _ = estimate(sizes(read_gguf(nano_q8)), 2048)
-    assert 0.9 * said.copies < most <= 1.02 * said.copies < MARKS_BYTES
+    assert 0.9 * said.copies < most <= 1.02 * said.copies < MAX_CHECKPOINT_BYTES
     long, _ = estimate(sizes(read_gguf(nano_q8)), 2048, parallel=256)
-    assert long.copies == MARKS_BYTES
+    assert long.copies == MAX_CHECKPOINT_BYTES
 
 
 def test_adapters_are_counted_where_their_layers_are(nano_q8: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_split_between_cpu_and_gpu_adds_up(folder: Path) -> None:
     path = write_sparse(folder / "sparse.gguf", replace(GEMMA_4B, layers=7), GGMLQuantizationType.Q4_0)
     found = sizes(read_gguf(path))
     alone, nothing = estimate(found, 4096)
-    assert nothing == Need()
+    assert nothing == MemoryNeed()
     for n in range(1, found.n_layers + 1):
         cpu, gpu = estimate(found, 4096, gpu_layers=n)
         assert cpu.weights + gpu.weights == alone.weights + found.tied
@@ -271,9 +271,9 @@ def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
         small_context.close()
     finally:
         loaded.close()
-    said = embedding_need(sizes(read_gguf(path)), LONGEST)
-    logits = PIECE * 4 * shape.vocab
-    real = small["KV"] + small["compute"] + logits + PIECE * 4 * shape.width
+    said = embedding_nbytes(sizes(read_gguf(path)), MAX_EMBED_TOKENS)
+    logits = EMBED_BATCH * 4 * shape.vocab
+    real = small["KV"] + small["compute"] + logits + EMBED_BATCH * 4 * shape.width
     assert small["output"] <= logits
     assert abs(said - real) <= 0.1 * real, (said, real)
     assert said < 180 * MIB
@@ -282,7 +282,7 @@ def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
 
 def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(nano_q8, context=256) as model:
-        monkeypatch.setattr(embedder, "host_memory", lambda: Memory(10**9, 10**6))
+        monkeypatch.setattr(embedder, "host_memory", lambda: HostMemory(10**9, 10**6))
         with pytest.raises(
             BorealisError, match=r"embeddings need \d+ MB, 1 MB are free; load the model with a smaller"
         ):
@@ -293,7 +293,7 @@ def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatc
 
 def test_an_embedding_is_the_mean_of_all_its_tokens(nano_q8: Path) -> None:
     """In pieces or at once: llama.cpp's own mean, in one computation."""
-    ids = [2, *range(300, 300 + 2 * PIECE + 5)]
+    ids = [2, *range(300, 300 + 2 * EMBED_BATCH + 5)]
     with load(nano_q8, context=256) as model:
         (ours,), _ = model.embed([ids])
         params = llama.llama_context_default_params()

@@ -13,7 +13,7 @@ from borealis_gguf.runtime.events import Finished, Options, Text
 from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompting.sampling_settings import Sampling, override
-from borealis_gguf.runtime.scheduling.output_text import Output
+from borealis_gguf.runtime.scheduling.output_text import OutputText
 
 from ..helpers.asking import encode, generate, local, stream
 
@@ -97,12 +97,12 @@ def test_characters_come_whole(nano_q8: Path) -> None:
             b"\x80" <= local(model).engine.piece(id)[-1:] < b"\xc0" and len(local(model).engine.piece(id)) == 1
             for id in ids
         )
-        output = Output()
+        output = OutputText()
         pieces = [piece for id in ids if (piece := output.push(local(model).engine.piece(id)))]
         assert "".join(pieces) == text
         assert "\ufffd" not in "".join(pieces)
         emoji = local(model).engine.tokenize("😀", special=False)
-        assert Output().push(b"".join(map(local(model).engine.piece, emoji[:-1])), last=True) == "\ufffd"
+        assert OutputText().push(b"".join(map(local(model).engine.piece, emoji[:-1])), last=True) == "\ufffd"
 
 
 def test_closing_ends_the_answers(nano_q8: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from borealis_gguf.runtime.events import Options, Usage
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.terminal.chat_commands import COMMANDS, typed_path
 from borealis_gguf.runtime.terminal.chat_loop import ChatLoop, greeting, stats_line
 from borealis_gguf.runtime.terminal.terminal_escape import escape_terminal
@@ -413,7 +413,7 @@ def die(self, cells):
 Engine.decode = die
 """
     loading = {**LOADING, "context": 512, "parallel": 1}
-    with Model(nano_q8, Isolated(nano_q8, loading, command=dying(nano_q8, patch))) as model:
+    with Model(nano_q8, IsolatedModel(nano_q8, loading, command=dying(nano_q8, patch))) as model:
         seen = talk(model, "/set max_tokens 4", "Hei!", "/set max_tokens 30", "Fortell!", "/regenerate", "Ja?")
     assert re.search(
         r"^Error: llama.cpp died \([^)]+\) while writing the answer; .*\. The next message starts the model again; "

@@ -24,7 +24,7 @@ from PIL import Image
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf_naming import mmproj_beside
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.events import Ask, Options
+from borealis_gguf.runtime.events import GenerationRequest, Options
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompting.image_decoding import PNG, image_pixels, read_image, read_image_data
 from borealis_gguf.runtime.prompting.prompt import image_places
@@ -79,22 +79,22 @@ def test_sees_what_transformers_sees(model: Model, picture: str) -> None:
 def logits(model: Model, ids: list[int], images: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """After the prompt, of the first 256 tokens."""
     engine = local(model).engine
-    engine.cut(0, 0)
+    engine.truncate(0, 0)
     read = shift = 0
     for place, features in images:
-        engine.read(0, read + shift, ids[read:place])
+        engine.prefill(0, read + shift, ids[read:place])
         assert engine.decode_features(0, place + shift, features)
         read, shift = place, shift + len(features)
-    engine.read(0, read + shift, ids[read:])
+    engine.prefill(0, read + shift, ids[read:])
     return engine.logits_at(-1)[:256].copy()
 
 
 def looked(model: Model, prompt: list[dict[str, Any]]) -> tuple[list[int], list[tuple[int, np.ndarray]]]:
     """The ids of a conversation, and its images with their places."""
     inside = local(model)
-    ids, images = inside.encode(Ask(prompt))
+    ids, images = inside.encode(GenerationRequest(prompt))
     places = image_places(inside.engine, ids, len(images))
-    return ids, list(zip(places, map(inside.eyes.features, images), strict=True))
+    return ids, list(zip(places, map(inside.image_encoder.features, images), strict=True))
 
 
 @pytest.mark.parametrize(("mmproj", "tolerance"), [("f32", 1e-3), ("bf16", 1e-3), ("q8_0", 2e-3)])
@@ -282,7 +282,7 @@ def test_orientations_that_make_no_sense(exif: bytes) -> None:
 
 
 def test_what_is_no_rgb_becomes_it() -> None:
-    grey = np.arange(0, 1 << 16, 64, np.uint16).reshape(32, 32)
+    grey = np.arange(0, 1 << 16, 64, dtype=np.uint16).reshape(32, 32)
     for pixels, expected in (
         (grey, grey >> 8),
         (grey.astype(np.uint8), grey.astype(np.uint8)),

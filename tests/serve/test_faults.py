@@ -17,7 +17,7 @@ import pytest
 
 from borealis_gguf.checkpoint.types import GGMLQuantizationType
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.runtime.process.isolated_model import Isolated
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.serve.connection_timeout import TimeoutConnection
 from borealis_gguf.runtime.serve.server import Server, listen
 from borealis_gguf.runtime.serve.service_state import ServerSettings
@@ -74,8 +74,8 @@ def begin(server: Serving, content: Any) -> socket.socket:
 def child_of(server: Serving) -> int:
     model = server.server.service.model
     assert model is not None
-    assert isinstance(model.backend, Isolated)
-    child = model.backend._child
+    assert isinstance(model.backend, IsolatedModel)
+    child = model.backend._worker
     assert child is not None
     return child._process.pid
 

@@ -197,7 +197,7 @@ def test_a_whole_chat() -> None:
         tool_choice="vaer",
         logprobs=0,
     )
-    assert [one.seed for one in asked.variants()] == [seed, 0]
+    assert [one.seed for one in asked.options_per_answer()] == [seed, 0]
 
 
 def test_pictures_come_as_bytes() -> None:
