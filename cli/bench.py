@@ -1,5 +1,7 @@
 """`borealis-gguf bench`."""
 
+import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from .common_options import size, table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ..quantize.encoders.benchmark import Speed as EncoderSpeed
     from ..runtime.bench.model_speed import ModelSpeed
 
 
@@ -52,19 +55,54 @@ def encoders(types: tuple[str, ...], as_json: bool, **settings: Any) -> None:
       borealis-gguf bench encoders Q4_K Q6_K --json
     """
     from .. import api
-    from .plan_report import ENCODER_COLUMNS, encoder_cells, encoder_row, encoders_json
 
     measured, speeds = api.bench_encoders(types, **settings), []
     if not as_json:
-        click.echo(encoder_row(ENCODER_COLUMNS))
+        click.echo(_encoder_row(ENCODER_COLUMNS))
     for speed in measured:
         speeds.append(speed)
         if not as_json:
-            click.echo(encoder_row(encoder_cells(speed)))
+            click.echo(_encoder_row(_encoder_cells(speed)))
     if as_json:
-        click.echo(encoders_json(speeds))
+        click.echo(_encoders_json(speeds))
     if not all(speed.equal for speed in speeds):
         raise SystemExit(1)
+
+
+ENCODER_COLUMNS = ("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes")
+
+
+def _encoder_row(cells: "Sequence[str]") -> str:
+    """A line of the encoders' table, which appears as it is measured."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
+
+
+def _encoder_cells(speed: "EncoderSpeed") -> "Sequence[str]":
+    return (
+        speed.type.name,
+        "yes" if speed.importance else "no",
+        speed.isa or "none",
+        f"{speed.ggml / 1e6:.1f}",
+        f"{speed.native / 1e6:.1f}" if speed.native else "",
+        f"{speed.ratio:.1f}",
+        "equal" if speed.equal else "DIFFERENT",
+    )
+
+
+def _encoders_json(speeds: "Sequence[EncoderSpeed]") -> str:
+    rows = [
+        {
+            "type": s.type.name,
+            "importance": s.importance,
+            "kernels": s.isa,
+            "ggml": s.ggml,
+            "ours": s.native,
+            "ratio": s.ratio,
+            "equal": s.equal,
+        }
+        for s in speeds
+    ]
+    return json.dumps({"weights_per_second": rows})
 
 
 @bench.command()
@@ -89,9 +127,6 @@ def run(model: str, as_json: bool, **settings: Any) -> None:
       borealis-gguf bench run borealis-4b-Q4_K_M.gguf
       borealis-gguf bench run borealis-4b-Q4_K_M.gguf --parallel 1,4,16 --tokens 256 --json
     """
-    import json
-    import sys
-
     from .. import api
     from ..runtime.terminal.terminal_io import Screen
 

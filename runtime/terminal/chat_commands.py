@@ -13,7 +13,7 @@ from ...errors import InvalidInput
 from ..conversation import Conversation
 from ..process.in_process_model import checked_seed
 from ..prompting.image_decoding import read_image
-from ..prompting.sampling_settings import Sampling, override
+from ..prompting.sampling_settings import Sampling, override_sampling
 from ..state_file import MAGIC
 
 if TYPE_CHECKING:
@@ -118,11 +118,10 @@ def _set(chat: "ChatLoop", text: str) -> None:
         chat.options = replace(options, **{name: None if value == "default" else _parse_count(name, value)})
         chat.restart_seeds()
     else:
-        sampling = {key: old for key, old in options.sampling.items() if key != name}
-        override(Sampling(), {name: _parse_number(name, value) if value != "default" else getattr(Sampling(), name, 0)})
-        chat.options = replace(
-            options, sampling=sampling if value == "default" else sampling | {name: _parse_number(name, value)}
-        )
+        number = None if value == "default" else _parse_number(name, value)
+        override_sampling(Sampling(), {name: getattr(Sampling(), name, 0) if number is None else number})  # a check
+        others = {key: other for key, other in options.sampling.items() if key != name}
+        chat.options = replace(options, sampling=others if number is None else others | {name: number})
     chat.screen.note(f"{name} is {value}.")
 
 
