@@ -36,14 +36,15 @@ from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
 from .quality.check import QuickCheck, check_file, read_lines
 from .quality.report import Report
-from .quantize.choose import Choice, Options, choose_types, facts_from_kv, file_order, require_matches
+from .quantize.choose import Choice, TypeOptions, choose_types, file_order, model_shape, require_matches
 from .quantize.encoders import ggml, native, self_test
 from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
-from .quantize.metadata import file_type_of, imatrix_kv, quantized_kv
+from .quantize.metadata import file_type_of, imatrix_kv, parse_override, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
+from .usable_cores import usable_cores
 
 if TYPE_CHECKING:
-    from .quantize.encoders.benchmark import Speed as EncoderSpeed
+    from .quantize.encoders.benchmark import EncoderSpeed
     from .runtime.bench.model_speed import ModelSpeed
     from .runtime.llama.devices import Device
 
@@ -57,7 +58,7 @@ TENSOR_TYPE = (
     ("token_embd.weight", "--token-embedding-type {}"),
     ("", "--tensor-type {name}={}"),
 )
-"""Options that give tensors another type, as `FilePlan.retype` has them."""
+"""TypeOptions that give tensors another type, as `FilePlan.retype` has them."""
 
 MMPROJ_OUTTYPE = "f16"
 """What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
@@ -174,6 +175,7 @@ def plan_quantize(
     leave_output_tensor: bool = False,
     pure: bool = False,
     allow_requantize: bool = False,
+    override_kv: Sequence[str] = (),
     mmproj: str = "auto",
     model_name: str | None = None,
     card: bool = True,
@@ -185,8 +187,9 @@ def plan_quantize(
 
     The last plan is that of the mmproj, beside the others: `mmproj` is its outtype, "none" for no such file, or "auto"
     for F16 if the checkpoint can see.
-    The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"). A
-    checkpoint is converted in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
+    The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"), and
+    `override_kv` metadata entries, "KEY=TYPE:VALUE" with the types int, float, bool and str. A checkpoint is converted
+    in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
     `loras`, `card`, `stream` and `on_download` are those of `plan_convert`; a GGUF takes no `loras` and has no card.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
@@ -194,7 +197,7 @@ def plan_quantize(
     if output is not None and len(chosen) > 1 and not output.is_dir():
         raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
     matrix = read_imatrix(imatrix) if imatrix else None
-    options = Options(
+    options = TypeOptions(
         has_imatrix=matrix is not None,
         pure=pure,
         tensor_types=tuple(map(parse_tensor_type, tensor_types)),
@@ -202,13 +205,14 @@ def plan_quantize(
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output_tensor=leave_output_tensor,
     )
+    overrides = tuple(map(parse_override, override_kv))
     adapters = _read_adapters(loras)
     found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
     if found.kind == "gguf" and not card:
         raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
     checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
     model, types = _open(found, checkpoint, model_name, adapters)
-    require_matches({t.name: t.shape for t in model.tensors}, facts_from_kv(model.kv).arch, options)
+    require_matches({t.name: t.shape for t in model.tensors}, model_shape((*model.kv, *overrides)).arch, options)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
     plans = [
@@ -217,6 +221,7 @@ def plan_quantize(
             types,
             preset,
             options,
+            overrides,
             path=_output_path(output, _stem(found), preset.name),
             matrix=(imatrix, matrix) if imatrix and matrix else None,
             requantize=allow_requantize,
@@ -289,24 +294,24 @@ def execute(
 
 
 class _Verifiers:
-    """What has a say before files get their names: the trial of the encoders, and the quick check if it is wanted."""
+    """Checks files before they get their names: the encoders' self-test, and the quick check if there is one."""
 
     def __init__(self, quick: QuickCheck | None, stop: threading.Event | None) -> None:
         self.quick = quick
         self.stop = stop
-        self.trial: self_test.Trial | None = None
+        self.encoder_test: self_test.PendingSelfTest | None = None
 
     def begin(self, files: Sequence[tuple[Path, FilePlan]]) -> None:
-        """Try the encoders that `files` need, before the first of them is used."""
+        """Test the encoders that `files` need, before the first of them is used."""
         encoded = {t.type for _, plan in files for t in plan.tensors if not is_copy(t.tensor, t.type)}
-        self.trial = self_test.prepare(encoded)
+        self.encoder_test = self_test.start_self_test(encoded)
         if self.quick:  # last: its thread would keep this one waiting
             self.quick.begin(files)
 
     def finish(self) -> None:
         """Raises BorealisError for what keeps the files from their names."""
-        if self.trial:
-            self.trial.confirm(self.stop)
+        if self.encoder_test:
+            self.encoder_test.finish(self.stop)
         if self.quick:
             self.quick.finish()
 
@@ -403,29 +408,29 @@ def _plan_preset(
     model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     preset: Preset,
-    options: Options,
+    options: TypeOptions,
+    overrides: tuple[KV, ...],
     *,
     path: Path,
     matrix: tuple[Path, Imatrix] | None,
     requantize: bool,
 ) -> FilePlan:
     infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
-    choices = choose_types(infos, facts_from_kv(model.kv), preset, options)
+    choices = choose_types(infos, model_shape((*model.kv, *overrides)), preset, options)
     entries = matrix[1].entries if matrix else {}
     importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
     for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
         if choice.requires_imatrix and values is None:
             raise InvalidInput(f"{preset.name}: {tensor.name} as {choice.type.name} {_needs(matrix, tensor.name)}")
         _check_choice(tensor, choice, requantize)
-    overrides: Sequence[KV] = ()
     if matrix:
-        overrides = imatrix_kv(matrix[0].name, matrix[1].datasets, len(entries), matrix[1].chunk_count)
+        overrides += imatrix_kv(matrix[0].name, matrix[1].datasets, len(entries), matrix[1].chunk_count)
     file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
     return lay_out(
         path,
         replace(model, kv=quantized_kv(model.kv, file_type, overrides)),
         [choice.type for choice in choices],
-        wanted=[choice.wanted for choice in choices],
+        requested=[choice.requested for choice in choices],
         importance=importance,
         label=preset.name,
         retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),
@@ -477,7 +482,14 @@ def _output_path(output: Path | None, stem: str, label: str) -> Path:
     return output / name if output.is_dir() else output
 
 
-# What the other commands call: looking into a file, and measuring this machine.
+# What the other commands call: estimates, headers, devices, benchmarks.
+
+
+def memory_needed(plans: Sequence[FilePlan], jobs: int | None = None) -> int:
+    """Bytes of the buffers with which `execute` writes `plans`."""
+    from .pipeline.memory_estimate import memory_needed
+
+    return memory_needed(plans, jobs or usable_cores())
 
 
 def inspect(file: str | Path) -> GGUFFile:

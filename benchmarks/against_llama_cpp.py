@@ -22,7 +22,7 @@ from pathlib import Path
 
 from machine import Watched
 
-from borealis_gguf.pipeline.execute import available_cores
+from borealis_gguf.usable_cores import usable_cores
 
 PRESETS = ["Q4_K_M", "Q5_K_M", "Q6_K"]
 QUANTIZE = """
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--encoders", help="ggml, baseline, avx2 or avx512; default: the fastest")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -39,7 +39,8 @@ from borealis_gguf.runtime.bench.answer_timing import (
 )
 from borealis_gguf.runtime.events import Finished, Options, Text
 from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
-from borealis_gguf.runtime.model import Model, cpus, load
+from borealis_gguf.runtime.model import Model, load
+from borealis_gguf.usable_cores import usable_cores
 
 MODELS = (("270m", 18), ("1b", 6))
 PRESETS = ("Q8_0", "Q4_K_M")
@@ -316,7 +317,7 @@ def main() -> None:
     parser.add_argument("--server", type=Path, required=True)
     parser.add_argument("--bench", type=Path)
     parser.add_argument("--model", type=Path, action="append", help="a GGUF; repeatable")
-    parser.add_argument("--threads", type=int, default=cpus())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--prefix", type=int, default=1000)

@@ -12,7 +12,7 @@ from pathlib import Path
 from against_llama_cpp import ours, seconds_alone, warm
 from shapes import write_checkpoint
 
-from borealis_gguf.pipeline.execute import available_cores
+from borealis_gguf.usable_cores import usable_cores
 
 WAYS = {"without": ["--no-check"], "with": []}
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=34)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():

@@ -16,7 +16,7 @@ from typing import Any
 from against_llama_cpp import measure, ours, warm
 from shapes import write_checkpoint
 
-from borealis_gguf.pipeline.execute import available_cores
+from borealis_gguf.usable_cores import usable_cores
 
 NO_WAIT = "from borealis_gguf.pipeline import atomic_output; atomic_output._fsync = lambda fd: None\n"
 CONVERT = "from borealis_gguf.cli.main import main; main()"
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():

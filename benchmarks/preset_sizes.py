@@ -13,7 +13,6 @@ import numpy as np
 from shapes import SIZES, write_checkpoint
 
 from borealis_gguf import plan_convert, plan_quantize
-from borealis_gguf.pipeline.execute import bits_per_weight
 from borealis_gguf.quantize.presets import PRESETS
 
 
@@ -44,7 +43,7 @@ def main() -> None:
             write_checkpoint(folder, size, sparse=True)
             imatrix = write_imatrix(Path(temporary, f"{size}.gguf"), folder)
             for plan in plan_quantize(str(folder), names, Path(temporary), imatrix=imatrix):
-                rows[plan.label].append(f"{plan.size / 1e9:.2f} GB ({bits_per_weight(plan):.2f})")
+                rows[plan.label].append(f"{plan.size / 1e9:.2f} GB ({plan.bits_per_weight:.2f})")
     print("| preset |", " | ".join(SIZES), "|")
     print("|---|" + "---|" * len(SIZES))
     for name, cells in rows.items():

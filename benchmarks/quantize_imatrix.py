@@ -18,7 +18,7 @@ from shapes import write_checkpoint
 
 from borealis_gguf import execute, plan_convert
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.pipeline.execute import available_cores
+from borealis_gguf.usable_cores import usable_cores
 
 
 def write_imatrix(path: Path, source: Path) -> None:
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--size", default="4b")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():

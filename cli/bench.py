@@ -12,7 +12,7 @@ from .common_options import size, table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..quantize.encoders.benchmark import Speed as EncoderSpeed
+    from ..quantize.encoders.benchmark import EncoderSpeed
     from ..runtime.bench.model_speed import ModelSpeed
 
 

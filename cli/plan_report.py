@@ -9,12 +9,12 @@ import click
 from .common_options import size, table
 
 if TYPE_CHECKING:
-    from ..pipeline.execute import FileResult
-    from ..pipeline.plan import FilePlan
+    from .. import FilePlan, FileResult
 
 
 def plans_text(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    return "\n\n".join([*map(_plan_text, plans), _needs(plans, jobs)])
+    """The types and sizes of all tensors of each plan, and what all of them need."""
+    return "\n\n".join([*map(_plan_text, plans), _summary(plans, jobs)])
 
 
 def _plan_text(plan: "FilePlan") -> str:
@@ -24,7 +24,7 @@ def _plan_text(plan: "FilePlan") -> str:
             " x ".join(map(str, t.tensor.shape)),
             t.tensor.source.slice.type.name,
             t.type.name,
-            f"{t.wanted.name} does not fit" if t.wanted else "",
+            f"{t.requested.name} does not fit" if t.requested else "",
             size(t.nbytes),
         )
         for t in plan.tensors
@@ -33,51 +33,49 @@ def _plan_text(plan: "FilePlan") -> str:
     return head + "\n" + table(("Tensor", "Shape", "From", "To", "Fallback", "Size"), rows)
 
 
-def _needs(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+def _summary(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
+    from .. import api
 
-    rows = [(p.label, size(p.size), f"{bits_per_weight(p):.2f}", fallbacks(p)) for p in plans]
-    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or available_cores())
+    rows = [(p.label, size(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
+    disk, memory = sum(p.size for p in plans), api.memory_needed(plans, jobs)
     summary = table(("Preset", "Size", "Bits/weight", "Fallbacks"), rows)
     return f"{summary}\n\nDisk: {size(disk)}. Buffers: {size(memory)}."
 
 
 def fallbacks(plan: "FilePlan") -> str:
-    n = sum(t.wanted is not None for t in plan.tensors)
+    n = sum(t.requested is not None for t in plan.tensors)
     return f"{n} of {len(plan.tensors)} tensors" if n else ""
 
 
 def fallback_advice(plans: "Sequence[FilePlan]") -> None:
-    """Tell, on stderr, when a model's shape makes a preset larger than its name promises."""
-    from ..pipeline.execute import bits_per_weight
-
+    """Warn, on stderr, when a model's shape makes a preset larger than its name promises."""
     for plan in plans:
-        unfit = [t for t in plan.tensors if t.wanted]
+        unfit = [t for t in plan.tensors if t.requested]
         if unfit:
             widths = ", ".join(map(str, sorted({t.tensor.n_per_row for t in unfit})))
             text = f"{plan.label}: {fallbacks(plan)} fall back to wider types, since rows of {widths} do not fill "
-            text += f"their blocks: {bits_per_weight(plan):.1f} bits a weight."
-            if bits_per_weight(plan) > 6.5:
+            text += f"their blocks: {plan.bits_per_weight:.1f} bits a weight."
+            if plan.bits_per_weight > 6.5:
                 text += " Q8_0 is hardly larger, and better."
             click.echo(text, err=True)
 
 
 def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.execute import available_cores, bits_per_weight, memory_needed
+    from .. import api
 
     files = [
         {
             "path": str(plan.path),
             "preset": plan.label,
             "size": plan.size,
-            "bits_per_weight": bits_per_weight(plan),
+            "bits_per_weight": plan.bits_per_weight,
             "tensors": [
                 {
                     "name": t.tensor.name,
                     "shape": t.tensor.shape,
                     "from": t.tensor.source.slice.type.name,
                     "type": t.type.name,
-                    "wanted": t.wanted.name if t.wanted else None,
+                    "requested": t.requested.name if t.requested else None,
                     "offset": t.offset,
                     "size": t.nbytes,
                 }
@@ -86,8 +84,19 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
         }
         for plan in plans
     ]
-    memory = memory_needed(plans, jobs or available_cores())
+    memory = api.memory_needed(plans, jobs)
     return json.dumps({"files": files, "disk": sum(p.size for p in plans), "memory": memory}, ensure_ascii=False)
+
+
+def presets_text() -> str:
+    """A table of the presets: the type most tensors get, its bits for each weight, and a line of help."""
+    from ..quantize.presets import PRESETS, bits_per_weight
+
+    rows = [
+        (p.name, *((p.type.name, f"{bits_per_weight(p.type):.2f}") if p.type is not None else ("", "")), p.help)
+        for p in PRESETS
+    ]
+    return table(("Preset", "Main type", "Bits/weight", "Use"), rows)
 
 
 def results_json(results: "Sequence[FileResult]") -> str:

@@ -8,6 +8,15 @@ import click
 from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make_plan, show_results, writing_options
 
 
+def _list_presets(context: click.Context, _: click.Parameter, listed: bool) -> None:
+    """Print every preset, and end the command: no other argument is needed then."""
+    if listed and not context.resilient_parsing:
+        from . import plan_report
+
+        click.echo(plan_report.presets_text())
+        context.exit()
+
+
 @click.command()
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET...")
 @click.option("-m", "--model", default=".", metavar="SOURCE", help="A checkpoint folder, a Hub id, or a GGUF file.")
@@ -24,6 +33,12 @@ from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make
 @click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mixture.")
+@click.option(
+    "--override-kv",
+    multiple=True,
+    metavar="KEY=TYPE:VALUE",
+    help="Set a metadata entry; TYPE is int, float, bool or str; repeatable.",
+)
 @click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is quantized already; quality suffers.")
 @click.option(
     "--mmproj",
@@ -31,6 +46,9 @@ from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make
     default="auto",
     show_default=True,
     help="Type of the vision side's file (mmproj); auto is f16 where the checkpoint can see.",
+)
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List the presets and exit."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
@@ -66,6 +84,7 @@ def quantize(
       borealis-gguf quantize Q4_K_M -m hf://NbAiLab/borealis-4b@v1.0 --stream
       borealis-gguf quantize IQ2_M -m borealis-4b-BF16.gguf --imatrix borealis-4b-imatrix.gguf
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --tensor-type attn_v=q8_0 --dry-run
+      borealis-gguf quantize --list
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
     from .. import plan_quantize

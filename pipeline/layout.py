@@ -39,14 +39,14 @@ def lay_out(
     model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     *,
-    wanted: Sequence[GGMLQuantizationType | None] | None = None,
+    requested: Sequence[GGMLQuantizationType | None] | None = None,
     importance: Sequence[np.ndarray | None] | None = None,
     label: str = "",
     retype: tuple[tuple[str, str], ...] = (),
 ) -> FilePlan:
     """Plan one file: `types[i]` is what `model.tensors[i]` is written as, `importance[i]` its weights' importance.
 
-    `wanted[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
+    `requested[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
     row does not fit its type.
     """
     alignment = next((kv.value for kv in model.kv if kv.key == "general.alignment"), GGUF_DEFAULT_ALIGNMENT)
@@ -67,7 +67,7 @@ def lay_out(
             types,
             (len(header) + offset for offset in offsets),
             sizes,
-            wanted or none,
+            requested or none,
             importance or none,
             strict=False,
         )

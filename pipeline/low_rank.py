@@ -12,13 +12,8 @@ import numpy as np
 
 from ..checkpoint.types import GGMLQuantizationType, Slice
 from ..errors import BorealisError
-from .plan import Codec, LowRank
+from .plan import FLOAT_DTYPES, Codec, LowRank
 
-STORED = {
-    GGMLQuantizationType.F32: np.dtype("<f4"),
-    GGMLQuantizationType.F16: np.dtype("<f2"),
-    GGMLQuantizationType.BF16: np.dtype("<u2"),
-}
 TILE = 1 << 16
 """Elements summed at a time: the tile and its products stay in the cache. Any value gives the same bytes."""
 
@@ -84,7 +79,7 @@ def _up(update: LowRank, picked: np.ndarray) -> np.ndarray:
 
 def _read(matrix: Slice, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     """Rows `top` to `bottom` of columns `left` to `right`, as float32."""
-    kind, width = STORED[matrix.type], matrix.shape[1]
+    kind, width = FLOAT_DTYPES[matrix.type], matrix.shape[1]
     if right - left == width:
         strips = [(top * width, (bottom - top) * width)]
     else:

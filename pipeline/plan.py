@@ -9,6 +9,13 @@ import numpy as np
 
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
+FLOAT_DTYPES = {
+    GGMLQuantizationType.F32: np.dtype("<f4"),
+    GGMLQuantizationType.F16: np.dtype("<f2"),
+    GGMLQuantizationType.BF16: np.dtype("<u2"),
+}
+"""Types that need no decoding, and what arrays of them hold: for BF16 its bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -19,7 +26,7 @@ class Codec:
         NaN or Inf.
     decode(data, type, n_per_row): uint8 [n, row_nbytes] to float32 [n, n_per_row].
     valid(data, type): False when a value stored in `data` (uint8) is NaN or Inf.
-    add_product(rows, up, down, scale): what `lowrank.add_product` does, with the same bits, faster; False when it
+    add_product(rows, up, down, scale): what `low_rank.add_product` does, with the same bits, faster; False when it
         cannot, and has done nothing.
     """
 
@@ -143,14 +150,14 @@ class GGUFModel:
 class TensorPlan:
     """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding.
 
-    `wanted` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
+    `requested` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
     """
 
     tensor: Tensor
     type: GGMLQuantizationType
     offset: int
     nbytes: int
-    wanted: GGMLQuantizationType | None = None
+    requested: GGMLQuantizationType | None = None
     importance: np.ndarray | None = field(default=None, compare=False)
 
 
@@ -169,6 +176,11 @@ class FilePlan:
     size: int
     model: GGUFModel
     retype: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight, padding left out."""
+        return 8 * sum(t.nbytes for t in self.tensors) / sum(t.tensor.rows * t.tensor.n_per_row for t in self.tensors)
 
     def option(self, name: str, type: GGMLQuantizationType) -> str | None:
         """The option that makes `type` the type of tensor `name`."""

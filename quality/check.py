@@ -16,9 +16,10 @@ from ..checkpoint.gguf_validation import check_model
 from ..checkpoint.types import Slice
 from ..convert.metadata.chat_template import read_text
 from ..errors import BorealisError, InvalidInput
-from ..pipeline.execute import Progress, available_cores
+from ..pipeline.execute import Progress
 from ..pipeline.plan import Codec, FilePlan, GGUFModel, gguf_tensors
-from ..pipeline.row_reader import OpenSlice, open_local
+from ..pipeline.sources import OpenSlice, open_local
+from ..usable_cores import usable_cores
 from .cross_check.cross_check import second_opinion
 from .metadata import check_metadata
 from .report import Finding, Report, Section
@@ -75,7 +76,7 @@ def check_file(
         if logits and source.origin:
             from .logits import check_logits
 
-            sections.append(check_logits(str(path), source.origin, header, jobs or available_cores()))
+            sections.append(check_logits(str(path), source.origin, header, jobs or usable_cores()))
     return Report(path, against, quick, tuple(s for s in sections if s.findings), time.monotonic() - began)
 
 

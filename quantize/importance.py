@@ -1,8 +1,7 @@
-"""Which part of an importance matrix belongs to which tensor, and which tensors it says nothing of."""
+"""The importance of each tensor's columns, out of an importance matrix, and the tensors that the matrix lacks."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -61,15 +60,3 @@ def warn_of_gaps(where: str, imatrix: Imatrix, tensors: Iterable[tuple[str, GGML
         log.warning(
             "%s: has %s for %s%s: quantized as without an importance matrix", where, what, ", ".join(names[:4]), more
         )
-
-
-def select(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
-    """`imatrix` without the tensors that hold a text of `exclude` in their name, or with those of `include` alone."""
-    if include and exclude:
-        raise InvalidInput("--include-weights and --exclude-weights cannot be used together")
-    kept = {
-        name: values
-        for name, values in imatrix.entries.items()
-        if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
-    }
-    return replace(imatrix, entries=kept)

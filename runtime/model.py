@@ -1,7 +1,6 @@
 """`load`, and the `Model` it returns: the API of apps, the command line and the server."""
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..usable_cores import usable_cores
 from .answer import Answer, start_answer
 from .conversation import Conversation
 from .events import EventSink, GenerationRequest, ModelInfo, Options, Overflow
@@ -204,7 +204,7 @@ def load(
     path = find_model(model, on_download)
     arguments = {
         "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel,
-        "threads": cpus() if threads is None else threads, "seed": seed,
+        "threads": usable_cores() if threads is None else threads, "seed": seed,
         "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
         "mmproj": str(mmproj) if mmproj else None, "extra_buffers": extra_buffers, "max_queue": max_queue,
         "batch_invariant": batch_invariant,
@@ -219,10 +219,3 @@ def load(
 async def aload(model: str | Path, **options: Any) -> Model:
     """`load` without blocking the event loop; `on_progress` and `on_download` are called from another thread."""
     return await asyncio.to_thread(load, model, **options)
-
-
-def cpus() -> int:
-    """The CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

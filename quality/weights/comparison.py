@@ -10,15 +10,17 @@ import numpy as np
 
 from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import InvalidInput
-from ...pipeline.execute import PLAIN, Progress, SourceRows, available_cores
-from ...pipeline.plan import Codec, Tensor
-from ...pipeline.row_reader import OpenSlice, open_local
+from ...pipeline.execute import Progress
+from ...pipeline.plan import FLOAT_DTYPES, Codec, Tensor
+from ...pipeline.reader import SourceRows
+from ...pipeline.sources import OpenSlice, open_local
 from ...quantize.encoders import ggml
+from ...usable_cores import usable_cores
 from . import error_bounds
 
 CHUNK_WEIGHTS = 1 << 18
 SAMPLED_ROWS = 8
-LOSSLESS = frozenset(PLAIN)
+LOSSLESS = frozenset(FLOAT_DTYPES)
 Range = tuple[int, int]
 """Rows as (first, count)."""
 
@@ -114,7 +116,7 @@ def compare(
     results = [Comparison(pair) for pair in pairs]
     run = _Run(_ranges(results, quick), codec, quick, weighted, open_slice)
     # so little is done at a time that threads would only wait for each other
-    run.work(1 if quick else jobs or available_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
+    run.work(1 if quick else jobs or usable_cores(), sum(_weights(r.pair, quick) for r in results), on_progress)
     for result in results:
         for rows in (result.bad, result.broken, result.inherited, result.different):
             rows.sort()

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...pipeline.execute import SourceRows
 from ...pipeline.plan import Codec, Tensor
+from ...pipeline.reader import SourceRows
 from .comparison import Comparison, Pair, read_ranges, row_sums, sampled_rows
 
 ROWS = 16

@@ -23,14 +23,14 @@ TILE_WEIGHTS = 1 << 15
 NOT_ENCODED = frozenset({T.Q8_1, T.Q8_K, T.I8, T.I16, T.I32, T.I64, T.F64})
 """Types of intermediate results and of integers: ggml does not quantize to them."""
 
-GRID_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
-"""Types that look weights up in a lattice; ggml aborts the process when NaN or an overflow leads outside of it."""
+LATTICE_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
+"""Types whose groups of weights are points of a lattice; ggml aborts the process when NaN or overflow leaves it."""
 
-GRID_LIMIT = 1e15
+LATTICE_LIMIT = 1e15
 """Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
 SOURCE_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16, np.dtype(np.uint16): T.BF16}
-"""What rows may be handed in as. (A dtype's name takes numpy longer to say than a task has microseconds to spare.)"""
+"""The arrays that rows may be, and their types. (Keyed by dtype: numpy takes microseconds to make a dtype's name.)"""
 
 
 class _Traits(ctypes.Structure):
@@ -118,7 +118,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     quantize = library().ggml_quantize_chunk
     for start in range(0, len(rows), step):
         tile = _float32(rows[start : start + step], scratch)
-        if type in GRID_TYPES and not _fits_grid(tile, weights):
+        if type in LATTICE_TYPES and not fits_lattice(float(max(tile.max(), -tile.min())), weights):
             raise InvalidInput(
                 f"weights or their importance are negative, huge or not finite: {type.name} cannot be made"
             )
@@ -213,13 +213,12 @@ def _float32(rows: np.ndarray, scratch: np.ndarray | None) -> np.ndarray:
     return scratch[: len(rows)]
 
 
-def _fits_grid(tile: np.ndarray, importance: np.ndarray | None) -> bool:
-    """Whether the search of the lattice types stays finite. Written so that NaN gives False."""
-    peak = float(max(tile.max(), -tile.min()))
+def fits_lattice(peak: float, importance: np.ndarray | None) -> bool:
+    """Whether ggml's lattice search stays finite for weights of magnitude `peak` at most. NaN gives False."""
     if importance is None:
-        return peak**4 <= GRID_LIMIT
+        return peak**4 <= LATTICE_LIMIT
     largest = float(importance.max())
-    return bool(importance.min() >= 0) and peak <= GRID_LIMIT and peak**2 * largest <= GRID_LIMIT
+    return bool(importance.min() >= 0) and peak <= LATTICE_LIMIT and peak**2 * largest <= LATTICE_LIMIT
 
 
 def _address(array: np.ndarray | None) -> int | None:

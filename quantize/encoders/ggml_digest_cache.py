@@ -1,7 +1,7 @@
-"""What the loaded ggml made of the encoders' sample, kept for types whose tables take it seconds to build.
+"""A cache of digests: how the loaded ggml encodes the sample, for types whose tables take it seconds to build.
 
-The note's name is a digest of the library file (path, size, time of modification) and of the sample, so that another
-ggml, or another sample, is asked anew.
+An entry's name is a digest of the library file (path, size, time of modification) and of the sample, so that another
+ggml or another sample has an entry of its own.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from .libraries import library_path
 NOTES = "ggml"
 
 _here: dict[tuple[str, GGMLQuantizationType], str] = {}
-"""The same by note and type, for this process: the folder of notes may be one that cannot be written."""
+"""The same entries in memory, for this process: the cache folder may be read-only."""
 
 
-def recall(type: GGMLQuantizationType, sample: bytes) -> str | None:
-    """The digest that the loaded ggml gave for `sample` as `type`, if it was ever asked."""
+def read_digest(type: GGMLQuantizationType, sample: bytes) -> str | None:
+    """The digest of `sample` as `type` by the loaded ggml, if it is in the cache."""
     name = _name(sample)
     known = _here.get((name, type)) or read_note(NOTES, name).get(type.name)
     return known if isinstance(known, str) else None
 
 
-def keep(type: GGMLQuantizationType, sample: bytes, digest: str) -> None:
-    """Remember what ggml gave."""
+def write_digest(type: GGMLQuantizationType, sample: bytes, digest: str) -> None:
+    """Put a digest into the cache."""
     name = _name(sample)
     _here[name, type] = digest
     write_note(NOTES, name, {**read_note(NOTES, name), type.name: digest})

@@ -21,10 +21,11 @@ from borealis_gguf.checkpoint.hub.retry import retry_after
 from borealis_gguf.checkpoint.hub.stream import find, open_stream, read_remote_header
 from borealis_gguf.convert.describe import describe
 from borealis_gguf.errors import BorealisError, Cancelled
-from borealis_gguf.pipeline.execute import LEFT, execute, memory_needed
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import FilePlan
-from borealis_gguf.pipeline.row_reader import FETCH_BYTES, READERS
+from borealis_gguf.pipeline.read_ahead import READERS, REQUEST_BYTES
 from borealis_gguf.pipeline.tasks import CHUNK_WEIGHTS
 
 from ..conftest import NANO
@@ -297,8 +298,8 @@ def test_reads_are_large_and_memory_is_bounded(hub: Hub, tmp_path: Path) -> None
     hub.ranges.clear()
     execute([planned], CODEC, jobs=1, open_slice=open_slice)
     assert len(hub.ranges) == len(planned.tensors)  # each is smaller than a batch, and read by one request
-    buffers = 2 * 8 * CHUNK_WEIGHTS + (LEFT + 1) * 4 * CHUNK_WEIGHTS
-    assert memory_needed([planned], 2) < (READERS + 2) * FETCH_BYTES + buffers
+    buffers = 2 * 8 * CHUNK_WEIGHTS
+    assert memory_needed([planned], 2) < (READERS + 2) * REQUEST_BYTES + buffers
 
 
 def test_the_network_is_waited_for_by_many_at_a_time(hub: Hub, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.pipeline import low_rank
-from borealis_gguf.pipeline.execute import execute, memory_needed
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import GGUFModel, LowRank, Tensor, TensorSource
 from borealis_gguf.quantize.encoders import native
 

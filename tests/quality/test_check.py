@@ -12,9 +12,10 @@ from borealis_gguf import BorealisError, InvalidInput, Report, api, load
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
-from borealis_gguf.pipeline.execute import SourceRows, execute
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
+from borealis_gguf.pipeline.reader import SourceRows
 from borealis_gguf.quality.check import QuickCheck, check_file
 from borealis_gguf.quality.logits import _compared
 from borealis_gguf.quality.report import as_json, as_text

@@ -19,7 +19,7 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import Cancelled
 from borealis_gguf.quantize.encoders import ggml_digest_cache, native
 from borealis_gguf.quantize.encoders.libraries import library_path
-from borealis_gguf.quantize.encoders.self_test import Trial
+from borealis_gguf.quantize.encoders.self_test import PendingSelfTest
 
 from ..cli.test_cli import BOOT
 from ..conftest import NANO
@@ -67,7 +67,8 @@ class Installation:
 
 def test_without_kernels_ggml_encodes_and_one_line_says_so(tmp_path: Path) -> None:
     bare = Installation(tmp_path, without=KERNELS)
-    assert list(INSTALLED.glob(f"quantize/{KERNELS}")) and not list(bare.package.glob(f"quantize/{KERNELS}"))
+    assert list(INSTALLED.glob(f"quantize/encoders/{KERNELS}"))
+    assert not list(bare.package.glob(f"quantize/encoders/{KERNELS}"))
     done = bare.quantize("bare", "Q4_K_M", "Q8_0", "Q5_0", "-j", "2")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == (
@@ -128,7 +129,7 @@ def notes(installation: Installation) -> list[dict[str, str]]:
 @ON_X86
 def test_ggml_is_asked_once_for_each_version_of_its_library(tmp_path: Path) -> None:
     ours = Installation(tmp_path)
-    asked = "    known = _answer(type)\n    if known is None:\n"
+    asked = "    known = _cached_digest(type)\n    if known is None:\n"
     ours.change("quantize/encoders/self_test.py", asked, f"{asked}        print('asked about', type.name)\n")
     first = ours.quantize("first", "IQ3_S", "--no-check")
     assert (first.returncode, first.stdout, first.stderr) == (0, "asked about IQ3_S\n", "")
@@ -170,11 +171,11 @@ def test_whoever_stops_a_run_does_not_wait_for_ggml() -> None:
     asking.start()
     stop.set()
     with pytest.raises(Cancelled, match="nothing was written"):
-        Trial("baseline", (), asking).confirm(stop)
+        PendingSelfTest("baseline", (), asking).finish(stop)
     assert asking.is_alive()
     answered.set()
     asking.join()
-    assert Trial("baseline", (), asking).confirm(threading.Event()) is None
+    assert PendingSelfTest("baseline", (), asking).finish(threading.Event()) is None
 
 
 @ON_X86
@@ -182,14 +183,14 @@ def test_whoever_stops_a_run_does_not_wait_for_ggml() -> None:
 def test_a_damaged_note_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path))
     monkeypatch.setattr(ggml_digest_cache, "_here", {})
-    ggml_digest_cache.keep(T.IQ3_S, b"sample", "digest")
+    ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
     (note,) = (tmp_path / ggml_digest_cache.NOTES).iterdir()
     ggml_digest_cache._here.clear()
-    assert ggml_digest_cache.recall(T.IQ3_S, b"sample") == "digest"
-    assert ggml_digest_cache.recall(T.IQ3_S, b"another sample") is None
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") == "digest"
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"another sample") is None
     note.write_text(content)
-    assert ggml_digest_cache.recall(T.IQ3_S, b"sample") is None
-    ggml_digest_cache.keep(T.IQ3_S, b"sample", "digest")
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") is None
+    ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
     assert machine_cache.read_note(ggml_digest_cache.NOTES, note.stem)["IQ3_S"] == "digest"
 
 
