@@ -26,6 +26,8 @@ from ..conftest import NANO
 
 INSTALLED = Path(borealis_gguf.__file__).parent
 KERNELS = "_kernels*"
+NO_CODE = ("__pycache__", ".*", "build", "demo", "tests", "examples", "*.egg-info")
+"""What lies beside the package where it is installed from a checkout, as `pip install -e` does."""
 ON_X86 = pytest.mark.skipif(not native.ggml_decides(), reason="elsewhere ggml's bytes are others, and not asked for")
 
 Run = subprocess.CompletedProcess[str]
@@ -40,8 +42,9 @@ class Installation:
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.package = self.root / "site" / INSTALLED.name
-        shutil.copytree(INSTALLED, self.package, ignore=shutil.ignore_patterns(self.without, "__pycache__"))
+        self.package = self.root / "site" / "borealis_gguf"
+        ignored = shutil.ignore_patterns(self.without, *NO_CODE)
+        shutil.copytree(INSTALLED, self.package, ignore=ignored)
         found = os.pathsep.join([str(self.package.parent), *filter(None, sys.path)])
         given = {"PYTHONPATH": found, "PYTHONUTF8": "1", "BOREALIS_GGUF_CACHE": str(self.root / "cache")}
         self.env = {**os.environ, **given}
