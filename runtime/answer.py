@@ -11,7 +11,7 @@ from types import TracebackType
 
 from ..errors import BorealisError
 from .events import Event, EventSink, Finished, Options, Text, ToolCall
-from .prompting.tool_calls import Calls
+from .prompting.tool_calls import ToolCallParser
 
 WAIT_SECONDS = 0.1  # on Windows, Ctrl-C does not interrupt a wait without a timeout
 
@@ -25,7 +25,7 @@ class Answer:
         self.shown = ""
         """All text so far, iterated over or not."""
         self.calls: list[ToolCall] = []
-        self._parser = Calls(options)
+        self._parser = ToolCallParser(options)
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
         self._wake_callbacks: list[Callable[[], object]] = []

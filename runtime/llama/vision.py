@@ -1,7 +1,7 @@
 """The vision tower: an mmproj file, loaded by llama.cpp's mtmd.
 
-mtmd would pad an image that is not square with black, where the checkpoint's own processor stretches it. So mtmd gets
-pixels that are decoded and stretched already, and only normalizes them.
+mtmd would pad an image that is not square with black, where the checkpoint's own processor stretches it. So mtmd only
+normalizes; images are decoded, turned upright and stretched before.
 """
 
 import ctypes

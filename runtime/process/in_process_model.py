@@ -16,8 +16,8 @@ from ..prompting.context_overflow import encode_fitting, too_long
 from ..prompting.image_decoding import ImageFile, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
 from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
-from ..prompting.sampling_settings import Sampling, override
-from ..prompting.tool_calls import offered, tool_grammar, with_tools
+from ..prompting.sampling_settings import Sampling, override_sampling
+from ..prompting.tool_calls import add_tool_instructions, offered_tools, tool_grammar
 from ..scheduling.image_encoder import ImageEncoder
 from ..state_file import model_identity, read_state, write_state
 
@@ -95,7 +95,7 @@ class InProcessModel:
         from ..scheduling.job import Job
 
         options = _checked(request.options)
-        sampling = override(self.sampling, options.sampling)
+        sampling = override_sampling(self.sampling, options.sampling)
         grammar = grammar_of(options.schema) if options.schema is not None else tool_grammar(options)
         ids, images = self.encode(request)
         places = image_places(self.engine, ids, len(images)) if images else []
@@ -130,13 +130,13 @@ class InProcessModel:
         if self._chat_encoder is None:
             raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
         encoder, options = self._chat_encoder, request.options
-        messages = with_tools(request.prompt, options)  # type: ignore[arg-type]
+        messages = add_tool_instructions(request.prompt, options)  # type: ignore[arg-type]
         check_messages(messages)
         images = {id(part): _image(part) for part in image_parts(messages)}
-        per_image = self.image_encoder.tokens_per_image if images else 0
+        image_tokens = self.image_encoder.tokens_per_image if images else 0
 
         def encode(some: Sequence[Message]) -> EncodedChat:
-            return encoder.encode(some, per_image)
+            return encoder.encode(some, image_tokens)
 
         context = self.engine.n_context
         reserved = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
@@ -238,7 +238,7 @@ def _checked(options: Options) -> Options:
         raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
     if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
         raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
-    if options.schema is not None and offered(options):
+    if options.schema is not None and offered_tools(options):
         raise InvalidInput("tools and a schema for the answer cannot be asked for together; leave one of them out")
     if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
         raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")

@@ -13,7 +13,7 @@ from ..fitting.cpu_probe import extra_buffers_work
 from ..fitting.placement import Placement, choose_placement, model_params
 from ..loras import checked_loras
 from ..prompting.chat_template import ChatTemplate
-from ..prompting.sampling_settings import override, sampling_of
+from ..prompting.sampling_settings import override_sampling, sampling_from_metadata
 from .in_process_model import MAX_SEED, TEMPLATE_KEY, InProcessModel, checked_seed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def load_in_process(path: Path, options: LoadOptions, on_progress: "LoadProgress
     header = read_gguf(path)
     if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
         raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
-    default_sampling = override(sampling_of(header), options.sampling)
+    default_sampling = override_sampling(sampling_from_metadata(header), options.sampling)
     adapters = checked_loras(header, options.loras)
     if options.threads < 1:
         raise InvalidInput(f"threads: {options.threads} is not 1 or more")

@@ -1,8 +1,7 @@
-"""Rendering a model's own chat template: code from strangers, so sandboxed and bounded.
+"""Renders a model's own chat template: untrusted code, so in a sandbox, with limits of time and memory.
 
-The environment is the one `transformers` renders chat templates in (immutable sandbox, trimmed blocks, loop controls,
-`generation`, `tojson`, `raise_exception`, `strftime_now`), with a budget: a template may count to a million, not for
-ever.
+The environment is the one in which `transformers` renders chat templates (immutable sandbox, trimmed blocks, loop
+controls, `generation`, `tojson`, `raise_exception`, `strftime_now`), with limits on steps, numbers and text.
 """
 
 import json
@@ -35,7 +34,7 @@ TOO_LONG = f"it makes more than {MAX_TEXT} characters"
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox keeps a template from reaching Python; this one also keeps it from eating time and memory."""
+    """Jinja's sandbox keeps a template from reaching Python; this one also limits its time and memory."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -92,7 +91,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 
 class _Generation(Extension):
-    """`{% generation %}`, by which trainers find the model's own words in a conversation: just what stands in it."""
+    """The block `{% generation %}`, with which trainers mark the model's own text; here it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (as Extension declares it)
 
@@ -129,14 +128,14 @@ def _prints_texts_unchanged(source: str) -> bool:
 
 
 def _counted_range() -> Any:
-    """A `range` for one rendering: all of them together take at most MAX_STEPS steps."""
-    spent = 0
+    """A `range` function for one rendering: all its ranges together have at most MAX_STEPS steps."""
+    total = 0
 
     def limited(*args: int) -> range:
-        nonlocal spent
+        nonlocal total
         steps = range(*args)
-        spent += len(steps)
-        if spent > MAX_STEPS:
+        total += len(steps)
+        if total > MAX_STEPS:
             raise SecurityError(f"it counts further than {MAX_STEPS}")
         return steps
 
@@ -145,7 +144,7 @@ def _counted_range() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template and the two token texts it may name."""
+    """A chat template, and the texts of the two tokens that it may name."""
 
     source: str
     bos_token: str = ""
@@ -194,7 +193,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a rendered prompt. `trusted` text is the template's: only there may a control token be meant."""
+    """A part of a rendered prompt. `trusted` text is the template's: only there are names of control tokens tokens."""
 
     text: str
     trusted: bool
@@ -252,10 +251,10 @@ def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
 
 
 def _bounded(parts: Iterator[str]) -> Iterator[str]:
-    written = 0
+    length = 0
     for part in parts:
-        written += len(part)
-        _refuse_long(written)
+        length += len(part)
+        _refuse_long(length)
         yield part
 
 

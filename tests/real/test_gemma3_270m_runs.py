@@ -120,7 +120,7 @@ def test_a_conversation_beyond_the_windows(gemma_270m_q8: Path) -> None:
 def test_the_terminal_chat(model: Model, gemma_270m_q8: Path) -> None:
     seen = talk(model, "/system Svar på norsk.", "Hva heter hovedstaden i Norge?", "/stats", "Og i Sverige?")
     assert [message["role"] for message in seen.messages] == ["system", *["user", "assistant"] * 2]
-    assert all(message["content"].strip() for message in seen.messages) and not seen.chat.faults
+    assert all(message["content"].strip() for message in seen.messages) and not seen.chat.errors_shown
     assert "cached" in seen.err.splitlines()[-1]
     done = run("chat", gemma_270m_q8, "--temperature", "0", text="/set max_tokens 12\nHei!\n")
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
 from borealis_gguf.runtime.llama.engine import BatchToken
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.prompting.tool_calls import Calls
+from borealis_gguf.runtime.prompting.tool_calls import ToolCallParser
 
 from ..helpers.asking import local, messages
 
@@ -103,7 +103,7 @@ def test_the_grammar_holds_a_call_to_its_schema(says: Says, blank: str, said: st
 
 
 def read(pieces: Sequence[Text], tools: Sequence[Tool] = (WEATHER,)) -> list[Event]:
-    calls = Calls(Options(tools=tools))
+    calls = ToolCallParser(Options(tools=tools))
     return [*filter(None, map(calls.push, pieces)), *calls.end()]
 
 

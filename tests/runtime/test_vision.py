@@ -282,7 +282,7 @@ def test_orientations_that_make_no_sense(exif: bytes) -> None:
 
 
 def test_what_is_no_rgb_becomes_it() -> None:
-    grey = np.arange(0, 1 << 16, 64, np.uint16).reshape(32, 32)
+    grey = np.arange(0, 1 << 16, 64, dtype=np.uint16).reshape(32, 32)
     for pixels, expected in (
         (grey, grey >> 8),
         (grey.astype(np.uint8), grey.astype(np.uint8)),
