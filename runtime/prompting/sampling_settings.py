@@ -51,13 +51,13 @@ OPENAI_RANGES = RANGES | {"temperature": (0.0, 2.0), "presence_penalty": (-2.0, 
 """What the server takes, as OpenAI's does; the settings of the chat page have the same limits."""
 
 
-def sampling_of(metadata: Metadata) -> Sampling:
+def sampling_from_metadata(metadata: Metadata) -> Sampling:
     """The settings in a GGUF's metadata, over the defaults. Raises InvalidInput for a value out of range."""
     found = {name: entry.value for key, name in KEYS.items() if (entry := metadata.find(key)) is not None}
-    return override(Sampling(), found)
+    return override_sampling(Sampling(), found)
 
 
-def override(sampling: Sampling, given: Mapping[str, float]) -> Sampling:
+def override_sampling(sampling: Sampling, given: Mapping[str, float]) -> Sampling:
     """`sampling` with the fields in `given` replaced. Raises InvalidInput for an unknown name or a bad value."""
     known = [field.name for field in fields(Sampling)]
     for name, value in given.items():
