@@ -252,7 +252,7 @@ def test_a_header_that_never_ends(server: Serving, monkeypatch: pytest.MonkeyPat
 
 def test_bodies_held_together(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.server.service
-    monkeypatch.setattr(service, "held", 8 * 100_000 - 10)
+    monkeypatch.setattr(service, "held_bytes", 8 * 100_000 - 10)
     status, headers, _ = server.post(CHAT, NORWAY)
     assert (status, headers["retry-after"]) == (429, "1")
     until(lambda: service.held_bytes == 8 * 100_000 - 10)
