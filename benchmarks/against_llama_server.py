@@ -32,7 +32,13 @@ from typing import Any
 import records
 
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.runtime.bench.answer_timing import Ask, random_prompts, together, waiting, writing_speed
+from borealis_gguf.runtime.bench.answer_timing import (
+    Generate,
+    decode_rate,
+    median_time_to_first_token,
+    random_prompts,
+    timed_concurrently,
+)
 from borealis_gguf.runtime.events import Finished, Options, Text
 from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
 from borealis_gguf.runtime.model import Model, load
@@ -41,7 +47,7 @@ from borealis_gguf.usable_cores import usable_cores
 MODELS = (("270m", 18), ("1b", 6))
 PRESETS = ("Q8_0", "Q4_K_M")
 SAMPLING = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}}
-STEADY = {"default": None, "f16": False, "bf16": True}
+BATCH_INVARIANT = {"default": None, "f16": False, "bf16": True}
 """Types of keys and values, as what `load` has for them."""
 SHORT, END, BATCH = 16, 16, 512
 THEIRS = "llama-server"
@@ -62,12 +68,12 @@ class Setting:
     cache: str
 
 
-Asking = Callable[[str], Ask]
+Asking = Callable[[str], Generate]
 """From a name in SAMPLING to a way of asking."""
 
 
 def asking_model(model: Model) -> Asking:
-    def asking(sampling: str) -> Ask:
+    def asking(sampling: str) -> Generate:
         def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
             made = 0
             for event in model.complete(prompt, Options(max_tokens=tokens, sampling=SAMPLING[sampling])):
@@ -82,7 +88,7 @@ def asking_model(model: Model) -> Asking:
 def asking_server(port: int, more: dict[str, Any]) -> Asking:
     """Over HTTP with OpenAI's completions, a connection for each request."""
 
-    def asking(sampling: str) -> Ask:
+    def asking(sampling: str) -> Generate:
         def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
             body = {
                 "model": "", "prompt": list(prompt), "max_tokens": tokens, "stream": True,
@@ -116,7 +122,7 @@ def _counts(lines: http.client.HTTPResponse) -> Iterator[int]:
 def api(setting: Setting, isolate: bool) -> Iterator[Asking]:
     with load(
         setting.model, parallel=setting.parallel, threads=setting.threads, context=setting.context,
-        extra_buffers=setting.extra_buffers, isolate=isolate, steady=STEADY[setting.cache],
+        extra_buffers=setting.extra_buffers, isolate=isolate, batch_invariant=BATCH_INVARIANT[setting.cache],
     ) as model:  # fmt: skip
         yield asking_model(model)
 
@@ -195,10 +201,10 @@ Turn = Callable[[Asking, int], float]
 
 def decoding(sampling: str, count: int, tokens: int, ids: Sequence[int]) -> Turn:
     def turn(asking: Asking, number: int) -> float:
-        timings = together(asking(sampling), random_prompts(ids, count, SHORT, number), tokens)
-        if short := [t.made for t in timings if t.made < 0.9 * tokens]:
+        timings = timed_concurrently(asking(sampling), random_prompts(ids, count, SHORT, number), tokens)
+        if short := [t.generated_tokens for t in timings if t.generated_tokens < 0.9 * tokens]:
             print(f"  an answer ended after {short[0]} tokens", file=sys.stderr)
-        return writing_speed(timings)
+        return decode_rate(timings)
 
     return turn
 
@@ -209,7 +215,7 @@ def first_token(length: int, ids: Sequence[int]) -> Turn:
     def turn(asking: Asking, number: int) -> float:
         prefix = random_prompts(ids, 1, length, number)[0]
         ask, ends = asking("greedy"), random_prompts(ids, 3, END, number + 1)
-        return [1000 * waiting(together(ask, [prefix + end], 1)) for end in ends][-1]
+        return [1000 * median_time_to_first_token(timed_concurrently(ask, [prefix + end], 1)) for end in ends][-1]
 
     return turn
 
@@ -330,7 +336,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.3, help="seconds before each turn, for threads to fall asleep")
     parser.add_argument("--sides", nargs="+", default=["api", "isolated", "serve"])
-    parser.add_argument("--cache", choices=list(STEADY), default="default", help="types of keys and values")
+    parser.add_argument("--cache", choices=list(BATCH_INVARIANT), default="default", help="types of keys and values")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     records.add_option(parser, "against_llama_server")
     args = parser.parse_args()
