@@ -32,8 +32,8 @@ def lay_out(
 ) -> FilePlan:
     """Plan one file: `types[i]` is what `model.tensors[i]` is written as, `importance[i]` its weights' importance.
 
-    `requested[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
-    row does not fit its type.
+    `requested[i]` is the type that its shape made it fall back from, for reports; `retype` is as in `FilePlan`. Raises
+    ValueError when a row does not fit its type.
     """
     alignment = next((kv.value for kv in model.kv if kv.key == "general.alignment"), GGUF_DEFAULT_ALIGNMENT)
     sizes = [row_nbytes(type, t.n_per_row) * t.rows for t, type in zip(model.tensors, types, strict=True)]
@@ -95,7 +95,7 @@ def _string(text: str) -> bytes:
 
 
 def _strings(texts: Sequence[str]) -> bytes:
-    """All of `texts` as strings, one after another. A vocabulary has 262144 of them, so they are laid out together."""
+    """`texts` as GGUF strings, one after another: joined at once, since a vocabulary has 262144 of them."""
     room = "\0" * 8
     data = bytearray((room + room.join(texts)).encode("utf-8", "surrogateescape"))
     out = np.frombuffer(data, np.uint8)

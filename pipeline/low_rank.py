@@ -1,8 +1,8 @@
-"""Low-rank updates, made for any range of rows alone: `W[rows] += scale * up[rows] @ down`.
+"""Low-rank updates, computed for any range of rows alone: `W[rows] += scale * up[rows] @ down`.
 
 Every element is the float32 sum of its products in the order of the rank, then scaled, then added to the weight.
 A matrix product from a library would be faster still, but its last bits change with the shape of the range, the
-processor and the threads; these do not, whoever computes them.
+processor and the threads; these sums are the same wherever they are computed.
 """
 
 from collections.abc import Sequence

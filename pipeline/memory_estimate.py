@@ -1,4 +1,4 @@
-"""How much memory a run takes for its buffers, told before it begins."""
+"""How much memory the buffers of a run take, estimated from its plans."""
 
 from collections.abc import Iterator, Sequence
 

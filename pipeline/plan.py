@@ -1,4 +1,4 @@
-"""What will be written, known completely before a weight is read. Pure data."""
+"""Plans: the output files, known completely before a weight is read. Pure data."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How bytes are made. Every function is thread-safe and releases the GIL.
+    """The encoders and decoders of a run. Every function is thread-safe and releases the GIL.
 
     encode(rows, type, importance, out): rows [n, n_per_row] as float32, float16, or uint16 (which means BF16);
         importance float32 [n_per_row] or None; fills out, uint8 [n, row_nbytes]. False when a weight of `rows` is
@@ -51,7 +51,7 @@ class RowMap:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to a matrix of the source: scale · up @ down, in float32.
+    """A low-rank update, which is added to a matrix of the source: scale · up @ down, in float32.
 
     `up` is [rows, r] and `down` [r, n_per_row], BF16, F16 or F32; stored [r, rows] and [n_per_row, r] if `transposed`.
     """
@@ -68,7 +68,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a tensor's rows come from: those of `slice` in their order, or as `order` picks them.
+    """Where a tensor's rows come from: `slice`, in its order or in that of `order`.
 
     `updates` are added to the source's rows, in their order. The sum is rounded to `precision`: that of the matrix
     before it was changed, so None is the slice's own. Then `scale` multiplies every element, in float32, and `shift`

@@ -19,10 +19,10 @@ log = logging.getLogger("borealis_gguf")
 
 
 def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The importance [n_per_row] float32 of the columns of tensor `name`; None when the matrix says nothing of it.
+    """The importance [n_per_row] float32 of the columns of tensor `name`; None if the matrix has none.
 
-    It says nothing where it is zero everywhere: every weight would become zero. Raises InvalidInput when it was made
-    for a model of another width. An embedding's is ignored then, as in llama.cpp.
+    It has none for a tensor whose values are all zero: every weight would become zero. Raises InvalidInput when it was
+    made for a model of another width. An embedding's is ignored then, as in llama.cpp.
     """
     values = imatrix.entries.get(name)
     (n_per_row,), (stacked,) = shape[-1:], shape[-3:-2] or (1,)
@@ -45,7 +45,7 @@ def what_is_missing(imatrix: Imatrix, name: str) -> str:
 
 
 def warn_of_gaps(where: str, imatrix: Imatrix, tensors: Iterable[tuple[str, GGMLQuantizationType, bool]]) -> None:
-    """One warning for tensors of (name, type, whether it has an importance) that need not have one, but lack it.
+    """Warn once of all tensors, given as (name, type, whether it has an importance), that could use one but lack it.
 
     llama-imatrix collects nothing for embeddings and the output layer, so those are not gaps.
     """

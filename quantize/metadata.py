@@ -1,4 +1,4 @@
-"""The metadata of a quantized file: what changes against its source, in the order llama-quantize writes it."""
+"""The metadata of a quantized file: changes to that of its source, in the order llama-quantize writes them."""
 
 import struct
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ T = GGMLQuantizationType
 
 QUANTIZATION_VERSION = 2
 GUESSED = 1024
-"""The bit that says that llama.cpp guessed a file type from the tensors, because the file names none."""
+"""The flag of a file type that llama.cpp guessed from the tensors, because the source names none."""
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _OVERRIDE_TYPES = {
@@ -51,7 +51,7 @@ def quantized_kv(kv: Sequence[KV], file_type: int, overrides: Sequence[KV] = ())
 def imatrix_kv(file_name: str, datasets: Sequence[str], entries: int, chunks: int) -> tuple[KV, ...]:
     """The metadata entries about an importance matrix, to be written as overrides; none when it has no entries.
 
-    `file_name` is the base name: a path would tell where the matrix lay, and change the file's hash. Of a dataset that
+    `file_name` is the base name: a path would reveal a local folder, and change the file's hash. Of a dataset that
     is a path of the computer the matrix was made on, only the last part is written.
     """
     if not entries:

@@ -1,4 +1,4 @@
-"""How fast rows are encoded: the kernels of each instruction set against ggml's own encoders, bytes compared."""
+"""Encoder speed: the kernels of each instruction set against ggml's encoders, with their bytes compared."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """ggml's own encoders and decoders, from the `libggml-base` that llama-cpp-python carries.
 
 llama-cpp-python binds none of them, so they are bound here with ctypes, which releases the GIL during every call.
-ggml aborts the whole process when it is asked for what it cannot do: everything is checked before it is called.
+ggml aborts the whole process on arguments it cannot handle: they are checked before it is called.
 """
 
 import ctypes
@@ -147,7 +147,7 @@ def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.n
 
 
 EXPONENTS = {T.F32: ("<u4", 0x7F800000), T.F16: ("<u2", 0x7C00), T.BF16: ("<u2", 0x7F80)}
-"""Floats: as integers, and the bits that are all set in NaN and infinity."""
+"""For float types: their integer view, and the exponent bits, all of which are set in NaN and infinity."""
 
 SCALES = {
     **dict.fromkeys((T.Q1_0, T.Q2_0, T.Q4_0, T.Q5_0, T.Q8_0, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S), (0,)),
@@ -155,16 +155,16 @@ SCALES = {
     **dict.fromkeys((T.Q4_1, T.Q5_1, T.Q4_K, T.Q5_K), (0, 2)),
     **{T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q6_K: (208,), T.TQ1_0: (52,), T.TQ2_0: (64,)},
 }
-"""Where the float16 scales of a block begin."""
+"""Offsets of the float16 scales in a block."""
 
 VALIDATED_BYTES = 1 << 18
-"""Bytes looked at together: what is made of them stays in the cache."""
+"""Bytes validated at a time: intermediate arrays stay in the cache."""
 
 
 def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
-    """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales.
+    """Whether `data` (uint8, whole blocks of `type`) is valid to ggml: no NaN or infinity in weights or scales.
 
-    ggml itself is asked only about types whose scales are not plain: it writes to standard error what it finds.
+    ggml itself validates only types whose scales are not plain: it prints faults on standard error.
     """
     if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")

@@ -55,7 +55,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     isa = encoder(type) if rows.ndim == 2 and rows.size else None
     if isa is not None and _is_ordinary(rows, type, importance) and encode_with(isa, rows, type, importance, out):
         return True
-    ggml.encode(rows, type, importance, out)  # what NaN and infinity become, ggml alone defines
+    ggml.encode(rows, type, importance, out)  # only ggml defines the bytes of NaN and infinity
     return all_finite(rows)
 
 
@@ -298,7 +298,7 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
-    """Refuse what the kernels would read or write outside of the arrays."""
+    """Raises for arrays that would make the kernels read or write out of bounds."""
     if rows.ndim != 2 or not rows.size or rows.dtype not in ggml.SOURCE_TYPES:
         raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
     try:

@@ -150,7 +150,7 @@ def test_rows_are_picked_as_numpy_transposes(tmp_path: Path, order: RowMap, type
     assert np.array_equal(got, expected.reshape(-1))
 
 
-def test_picking_rows_needs_memory_for_a_few_heads_alone(tmp_path: Path) -> None:
+def test_picking_rows_needs_memory_for_a_few_heads_only(tmp_path: Path) -> None:
     """A head of 128 rows: however many there are, a worker holds its chunk and the rows these come from."""
     needed = []
     for heads in (4, 4000):
@@ -333,7 +333,7 @@ def test_an_interrupt_stops_within_a_second(tmp_path: Path) -> None:
     assert only_inputs(tmp_path)
 
 
-def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
+def test_disk_space_is_reserved_before_data_is_written(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", {"token_embd.weight": (1024, 1024)}, T.F32)
     file = PartialFile(lay_out(tmp_path / "x.gguf", model, [T.F32]))
     file.begin()
@@ -346,7 +346,7 @@ def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verified", [False, True])
-def test_what_the_disk_tells_last_keeps_a_file_from_its_name(
+def test_an_error_of_the_final_fsync_keeps_a_file_from_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: bool
 ) -> None:
     """It is waited for while the verifier looks, which finds nothing wrong: it sees what is in memory."""
@@ -399,9 +399,7 @@ def test_local_files_are_prefetched_some_tasks_ahead(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("system", ["as it is", "that can only wait"])
-def test_a_flush_in_mid_run_puts_nothing_off_for_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
-) -> None:
+def test_a_flush_in_mid_run_replaces_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     synced: list[int] = []
     wait = atomic_output._fsync
     monkeypatch.setattr(atomic_output, "_fsync", lambda fd: (synced.append(fd), wait(fd)))

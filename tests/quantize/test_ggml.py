@@ -190,7 +190,7 @@ def test_validate_finds_nan_and_infinity() -> None:
         ggml.validate(good.ravel()[:-1], T.Q4_K)
 
 
-def test_what_would_abort_the_process_is_refused() -> None:
+def test_input_that_would_abort_the_process_is_refused() -> None:
     rows, out = weights(), np.zeros((ROWS, row_nbytes(T.IQ2_XXS, WIDTH)), np.uint8)
     assert ggml.requires_importance(T.IQ2_XXS)
     with pytest.raises(InvalidInput, match="IQ2_XXS needs an importance matrix"):

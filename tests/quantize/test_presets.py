@@ -301,7 +301,7 @@ def test_only_matrices_of_weights_are_quantized() -> None:
     assert not is_quantized_by_presets("blk.0.attn_v_b.weight", (2, 256), "glm5-next")
 
 
-def test_facts_come_from_metadata_and_broken_ones_are_refused() -> None:
+def test_model_shape_comes_from_metadata_and_broken_values_are_refused() -> None:
     i32 = gguf.GGUFValueType.INT32
     per_layer = KV("gemma3.attention.head_count_kv", gguf.GGUFValueType.ARRAY, [2, 4], i32)
     kv = [entry for entry in SHAPES["4b"].kv() if entry.key != per_layer.key]
