@@ -17,12 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import records
 from machine import forget, limits, rates
 
 from borealis_gguf import api
-from borealis_gguf.pipeline import execute as executor
 from borealis_gguf.pipeline.atomic_output import PartialFile
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.plan import Codec, FilePlan
+from borealis_gguf.pipeline.reader import TaskReader
+from borealis_gguf.pipeline.writer import OutputWriter
+from borealis_gguf.usable_cores import usable_cores
 
 Span = tuple[str, str, float, float]
 """Thread, what it did, from when, for how long."""
@@ -54,7 +58,7 @@ def once(plans: list[FilePlan], codec: Codec, jobs: int) -> float:
     for plan in plans:
         plan.path.unlink(missing_ok=True)
     began = time.perf_counter()
-    executor.execute(plans, codec, jobs=jobs)
+    execute(plans, codec, jobs=jobs)
     return time.perf_counter() - began
 
 
@@ -87,12 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("presets", nargs="+")
-    parser.add_argument("-j", "--jobs", type=int, nargs="+", default=[1, executor.available_cores()])
+    parser.add_argument("-j", "--jobs", type=int, nargs="+", default=[1, usable_cores()])
     parser.add_argument("-o", "--output", type=Path, default=Path())
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="have the system forget the source before each run")
     parser.add_argument("--trace", type=Path, metavar="FILE")
+    records.add_option(parser, "timeline")
     args = parser.parse_args()
     codec = Codec(
         timed("encode", api.CODEC.encode),
@@ -100,8 +105,8 @@ def main() -> None:
         timed("check", api.CODEC.valid),
         timed("merge", api.CODEC.add_product),
     )
-    executor._Worker.read = timed("read", executor._Worker.read)
-    executor._Worker.write = timed("write", executor._Worker.write)
+    TaskReader.read_bytes = timed("read", TaskReader.read_bytes)
+    OutputWriter.write = timed("write", OutputWriter.write)
     PartialFile.flush = timed("flush", PartialFile.flush)
     PartialFile.sync = timed("sync", PartialFile.sync)
     began = time.perf_counter()
@@ -125,6 +130,8 @@ def main() -> None:
         args.trace.write_text(trace(), encoding="utf-8")
     read, written = sum(path.stat().st_size for path in sources), sum(plan.size for plan in plans)
     print(limits(read, written, rates(plans[0].path.parent, sources[0]), min(middle.values())))
+    by_jobs = {f"{jobs} worker{'s'[: jobs > 1]}": walls for jobs, walls in seconds.items()}
+    records.save(args, records.seconds_rows(by_jobs, "executor"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class PartialFile:
-    """An output that is being written under a hidden name beside its own, which it gets when all is right.
+    """An output that is written under a hidden name beside its final name, which it gets when it is complete.
 
     The hidden name is drawn at random and the file made new, so that a link or file that came with somebody's folder
     is never written to. A lock file makes sure that a second run on the same output is refused; the operating system
@@ -39,7 +39,7 @@ class PartialFile:
             self._lock = _locked(self._lock_path, plan.path)
             undo.callback(self._unlock)
             self.path = folder / f".{name}.{secrets.token_hex(4)}.partial"
-            with _naming(plan.path):
+            with _os_errors_about(plan.path):
                 for path in _left_behind(plan.path):
                     path.unlink(missing_ok=True)
                 self.file = self.path.open("x+b", buffering=0)
@@ -54,11 +54,11 @@ class PartialFile:
         self.file.truncate(self.plan.size)
 
     def flush(self) -> None:
-        """Have what has been written so far put on the disk, without waiting for it where the system can do that."""
+        """Have the disk write what is in memory so far, without waiting for it where the system can do that."""
         _start_writing(self.file.fileno())
 
     def sync(self) -> None:
-        """Put every byte on the disk, and check that what stands there begins and ends as planned."""
+        """Put every byte on the disk, and check that the file has the planned header and size."""
         _fsync(self.file.fileno())
         self.file.seek(0)
         found = self.file.read(len(self.plan.header))
@@ -127,7 +127,7 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
         needed[plan.path.parent.stat().st_dev].append(plan)
     for files in needed.values():
         size = sum(plan.size for plan in files)
-        free = shutil.disk_usage(files[0].path.parent).free + sum(_taken(plan.path) for plan in files)
+        free = shutil.disk_usage(files[0].path.parent).free + sum(_left_behind_nbytes(plan.path) for plan in files)
         if size > free:
             raise InvalidInput(
                 f"{files[0].path.parent}: {_amount(size)} needed, {_amount(free)} free; "
@@ -135,8 +135,8 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
             )
 
 
-def _taken(final: Path) -> int:
-    """Bytes of the disk that the next run at `final` gets back: those of what killed runs have left."""
+def _left_behind_nbytes(final: Path) -> int:
+    """Bytes on the disk of the partial files that killed runs have left at `final`; the next run removes them."""
     return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in _left_behind(final))
 
 
@@ -145,15 +145,15 @@ def _amount(nbytes: int) -> str:
 
 
 def _left_behind(final: Path) -> list[Path]:
-    """What killed runs have left of `final`: good only for the holder of its lock."""
+    """Partial files that killed runs have left at `final`. Only the holder of its lock can know that they are."""
     pattern = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}\.partial")
     with os.scandir(final.parent) as entries:
         return [Path(entry) for entry in entries if pattern.fullmatch(entry.name) and not entry.is_dir()]
 
 
 @contextmanager
-def _naming(final: Path) -> Iterator[None]:
-    """What the system says of a hidden file, told of the file that it stands for."""
+def _os_errors_about(final: Path) -> Iterator[None]:
+    """Turns an OSError about a hidden file into an InvalidInput that names the final file."""
     try:
         yield
     except OSError as error:
@@ -164,7 +164,7 @@ def _locked(path: Path, final: Path) -> FileIO:
     """The lock file at `path`, locked. Nothing is ever written to it, and no link is followed to it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        with _naming(final):
+        with _os_errors_about(final):
             file = FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, 0o600))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
@@ -235,7 +235,7 @@ def _linux(name: str, *arguments: Any) -> Any:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Blocks for `size` bytes, all at once: workers that write then do not wait for each other to find some.
+    """Reserve blocks for `size` bytes at once: workers that write then do not wait for each other to find some.
 
     Raises OSError when the disk is full; a file system that cannot do it gives blocks as they are written.
     (`os.posix_fallocate` would write to every block there.)
@@ -248,7 +248,7 @@ def _reserve(fd: int, size: int) -> None:
 def _start_writing(fd: int) -> None:
     """Begin to put a file on the disk. An fsync would do, but workers that write meanwhile wait for its journal.
 
-    What goes wrong on the disk later is told by the fsync that every file ends with.
+    The fsync at the end of every file reports errors that the disk has later.
     """
     start = _linux("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     if start is None or start(fd, 0, 0, SYNC_FILE_RANGE_WRITE):

@@ -16,22 +16,8 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
-from ..checkpoint.types import KV, GGMLQuantizationType, row_nbytes
+from ..checkpoint.types import KV, SCALARS, GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, GGUFModel, TensorPlan
-
-SCALARS = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
 
 
 def lay_out(
@@ -39,15 +25,15 @@ def lay_out(
     model: GGUFModel,
     types: Sequence[GGMLQuantizationType],
     *,
-    wanted: Sequence[GGMLQuantizationType | None] | None = None,
+    requested: Sequence[GGMLQuantizationType | None] | None = None,
     importance: Sequence[np.ndarray | None] | None = None,
     label: str = "",
     retype: tuple[tuple[str, str], ...] = (),
 ) -> FilePlan:
     """Plan one file: `types[i]` is what `model.tensors[i]` is written as, `importance[i]` its weights' importance.
 
-    `wanted[i]` is the type it fell back from, for the report; `retype` is as in `FilePlan`. Raises ValueError when a
-    row does not fit its type.
+    `requested[i]` is the type that its shape made it fall back from, for reports; `retype` is as in `FilePlan`. Raises
+    ValueError when a row does not fit its type.
     """
     alignment = next((kv.value for kv in model.kv if kv.key == "general.alignment"), GGUF_DEFAULT_ALIGNMENT)
     sizes = [row_nbytes(type, t.n_per_row) * t.rows for t, type in zip(model.tensors, types, strict=True)]
@@ -67,7 +53,7 @@ def lay_out(
             types,
             (len(header) + offset for offset in offsets),
             sizes,
-            wanted or none,
+            requested or none,
             importance or none,
             strict=False,
         )
@@ -109,7 +95,7 @@ def _string(text: str) -> bytes:
 
 
 def _strings(texts: Sequence[str]) -> bytes:
-    """All of `texts` as strings, one after another. A vocabulary has 262144 of them, so they are laid out together."""
+    """`texts` as GGUF strings, one after another: joined at once, since a vocabulary has 262144 of them."""
     room = "\0" * 8
     data = bytearray((room + room.join(texts)).encode("utf-8", "surrogateescape"))
     out = np.frombuffer(data, np.uint8)

@@ -1,8 +1,8 @@
-"""Low-rank updates, made for any range of rows alone: `W[rows] += scale * up[rows] @ down`.
+"""Low-rank updates, computed for any range of rows alone: `W[rows] += scale * up[rows] @ down`.
 
 Every element is the float32 sum of its products in the order of the rank, then scaled, then added to the weight.
 A matrix product from a library would be faster still, but its last bits change with the shape of the range, the
-processor and the threads; these do not, whoever computes them.
+processor and the threads; these sums are the same wherever they are computed.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..checkpoint.types import GGMLQuantizationType, Slice
+from ..checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType, Slice
 from ..errors import BorealisError
 from .plan import Codec, LowRank
 
-STORED = {
-    GGMLQuantizationType.F32: np.dtype("<f4"),
-    GGMLQuantizationType.F16: np.dtype("<f2"),
-    GGMLQuantizationType.BF16: np.dtype("<u2"),
-}
 TILE = 1 << 16
 """Elements summed at a time: the tile and its products stay in the cache. Any value gives the same bytes."""
 
@@ -84,7 +79,7 @@ def _up(update: LowRank, picked: np.ndarray) -> np.ndarray:
 
 def _read(matrix: Slice, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     """Rows `top` to `bottom` of columns `left` to `right`, as float32."""
-    kind, width = STORED[matrix.type], matrix.shape[1]
+    kind, width = FLOAT_DTYPES[matrix.type], matrix.shape[1]
     if right - left == width:
         strips = [(top * width, (bottom - top) * width)]
     else:

@@ -1,4 +1,4 @@
-"""What will be written, known completely before a weight is read. Pure data."""
+"""Plans: the output files, known completely before a weight is read. Pure data."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from ..checkpoint.types import KV, GGMLQuantizationType, Slice
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How bytes are made. Every function is thread-safe and releases the GIL.
+    """The encoders and decoders of a run. Every function is thread-safe and releases the GIL.
 
     encode(rows, type, importance, out): rows [n, n_per_row] as float32, float16, or uint16 (which means BF16);
         importance float32 [n_per_row] or None; fills out, uint8 [n, row_nbytes]. False when a weight of `rows` is
         NaN or Inf.
     decode(data, type, n_per_row): uint8 [n, row_nbytes] to float32 [n, n_per_row].
     valid(data, type): False when a value stored in `data` (uint8) is NaN or Inf.
-    add_product(rows, up, down, scale): what `lowrank.add_product` does, with the same bits, faster; False when it
+    add_product(rows, up, down, scale): what `low_rank.add_product` does, with the same bits, faster; False when it
         cannot, and has done nothing.
     """
 
@@ -51,7 +51,7 @@ class RowMap:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to a matrix of the source: scale · up @ down, in float32.
+    """A low-rank update, which is added to a matrix of the source: scale · up @ down, in float32.
 
     `up` is [rows, r] and `down` [r, n_per_row], BF16, F16 or F32; stored [r, rows] and [n_per_row, r] if `transposed`.
     """
@@ -68,7 +68,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a tensor's rows come from: those of `slice` in their order, or as `order` picks them.
+    """Where a tensor's rows come from: `slice`, in its order or in that of `order`.
 
     `updates` are added to the source's rows, in their order. The sum is rounded to `precision`: that of the matrix
     before it was changed, so None is the slice's own. Then `scale` multiplies every element, in float32, and `shift`
@@ -128,29 +128,40 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualSlices:
+    """Two stored arrays whose bytes a plan takes to be equal; `otherwise` is the error message where they are not."""
+
+    first: Slice
+    second: Slice
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `checkpoint` is the one it was read from; None when it was a GGUF.
+    `checkpoint` is what it was read from, None when that was a GGUF. `equal` are arrays that must hold the same bytes
+    for the plan to be right, which planning, without reading weights, cannot tell.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
     checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
+    equal: tuple[EqualSlices, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One tensor of one output file. `offset` is absolute in the file; `nbytes` is without padding.
 
-    `wanted` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
+    `requested` is the type its shape made it fall back from. `importance` is float32 [n_per_row].
     """
 
     tensor: Tensor
     type: GGMLQuantizationType
     offset: int
     nbytes: int
-    wanted: GGMLQuantizationType | None = None
+    requested: GGMLQuantizationType | None = None
     importance: np.ndarray | None = field(default=None, compare=False)
 
 
@@ -169,6 +180,11 @@ class FilePlan:
     size: int
     model: GGUFModel
     retype: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight, padding left out."""
+        return 8 * sum(t.nbytes for t in self.tensors) / sum(t.tensor.rows * t.tensor.n_per_row for t in self.tensors)
 
     def option(self, name: str, type: GGMLQuantizationType) -> str | None:
         """The option that makes `type` the type of tensor `name`."""

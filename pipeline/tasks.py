@@ -1,4 +1,4 @@
-"""The units of work: which rows are read, what they become, and where in which files the bytes go."""
+"""Tasks: some rows of a tensor, the types they are encoded to, and where in the output files the bytes go."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ..checkpoint.types import GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Tensor, TensorPlan
 
 CHUNK_WEIGHTS = 1 << 20
-"""Weights encoded at a time by one worker: so many that handing them out takes little time, and so few that stopping
+"""Weights encoded at a time by one worker: so many that handing out tasks takes little time, and so few that stopping
 takes less than a second with ggml's slowest encoder. Any value gives the same bytes."""
 
 COPY_BYTES = 1 << 19
-"""Bytes moved at a time where nothing is encoded: they are read, looked at and written while they are in the cache."""
+"""Bytes copied at a time where nothing is encoded: they are read, checked and written while they are in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rows `first` to `first + rows` of a tensor, and everything that is made of them."""
+    """Rows `first` to `first + rows` of a tensor, with all types they are encoded to."""
 
     tensor: Tensor
     encodings: tuple[Encoding, ...]
@@ -40,14 +40,14 @@ class Task:
         return self.rows * row_nbytes(self.tensor.source.slice.type, self.tensor.n_per_row)
 
     def source_rows(self) -> np.ndarray | None:
-        """The source rows these rows are (elements, where the tensor has one axis); None where they are the same."""
+        """The numbers of their source rows (of a tensor of one axis, elements); None if they are the same."""
         order, flat = self.tensor.source.order, len(self.tensor.shape) == 1
         if order is None:
             return None
         return order.rows(0, self.tensor.n_per_row) if flat else order.rows(self.first, self.first + self.rows)
 
     def source_range(self) -> tuple[int, int]:
-        """Where the source rows lie in their file, with those between them: offset and number of bytes."""
+        """The range of the file that holds the source rows, and any rows between them: offset and number of bytes."""
         rows = self.source_rows()
         if rows is None:
             return self.tensor.source.slice.offset + self.first * (self.nbytes // self.rows), self.nbytes
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def span_nbytes(self) -> int:
-        """Bytes to hold while rows are picked out of the range of source rows they lie in; 0 without an order."""
+        """Bytes of a buffer for that range, if rows are picked out of it; 0 without an order."""
         return 0 if self.tensor.source.order is None else self.source_range()[1]
 
 
@@ -81,13 +81,13 @@ def tasks(plans: Sequence[FilePlan], chunk_weights: int = CHUNK_WEIGHTS) -> Iter
 
 
 def total_nbytes(plans: Sequence[FilePlan]) -> int:
-    """Bytes of the source that all tasks together are made of."""
+    """Bytes of the source that all tasks together read."""
     tensors = [tensor for tensor, _ in _shared(plans)]
     return sum(t.rows * row_nbytes(t.source.slice.type, t.n_per_row) for t in tensors)
 
 
 def _shared(plans: Sequence[FilePlan]) -> Iterator[tuple[Tensor, tuple[Encoding, ...]]]:
-    """Tensors that several files make from the same source, with their distinct encodings."""
+    """Each distinct tensor of `plans`, with its distinct encodings: files that encode it alike share one."""
     uses: dict[tuple[object, ...], list[tuple[int, TensorPlan]]] = {}
     for index, plan in enumerate(plans):
         for t in plan.tensors:

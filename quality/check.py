@@ -11,9 +11,10 @@ from ..checkpoint.gguf import GGUFFile
 from ..checkpoint.gguf_validation import check_model
 from ..convert.metadata.chat_template import read_text
 from ..errors import InvalidInput
-from ..pipeline.execute import Progress, available_cores
+from ..pipeline.execute import Progress
 from ..pipeline.plan import Codec, GGUFModel, gguf_tensors
-from ..pipeline.row_reader import OpenSlice, open_local
+from ..pipeline.sources import OpenSlice, open_local
+from ..usable_cores import usable_cores
 from .cross_check.cross_check import cross_check
 from .metadata import check_metadata
 from .report import Finding, Report, Section
@@ -68,7 +69,7 @@ def check_file(
         if logits and source.checkpoint:
             from .logits import check_logits
 
-            sections.append(check_logits(header, source.checkpoint.path, jobs or available_cores()))
+            sections.append(check_logits(header, source.checkpoint.path, jobs or usable_cores()))
     seconds = time.monotonic() - began
     return Report(header.path, against, quick, tuple(s for s in sections if s.findings), seconds)
 

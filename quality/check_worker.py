@@ -90,7 +90,7 @@ def tokenize_reference(
         reference = Tokenizer.from_file(tokenizer)
         renumbered = dict[str, int]()
         if any(reference.token_to_id(text) not in (id, None) for text, id in special_tokens.items()):
-            renumbered = _renumbered(reference, read_tokenizer_file(Path(tokenizer), merges=False))
+            renumbered = _renumbered(reference, read_tokenizer_file(Path(tokenizer)))
         ids, around = _ids(reference, texts, renumbered), reference.encode("").ids
         answer = {"ids": ids, "around_empty_text": around, "renumbered": renumbered}
         if gguf_tables:
@@ -115,22 +115,22 @@ def tokenize_representable(
     n_vocab: int,
 ) -> dict[str, Any]:
     """`ids` of the texts, and `chat_ids` of rendered conversations, by the checkpoint's tokenizer without what the
-    GGUF's tokenizer and the GGUF's chat template cannot do; `gaps`, a description of that. `reference_ids` are those of
+    GGUF's tokenizer and the GGUF's chat template cannot do; `description`, what that is. `reference_ids` are those of
     the texts and conversations by the whole tokenizer; `control`, names that llama.cpp takes for control tokens.
     """
     from tokenizers import Tokenizer
 
     from ..checkpoint.folder import Checkpoint
     from ..convert.tokenizers.byte_level_bpe import read_bpe
-    from ..convert.tokenizers.preprocessing import SPACE, text_view
+    from ..convert.tokenizers.preprocessing import SPACE, read_preprocessing
     from .text.checkpoint_text import optional_json
     from .text.representable import not_representable, representable, without_rowless_tokens
 
     path = Path(tokenizer)
     parsed = read_tokenizer_file(path)
     config = optional_json(Checkpoint(path.parent, None, {}, {}), "tokenizer_config.json")
-    view = text_view(parsed)
-    gaps = view.gaps if view else read_bpe(path, parsed, config, n_vocab).gaps
+    preprocessing = read_preprocessing(parsed)
+    unsupported = (preprocessing or read_bpe(path, parsed, config, n_vocab)).unsupported
     try:
         kept = without_rowless_tokens(parsed, n_vocab)
         for_texts, for_chats = representable(kept, control=control), representable(kept, chat=True, control=control)
@@ -144,10 +144,12 @@ def tokenize_representable(
         changed = [
             text for (text, before, after), no_row in zip(rows, rowless, strict=True) if before != after and not no_row
         ]
-        described = not_representable(parsed, gaps, control, in_spaces=any(SPACE not in text for text in changed))
+        described = not_representable(
+            parsed, unsupported, control, in_spaces=any(SPACE not in text for text in changed)
+        )
         if any(rowless):
             described.append("placeholders for images, for which this model has no embedding row")
-        return {"ids": ids, "chat_ids": chat_ids, "gaps": described}
+        return {"ids": ids, "chat_ids": chat_ids, "description": described}
     except Exception as error:
         return {"error": f"{tokenizer}: tokenizers cannot use a part of it ({' '.join(str(error).split())})"}
 

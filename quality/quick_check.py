@@ -13,7 +13,7 @@ from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.types import Slice
 from ..errors import BorealisError
 from ..pipeline.plan import Codec, FilePlan
-from ..pipeline.row_reader import OpenSlice, open_local
+from ..pipeline.sources import OpenSlice, open_local
 from .check import check_header, check_tensors, has_vocabulary
 from .metadata import check_metadata
 from .report import Report, Section

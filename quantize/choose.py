@@ -1,22 +1,22 @@
-"""Which type each tensor gets: overrides first, then the preset's mixture, then what the row width allows."""
+"""Which type each tensor gets: by an option for it, else by the preset's mixture, as far as its row width allows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.types import KV, GGMLQuantizationType
+from ..checkpoint.types import KV, UNQUANTIZED, GGMLQuantizationType
 from ..errors import InvalidInput
 from .encoders.ggml import NOT_ENCODED
-from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Facts, Mixture, V, block_of, category
+from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Mixture, ModelShape, V, block_of, category
 from .presets import Preset
 
 T = GGMLQuantizationType
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the user asked for, in llama-quantize's terms. `tensor_types`: (pattern, type), the first match counts."""
+class TypeOptions:
+    """llama-quantize's options for tensor types. `tensor_types`: (pattern, type), the first match counts."""
 
     has_imatrix: bool = False
     pure: bool = False
@@ -28,10 +28,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`wanted` is the type that did not fit the row width, or None. `requires_imatrix`: useless without one."""
+    """`requested` is the type that did not fit the row width, or None. `requires_imatrix`: useless without one."""
 
     type: GGMLQuantizationType
-    wanted: GGMLQuantizationType | None = None
+    requested: GGMLQuantizationType | None = None
     requires_imatrix: bool = False
 
 
@@ -44,12 +44,12 @@ def file_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=_order)
 
 
-def facts_from_kv(kv: Iterable[KV]) -> Facts:
-    """The facts of a model from its metadata. Of head counts per layer the first counts, as in llama.cpp."""
+def model_shape(kv: Iterable[KV]) -> ModelShape:
+    """The shape of a model, from its metadata. Of head counts per layer the first counts, as in llama.cpp."""
     values = {entry.key: entry.value for entry in kv}
     arch = str(values.get("general.architecture", ""))
     if arch == "clip":
-        return Facts(arch, 0, 0, 0)
+        return ModelShape(arch, 0, 0, 0)
 
     def number(key: str, default: int | None) -> int:
         value: Any = values.get(f"{arch}.{key}", default)
@@ -61,20 +61,22 @@ def facts_from_kv(kv: Iterable[KV]) -> Facts:
 
     heads = number("attention.head_count", 0)
     heads_kv = number("attention.head_count_kv", heads)
-    return Facts(arch, number("block_count", None), heads, heads_kv, number("expert_count", 0))
+    return ModelShape(arch, number("block_count", None), heads, heads_kv, number("expert_count", 0))
 
 
-def choose_types(tensors: Sequence[TensorInfo], facts: Facts, preset: Preset, options: Options) -> list[Choice]:
+def choose_types(
+    tensors: Sequence[TensorInfo], model: ModelShape, preset: Preset, options: TypeOptions
+) -> list[Choice]:
     """The type of every tensor, in the order given, which must be the output file's (see `file_order`).
 
     Follows llama.cpp's src/llama-quant.cpp. Raises InvalidInput for an override that does not fit its tensor.
     """
-    chooser = _Chooser(tensors, facts, preset, options)
+    chooser = _Chooser(tensors, model, preset, options)
     return [chooser.choose(*tensor) for tensor in tensors]
 
 
-def require_matches(shapes: Mapping[str, tuple[int, ...]], arch: str, options: Options) -> None:
-    """Raises InvalidInput for a pattern that fits no tensor which presets quantize: llama-quantize is silent then."""
+def require_matches(shapes: Mapping[str, tuple[int, ...]], arch: str, options: TypeOptions) -> None:
+    """Raises InvalidInput for a pattern that matches no tensor which presets quantize; llama-quantize accepts it."""
     names = [name for name, shape in shapes.items() if is_quantized_by_presets(name, shape, arch)]
     for text, _ in options.tensor_types:
         if not any(map(_pattern(text).search, names)):
@@ -85,16 +87,16 @@ def require_matches(shapes: Mapping[str, tuple[int, ...]], arch: str, options: O
 
 
 class _Chooser:
-    """The run of one file: compiled patterns, and a mixture that counts from tensor to tensor."""
+    """Chooses for one file: compiled patterns, and a mixture, which counts the tensors it has seen."""
 
-    def __init__(self, tensors: Sequence[TensorInfo], facts: Facts, preset: Preset, options: Options) -> None:
-        self.arch, self.preset, self.options = facts.arch, preset, options
+    def __init__(self, tensors: Sequence[TensorInfo], model: ModelShape, preset: Preset, options: TypeOptions) -> None:
+        self.arch, self.preset, self.options = model.arch, preset, options
         self.patterns = [(_pattern(text), _encodable(type)) for text, type in options.tensor_types]
         kinds = [category(name) for name, _, _ in tensors]
         self.mixture = Mixture(
             preset=preset.name,
             base=T.F32 if preset.type is None else preset.type,
-            facts=facts,
+            model=model,
             has_imatrix=options.has_imatrix,
             output_type=options.output_tensor_type,
             of_v=kinds.count(V),
@@ -106,33 +108,33 @@ class _Chooser:
             return Choice(source)
         if self.options.leave_output_tensor and name == "output.weight":
             return Choice(source)
-        wanted = type = self.asked_for(name)
+        requested = type = self.type_by_option(name)
         if type is not None:
             _require_fit(name, shape[-1], type)
         else:
-            wanted = self.wanted(name, shape)
-            type = fallback(name, shape[-1], wanted)
-        return Choice(type, None if wanted == type else wanted, requires_imatrix(name, type, self.preset))
+            requested = self.requested(name, shape)
+            type = fallback(name, shape[-1], requested)
+        return Choice(type, None if requested == type else requested, requires_imatrix(name, type, self.preset))
 
-    def asked_for(self, name: str) -> GGMLQuantizationType | None:
-        """The type that an option for this very tensor asks for; it is taken as it is."""
+    def type_by_option(self, name: str) -> GGMLQuantizationType | None:
+        """The type from --output-tensor-type or --token-embedding-type; it is never replaced by a fallback."""
         kind, options = category(name), self.options
         if kind == OUTPUT:
             return _encodable(options.output_tensor_type)
         # The per-layer table is large and has its own name: a pattern that names it goes before the option.
-        if kind == TOKEN_EMBD and (name == "token_embd.weight" or self.matched(name) is None):
+        if kind == TOKEN_EMBD and (name == "token_embd.weight" or self.type_by_pattern(name) is None):
             return _encodable(options.token_embedding_type)
         return None
 
-    def matched(self, name: str) -> GGMLQuantizationType | None:
+    def type_by_pattern(self, name: str) -> GGMLQuantizationType | None:
         return next((type for pattern, type in self.patterns if pattern.search(name)), None)
 
-    def wanted(self, name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
-        """The type before its fit is looked at. Patterns and mixtures count for quantized presets only."""
+    def requested(self, name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
+        """The type before a fallback. Patterns and mixtures count for quantized presets only."""
         base = self.mixture.base
-        if base in (T.F32, T.F16, T.BF16):
+        if base in UNQUANTIZED:
             return base
-        manual = self.matched(name)
+        manual = self.type_by_pattern(name)
         if manual is not None:
             return manual
         return base if self.options.pure else self.mixture.type(name, shape)
@@ -175,7 +177,7 @@ _NEVER = [
     "a.rvq.codebook",
     "mm.a.code_embd",
 ]
-"""Parts of the names of tensors that keep their type: small, or too sensitive."""
+"""Parts of names of tensors that keep their type, because they are small or too sensitive."""
 
 _NEVER_GLM5 = [
     "hc_",
@@ -216,19 +218,21 @@ _FALLBACK = (
 """Types in large blocks → their neighbour in blocks of 32."""
 
 
-def fallback(name: str, n_per_row: int, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """`wanted` if rows of `n_per_row` fill its blocks; else its neighbour in blocks of 32; else F16."""
-    block = wanted.block
+def fallback(name: str, n_per_row: int, requested: GGMLQuantizationType) -> GGMLQuantizationType:
+    """`requested` if rows of `n_per_row` fill its blocks; else its neighbour in blocks of 32; else F16."""
+    block = requested.block
     if n_per_row % block == 0:
-        return wanted
-    if wanted.name not in _FALLBACK and block > 32:
-        raise InvalidInput(f"{name}: {n_per_row} columns do not fit {wanted.name} blocks of {block}; {_advice(name)}")
-    neighbour = _FALLBACK.get(wanted.name, wanted)
+        return requested
+    if requested.name not in _FALLBACK and block > 32:
+        raise InvalidInput(
+            f"{name}: {n_per_row} columns do not fit {requested.name} blocks of {block}; {_advice(name)}"
+        )
+    neighbour = _FALLBACK.get(requested.name, requested)
     return T.F16 if n_per_row % neighbour.block else neighbour
 
 
 def requires_imatrix(name: str, type: GGMLQuantizationType, preset: Preset) -> bool:
-    """Whether `type` makes garbage of this tensor without an importance matrix; embeddings and output are exempt."""
+    """Whether this tensor as `type` is useless without an importance matrix; embeddings and output are exempt."""
     if name in TOKEN_EMBD_NAMES or name == "output.weight":
         return False
     if type == T.Q2_K:
@@ -241,7 +245,7 @@ def _order(name: str) -> tuple[int, bytes]:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A name pattern. llama.cpp reads C++'s ECMAScript syntax, Python's differs in what is refused here."""
+    """A name pattern. llama.cpp reads C++'s ECMAScript syntax; where Python's differs, it is refused here."""
     try:
         if "[[:" in text:
             raise InvalidInput(f"--tensor-type {text!r}: write 0-9 or a-z for a class like [:digit:]")

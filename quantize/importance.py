@@ -1,29 +1,28 @@
-"""Which part of an importance matrix belongs to which tensor, and which tensors it says nothing of."""
+"""The importance of each tensor's columns, out of an importance matrix, and the tensors that the matrix lacks."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..checkpoint.imatrix import Imatrix
-from ..checkpoint.types import GGMLQuantizationType
+from ..checkpoint.types import UNQUANTIZED, GGMLQuantizationType
 from ..errors import InvalidInput
 from .mixture import OUTPUT, TOKEN_EMBD_NAMES, category
 
 T = GGMLQuantizationType
 
-IGNORE_IMPORTANCE = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q1_0, T.Q2_0, T.MXFP4, T.TQ1_0, T.TQ2_0})
+IGNORE_IMPORTANCE = UNQUANTIZED | {T.Q8_0, T.Q1_0, T.Q2_0, T.MXFP4, T.TQ1_0, T.TQ2_0}
 """Types that come out the same with and without an importance matrix."""
 
 log = logging.getLogger("borealis_gguf")
 
 
 def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The importance [n_per_row] float32 of the columns of tensor `name`; None when the matrix says nothing of it.
+    """The importance [n_per_row] float32 of the columns of tensor `name`; None if the matrix has none.
 
-    It says nothing where it is zero everywhere: every weight would become zero. Raises InvalidInput when it was made
-    for a model of another width. An embedding's is ignored then, as in llama.cpp.
+    It has none for a tensor whose values are all zero: every weight would become zero. Raises InvalidInput when it was
+    made for a model of another width. An embedding's is ignored then, as in llama.cpp.
     """
     values = imatrix.entries.get(name)
     (n_per_row,), (stacked,) = shape[-1:], shape[-3:-2] or (1,)
@@ -46,7 +45,7 @@ def what_is_missing(imatrix: Imatrix, name: str) -> str:
 
 
 def warn_of_gaps(where: str, imatrix: Imatrix, tensors: Iterable[tuple[str, GGMLQuantizationType, bool]]) -> None:
-    """One warning for tensors of (name, type, whether it has an importance) that need not have one, but lack it.
+    """Warn once of all tensors, given as (name, type, whether it has an importance), that could use one but lack it.
 
     llama-imatrix collects nothing for embeddings and the output layer, so those are not gaps.
     """
@@ -61,15 +60,3 @@ def warn_of_gaps(where: str, imatrix: Imatrix, tensors: Iterable[tuple[str, GGML
         log.warning(
             "%s: has %s for %s%s: quantized as without an importance matrix", where, what, ", ".join(names[:4]), more
         )
-
-
-def select(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
-    """`imatrix` without the tensors that hold a text of `exclude` in their name, or with those of `include` alone."""
-    if include and exclude:
-        raise InvalidInput("--include-weights and --exclude-weights cannot be used together")
-    kept = {
-        name: values
-        for name, values in imatrix.entries.items()
-        if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
-    }
-    return replace(imatrix, entries=kept)

@@ -1,5 +1,6 @@
-"""The metadata of a quantized file: what changes against its source, in the order llama-quantize writes it."""
+"""The metadata of a quantized file: changes to that of its source, in the order llama-quantize writes them."""
 
+import struct
 from collections.abc import Iterable, Sequence
 
 from gguf.constants import GGUFValueType
@@ -12,7 +13,7 @@ T = GGMLQuantizationType
 
 QUANTIZATION_VERSION = 2
 GUESSED = 1024
-"""The bit that says that llama.cpp guessed a file type from the tensors, because the file names none."""
+"""The flag of a file type that llama.cpp guessed from the tensors, because the source names none."""
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _OVERRIDE_TYPES = {
@@ -44,14 +45,13 @@ def quantized_kv(kv: Sequence[KV], file_type: int, overrides: Sequence[KV] = ())
     for entry in [*written, *overrides]:
         entries.pop(entry.key, None)
         entries[entry.key] = entry
-    kept = {entry.key for entry in overrides}
-    return tuple(entry for key, entry in entries.items() if key not in _SPLIT_KEYS or key in kept)
+    return tuple(entry for key, entry in entries.items() if key not in _SPLIT_KEYS)
 
 
 def imatrix_kv(file_name: str, datasets: Sequence[str], entries: int, chunks: int) -> tuple[KV, ...]:
-    """What a file says about its importance matrix, as further overrides; nothing when it has no entries.
+    """The metadata entries about an importance matrix, to be written as overrides; none when it has no entries.
 
-    `file_name` is the base name: a path would tell where the matrix lay, and change the file's hash. Of a dataset that
+    `file_name` is the base name: a path would reveal a local folder, and change the file's hash. Of a dataset that
     is a path of the computer the matrix was made on, only the last part is written.
     """
     if not entries:
@@ -70,8 +70,11 @@ def parse_override(text: str) -> KV:
     """`KEY=TYPE:VALUE` of `--override-kv`; TYPE is int (unsigned, 32 bits), float (32 bits), bool or str."""
     key, equals, rest = text.partition("=")
     type_name, colon, value = rest.partition(":")
-    if not (key and equals and colon and type_name in _OVERRIDE_TYPES and len(key.encode()) <= _STRING_BYTES):
+    short = len(key.encode("utf-8", "surrogateescape")) <= _STRING_BYTES
+    if not (key and equals and colon and type_name in _OVERRIDE_TYPES and short):
         raise InvalidInput(f"--override-kv {text!r}: write KEY=TYPE:VALUE with TYPE int, float, bool or str")
+    if key in ("general.alignment", *_SPLIT_KEYS):
+        raise InvalidInput(f"--override-kv {text!r}: {key} says where tensors lie, and cannot be set")
     parsed = _override_value(type_name, value)
     if parsed is None:
         raise InvalidInput(f"--override-kv {text!r}: {value!r} is not a value of type {type_name}")
@@ -99,8 +102,8 @@ def _override_value(type_name: str, text: str) -> int | float | bool | str | Non
             number = int(text)
             return number if 0 <= number < 1 << 32 else None
         if type_name == "float":
-            return float(text)
-    except ValueError:
+            return struct.unpack("<f", struct.pack("<f", float(text)))[0]
+    except (ValueError, OverflowError):
         return None
     if type_name == "bool":
         return {"true": True, "false": False}.get(text)

@@ -46,7 +46,7 @@ _SIZE_70B = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
 def category(name: str) -> str:
-    """What kind of tensor a name says it is. V stands for every tensor that holds values: attn_v, _qkv, _kv_b."""
+    """The kind of a tensor, by its name. V is every tensor that holds values: attn_v, attn_qkv, attn_kv_b."""
     if name == "output.weight":
         return OUTPUT
     if name in TOKEN_EMBD_NAMES:
@@ -55,8 +55,8 @@ def category(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What the rules ask of a model. head counts are the first layer's; expert_count is 0 for a dense model."""
+class ModelShape:
+    """What the rules need to know of a model. Head counts are the first layer's; dense models have 0 experts."""
 
     arch: str
     block_count: int
@@ -76,62 +76,62 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One tensor, as the conditions see it: layer `i` of `n`."""
+class TensorContext:
+    """What a rule's condition is given about a tensor: its model, and that it is in layer `i` of `n`."""
 
-    facts: Facts
+    model: ModelShape
     has_imatrix: bool
     i: int = 0
     n: int = 0
 
     @property
     def falcon(self) -> bool:
-        return self.facts.arch == "falcon"
+        return self.model.arch == "falcon"
 
     @property
     def experts8(self) -> bool:
-        return self.facts.expert_count == 8
+        return self.model.expert_count == 8
 
 
-Condition = Callable[[Place], bool]
+Condition = Callable[[TensorContext], bool]
 
 
-def always(_: Place) -> bool:
+def always(_: TensorContext) -> bool:
     return True
 
 
-def more_bits(p: Place) -> bool:
+def more_bits(t: TensorContext) -> bool:
     """The first and the last eighth of the layers, and every third between."""
-    return p.i < p.n // 8 or p.i >= 7 * p.n // 8 or (p.i - p.n // 8) % 3 == 2
+    return t.i < t.n // 8 or t.i >= 7 * t.n // 8 or (t.i - t.n // 8) % 3 == 2
 
 
-def first_eighth(p: Place) -> bool:
-    return p.i < p.n // 8
+def first_eighth(t: TensorContext) -> bool:
+    return t.i < t.n // 8
 
 
-def first_sixteenth(p: Place) -> bool:
-    return p.i < p.n // 16
+def first_sixteenth(t: TensorContext) -> bool:
+    return t.i < t.n // 16
 
 
-def middle(p: Place) -> bool:
-    return p.n // 8 <= p.i < 7 * p.n // 8
+def middle(t: TensorContext) -> bool:
+    return t.n // 8 <= t.i < 7 * t.n // 8
 
 
-def gqa4(p: Place) -> bool:
+def gqa4(t: TensorContext) -> bool:
     """Four query heads or more share one value head: its tensor is small, and matters."""
-    return p.facts.gqa >= 4
+    return t.model.gqa >= 4
 
 
-def falcon(p: Place) -> bool:
-    return p.falcon
+def falcon(t: TensorContext) -> bool:
+    return t.falcon
 
 
-def experts8(p: Place) -> bool:
-    return p.experts8
+def experts8(t: TensorContext) -> bool:
+    return t.experts8
 
 
-def no_imatrix(p: Place) -> bool:
-    return not p.has_imatrix
+def no_imatrix(t: TensorContext) -> bool:
+    return not t.has_imatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +146,16 @@ def _rules(*rows: tuple[str, Condition, T]) -> tuple[Rule, ...]:
 
 
 def both(*conditions: Condition) -> Condition:
-    return lambda p: all(condition(p) for condition in conditions)
+    return lambda t: all(condition(t) for condition in conditions)
 
 
 def neither(*conditions: Condition) -> Condition:
-    return lambda p: not any(condition(p) for condition in conditions)
+    return lambda t: not any(condition(t) for condition in conditions)
 
 
 _LATTICE_ROWS = {
     V: _rules(
-        (" ".join(LATTICE_PRESETS), lambda p: gqa4(p) or p.facts.expert_count >= 4, T.Q4_K),
+        (" ".join(LATTICE_PRESETS), lambda t: gqa4(t) or t.model.expert_count >= 4, T.Q4_K),
         ("IQ2_S IQ2_M", always, T.IQ3_S),
         ("IQ1_S IQ1_M IQ2_XXS IQ2_XS", always, T.Q2_K),
     ),
@@ -182,12 +182,12 @@ _ROWS = {
         ("Q2_K", always, T.Q3_K),
         ("IQ3_XXS", no_imatrix, T.IQ3_S),
         ("IQ3_M", always, T.Q4_K),
-        ("Q3_K_M", lambda p: p.i < 2, T.Q5_K),
+        ("Q3_K_M", lambda t: t.i < 2, T.Q5_K),
         ("Q3_K_M", always, T.Q4_K),
         ("Q3_K_L", always, T.Q5_K),
         ("IQ4_NL IQ4_XS", gqa4, T.Q5_K),
         ("Q4_K_M Q5_K_M", more_bits, T.Q6_K),
-        ("Q4_K_S", lambda p: p.i < 4, T.Q5_K),
+        ("Q4_K_S", lambda t: t.i < 4, T.Q5_K),
     ),
     K: _rules(
         ("IQ3_XS", always, T.IQ3_XXS),
@@ -203,8 +203,8 @@ _ROWS = {
         ("IQ3_XXS", both(no_imatrix, first_eighth), T.Q4_K),
         ("IQ3_XXS", no_imatrix, T.Q3_K),
         ("Q3_K_M", first_sixteenth, T.Q5_K),
-        ("Q3_K_M", lambda p: not p.falcon or more_bits(p), T.Q4_K),
-        ("IQ3_M", lambda p: first_eighth(p) or (p.experts8 and more_bits(p)), T.Q4_K),
+        ("Q3_K_M", lambda t: not t.falcon or more_bits(t), T.Q4_K),
+        ("IQ3_M", lambda t: first_eighth(t) or (t.experts8 and more_bits(t)), T.Q4_K),
         ("Q3_K_L", falcon, T.Q4_K),
         ("Q3_K_L", always, T.Q5_K),
         ("Q4_K_M", both(falcon, first_sixteenth), T.Q6_K),
@@ -233,13 +233,9 @@ _ROWS = {
 }
 
 
-def _apply(rules: tuple[Rule, ...], preset: str, place: Place, type: T) -> T:
-    return next((rule.type for rule in rules if preset in rule.presets and rule.where(place)), type)
-
-
 @dataclass(slots=True)
 class Mixture:
-    """The rules at work on one file, tensor after tensor. `base` is the preset's own type.
+    """Applies the rules to the tensors of one file, one after another. `base` is the preset's own type.
 
     `of_v` counts the file's V tensors; `tied`: it has no output.weight, so the embedding serves as one. `seen` counts
     the tensors of a kind that came before: it advances only when the mixture decides, not for an override.
@@ -247,7 +243,7 @@ class Mixture:
 
     preset: str
     base: T
-    facts: Facts
+    model: ModelShape
     has_imatrix: bool
     output_type: T | None
     of_v: int
@@ -255,34 +251,34 @@ class Mixture:
     seen: dict[str, int] = field(default_factory=lambda: dict.fromkeys((V, UP, GATE, DOWN), 0))
 
     def type(self, name: str, shape: tuple[int, ...]) -> T:
-        """The type of the next tensor, before its row width is looked at."""
-        kind, facts = category(name), self.facts
-        if facts.arch == "glm5-next" and any(part in name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
+        """The type of the next tensor, whether its rows fit that or not."""
+        kind, model = category(name), self.model
+        if model.arch == "glm5-next" and any(part in name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
             return T.Q8_0
         if kind == OUTPUT or (kind == TOKEN_EMBD and self.tied):
             return self._output(shape[-1]) if self.output_type is None else self.output_type
         if self.preset == "MXFP4_MOE":
-            return T.MXFP4 if _is_expert(shape, kind, facts) else T.Q8_0
+            return T.MXFP4 if _is_expert(shape, kind, model) else T.Q8_0
         if self.preset in LATTICE_PRESETS and kind != TOKEN_EMBD:
             i = self._step(kind) if kind in (V, DOWN) else 0
-            return self._apply(_LATTICE_ROWS, kind, i, facts.block_count)
+            return self._apply(_LATTICE_ROWS, kind, i, model.block_count)
         i, n = self._layer(kind, name)
-        if kind in (V, K) and facts.expert_count == 8:
+        if kind in (V, K) and model.expert_count == 8:
             return T.Q8_0
         type = self._apply(_ROWS, kind, i, n)
-        return T.Q5_K if kind == V and facts.is_70b and type in (T.Q3_K, T.Q4_K) else type
+        return T.Q5_K if kind == V and model.is_70b and type in (T.Q3_K, T.Q4_K) else type
 
     def _output(self, n_per_row: int) -> T:
-        """The output matrix, or the embedding that serves as one: kept finer than the rest."""
-        if self.preset == "MXFP4_MOE" or self.facts.arch == "falcon" or n_per_row % self.base.block:
+        """The type of the output matrix, or of the embedding that serves as one: it gets more bits than the rest."""
+        if self.preset == "MXFP4_MOE" or self.model.arch == "falcon" or n_per_row % self.base.block:
             return T.Q8_0
         if self.preset in LATTICE_PRESETS or self.preset == "IQ3_XXS":
             return T.Q5_K
         return self.base if self.base == T.Q8_0 else T.Q6_K
 
     def _apply(self, rows: dict[str, tuple[Rule, ...]], kind: str, i: int, n: int) -> T:
-        place = Place(self.facts, self.has_imatrix, i, n)
-        matching = (r.type for r in rows.get(kind, ()) if self.preset in r.presets and r.where(place))
+        context = TensorContext(self.model, self.has_imatrix, i, n)
+        matching = (r.type for r in rows.get(kind, ()) if self.preset in r.presets and r.where(context))
         return next(matching, self.base)
 
     def _layer(self, kind: str, name: str) -> tuple[int, int]:
@@ -291,8 +287,8 @@ class Mixture:
             return self._step(V), self.of_v
         if kind not in (UP, GATE, DOWN):
             return 0, 0
-        i, n = self._step(kind), self.facts.block_count
-        if self.facts.expert_count > 1:
+        i, n = self._step(kind), self.model.block_count
+        if self.model.expert_count > 1:
             i = block_of(name)
             if not 0 <= i < n:
                 raise InvalidInput(f"{name}: says no block from 0 to {n - 1}, which a mixture of experts needs")
@@ -309,6 +305,6 @@ def block_of(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _is_expert(shape: tuple[int, ...], kind: str, facts: Facts) -> bool:
+def _is_expert(shape: tuple[int, ...], kind: str, model: ModelShape) -> bool:
     stacked = len(shape) > 2 and shape[-3] > 1
-    return stacked and (facts.arch != "bailingmoe3" or kind in (UP, GATE, DOWN))
+    return stacked and (model.arch != "bailingmoe3" or kind in (UP, GATE, DOWN))

@@ -1,4 +1,4 @@
-"""The presets: names of llama-quantize, the ftype each writes into the file, and the type it starts from.
+"""The presets: llama-quantize's names, the ftype each writes into the file, and the type most tensors get.
 
 Which type a single tensor gets is in `choose.py`; most presets mix several.
 """

@@ -45,4 +45,4 @@ def known_differences(
     finally:
         pending.close()
     chat_ids = dict(zip(chats, answer["chat_ids"], strict=True))
-    return KnownDifferences("; ".join(answer["gaps"]), ids=answer["ids"], chat_ids=chat_ids)
+    return KnownDifferences("; ".join(answer["description"]), ids=answer["ids"], chat_ids=chat_ids)

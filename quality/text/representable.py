@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...convert.metadata.template_whitespace import emulated_steps
+from ...convert.tokenizers.added_tokens import looks_special
 from ...convert.tokenizers.embedding_rows import PLACEHOLDERS
 from ...convert.tokenizers.pre_tokenizer import SPACE_IN_FRONT, Match, match_pre_type
-from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, some_names, steps, text_view
-from ...convert.tokenizers.sentencepiece_vocabulary import looks_special
+from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, read_preprocessing, some_names, steps
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
 
@@ -24,7 +24,7 @@ def representable(json: Mapping[str, Any], *, chat: bool = False, control: Seque
     json = _with_control(_with_plain_spaces(json), control)
     greedy = {"lstrip": False, "rstrip": False, "single_word": False}
     json = {**json, "added_tokens": [{**token, **greedy} for token in json.get("added_tokens") or []]}
-    view = text_view(json)
+    view = read_preprocessing(json)
     if view:
         prefix = [{"type": "Prepend", "prepend": SPACE}] * view.prefix
         return {**json, "normalizer": _sequence("normalizers", [*prefix, SPACES]), "pre_tokenizer": None}
@@ -45,11 +45,11 @@ def without_rowless_tokens(json: Mapping[str, Any], n_vocab: int) -> dict[str, A
 
 
 def not_representable(
-    json: Mapping[str, Any], gaps: Iterable[str], control: Sequence[str] = (), *, in_spaces: bool = False
+    json: Mapping[str, Any], unsupported: Iterable[str], control: Sequence[str] = (), *, in_spaces: bool = False
 ) -> list[str]:
-    """Describes what `representable` leaves out. `gaps` are descriptions of the steps that llama.cpp does not do.
+    """Describes what `representable` leaves out. `unsupported` describes the steps that llama.cpp does not do.
     `in_spaces`: texts without a literal ▁ get other ids, too."""
-    described = list(gaps)
+    described = list(unsupported)
     if tokens := list(_space_tokens(json)):
         joined = f"added tokens that hold {SPACE} ({some_names(tokens)}), which llama.cpp looks for as spaces"
         described.append(joined if in_spaces else LITERAL_SPACE)
@@ -64,7 +64,7 @@ def _space_tokens(json: Mapping[str, Any]) -> dict[str, str]:
 
     llama.cpp looks for them in the text before it replaces spaces, so a literal ▁ no longer matches.
     """
-    if text_view(json) is None:
+    if read_preprocessing(json) is None:
         return {}
     texts = [t["content"] for t in json.get("added_tokens") or [] if not (t.get("special"))]
     return {text: text.replace(SPACE, " ") for text in texts if SPACE in text and not looks_special(text)}

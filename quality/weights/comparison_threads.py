@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
-from ...pipeline.execute import Progress, SourceRows, available_cores
+from ...pipeline.execute import Progress
 from ...pipeline.plan import Codec
-from ...pipeline.row_reader import OpenSlice, open_local
+from ...pipeline.reader import SourceRows
+from ...pipeline.sources import OpenSlice, open_local
+from ...usable_cores import usable_cores
 from .row_comparison import Range, RowComparer
 from .sampled_rows import SAMPLED_ROWS, sample_rows
 from .tensor_comparison import TensorComparison, TensorPair
@@ -33,7 +35,7 @@ def compare_tensors(
     threads = _ComparisonThreads(_ranges(results, quick), codec, quick, unknown_importance, open_slice)
     total = sum(_weights(result.pair, quick) for result in results)
     # a quick check has so little to do at a time that threads would only wait for each other
-    threads.run(1 if quick else jobs or available_cores(), total, on_progress)
+    threads.run(1 if quick else jobs or usable_cores(), total, on_progress)
     for result in results:
         result.sort()
     return results

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...pipeline.execute import SourceRows
 from ...pipeline.plan import Codec, Tensor
+from ...pipeline.reader import SourceRows
 from .row_comparison import read_ranges, row_dot, row_sums
 from .sampled_rows import sample_rows
 from .tensor_comparison import TensorComparison, TensorPair

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import UNQUANTIZED, GGMLQuantizationType, row_nbytes
 from ...errors import InvalidInput
-from ...pipeline.execute import SourceRows
 from ...pipeline.plan import Codec, Tensor
+from ...pipeline.reader import SourceRows
 from ...quantize.encoders import ggml
 from . import error_bounds
-from .tensor_comparison import LOSSLESS, ErrorSums, TensorComparison, TensorPair
+from .tensor_comparison import ErrorSums, TensorComparison, TensorPair
 
 Range = tuple[int, int]
 """Rows as (first, count)."""
@@ -34,7 +34,7 @@ class RowComparer:
         pair = result.pair
         decoded = read_ranges(self.gguf, pair.gguf, ranges)
         source = read_ranges(self.source, pair.source, ranges)
-        if pair.type in LOSSLESS and np.array_equal(source, decoded) and np.isfinite(source).all():
+        if pair.type in UNQUANTIZED and np.array_equal(source, decoded) and np.isfinite(source).all():
             with result.lock:  # nothing was lost, which no encoder could do better
                 result.compared += len(source)
                 result.reencoded_equal += len(source)
@@ -43,7 +43,7 @@ class RowComparer:
         sums = row_sums(source, decoded)
         nonfinite, nonfinite_in_source = _nonfinite(decoded, source, sums)
         suspects = _suspects(pair, sums)
-        all_rows = pair.type in LOSSLESS or not (self.quick or result.other_encoder)
+        all_rows = pair.type in UNQUANTIZED or not (self.quick or result.other_encoder)
         too_far, different, equal = self._judge(pair, source, decoded, sums, suspects, all_rows)
         with result.lock:
             result.sums.add(ErrorSums(*np.nansum(sums, axis=1).tolist()))

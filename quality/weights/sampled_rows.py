@@ -12,7 +12,7 @@ from typing import Any
 from ...checkpoint.types import Slice
 from ...errors import BorealisError
 from ...pipeline.plan import Tensor
-from ...pipeline.row_reader import OpenSlice
+from ...pipeline.sources import OpenSlice
 from ...pipeline.tasks import Task
 
 SAMPLED_ROWS = 8

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ...pipeline.execute import Progress
 from ...pipeline.plan import Codec, Tensor
-from ...pipeline.row_reader import OpenSlice, open_local
+from ...pipeline.sources import OpenSlice, open_local
 from ..report import Finding, Section, failures_first
 from . import error_bounds
 from .comparison_threads import compare_tensors

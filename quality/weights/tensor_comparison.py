@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...checkpoint.types import GGMLQuantizationType
-from ...pipeline.execute import PLAIN
+from ...checkpoint.types import UNQUANTIZED, GGMLQuantizationType
 from ...pipeline.plan import Tensor
-
-LOSSLESS = frozenset(PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ class TensorComparison:
     @property
     def other_encoder(self) -> bool:
         """Whether another encoder, or one with an importance matrix, made it: its weights need not be those of ours."""
-        return self.type not in LOSSLESS and len(self.reencoded_different) > self.reencoded_equal
+        return self.type not in UNQUANTIZED and len(self.reencoded_different) > self.reencoded_equal
 
     @property
     def damaged(self) -> list[int]:

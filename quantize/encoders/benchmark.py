@@ -1,4 +1,4 @@
-"""How fast rows are encoded: the kernels of each instruction set against ggml's own encoders, bytes compared."""
+"""Encoder speed: the kernels of each instruction set against ggml's encoders, with their bytes compared."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ BENCHED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class EncoderSpeed:
     """Medians of one case, in weights per second on one thread. `isa` and `native` are None where ggml encodes.
 
     `equal` tells whether both sides' bytes were equal in every repetition (true where only ggml ran).
@@ -45,8 +45,8 @@ def bench_encoders(
     source: GGMLQuantizationType = T.F32,
     seconds: float = 0.2,
     repetitions: int = 5,
-) -> Iterator[Speed]:
-    """Yields one Speed per type, without and with importance, and instruction set (all this machine has by default).
+) -> Iterator[EncoderSpeed]:
+    """One EncoderSpeed for each type, without and with importance, and instruction set (by default all there are).
 
     Both sides encode the same rows of F32, F16 or BF16 (`source`) in turn, so that a change of clock or load meets
     both; ggml gets as many rows as take it about `seconds`, the kernels the same ones and more. One thread.
@@ -76,7 +76,7 @@ def _bench_case(
     isas: Sequence[str],
     seconds: float,
     repetitions: int,
-) -> Iterator[Speed]:
+) -> Iterator[EncoderSpeed]:
     """One type, with or without importance: every side once in each repetition."""
     expected = np.empty((len(rows), row_nbytes(type, rows.shape[1])), np.uint8)
     encoded = np.empty_like(expected)
@@ -92,11 +92,11 @@ def _bench_case(
             times[isa].append(_elapsed(lambda isa=isa: native.encode_with(isa, rows, type, importance, encoded)))
             equal[isa] &= bool((encoded[:few] == expected[:few]).all())
     n_per_row = rows.shape[1]
-    theirs = few * n_per_row / median(reference)
+    by_ggml = few * n_per_row / median(reference)
     if not isas:
-        yield Speed(type, importance is not None, None, theirs, None, True)
+        yield EncoderSpeed(type, importance is not None, None, by_ggml, None, True)
     for isa in isas:
-        yield Speed(type, importance is not None, isa, theirs, rows.size / median(times[isa]), equal[isa])
+        yield EncoderSpeed(type, importance is not None, isa, by_ggml, rows.size / median(times[isa]), equal[isa])
 
 
 def _elapsed(call: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
 """ggml's own encoders and decoders, from the `libggml-base` that llama-cpp-python carries.
 
 llama-cpp-python binds none of them, so they are bound here with ctypes, which releases the GIL during every call.
-ggml aborts the whole process when it is asked for what it cannot do: everything is checked before it is called.
+ggml aborts the whole process on arguments it cannot handle: they are checked before it is called.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError, InvalidInput
 from .libraries import library_path
 
@@ -23,14 +23,14 @@ TILE_WEIGHTS = 1 << 15
 NOT_ENCODED = frozenset({T.Q8_1, T.Q8_K, T.I8, T.I16, T.I32, T.I64, T.F64})
 """Types of intermediate results and of integers: ggml does not quantize to them."""
 
-GRID_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
-"""Types that look weights up in a lattice; ggml aborts the process when NaN or an overflow leads outside of it."""
+LATTICE_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
+"""Types whose groups of weights are points of a lattice; ggml aborts the process when NaN or overflow leaves it."""
 
-GRID_LIMIT = 1e15
+LATTICE_LIMIT = 1e15
 """Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
-SOURCE_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16, np.dtype(np.uint16): T.BF16}
-"""What rows may be handed in as. (A dtype's name takes numpy longer to say than a task has microseconds to spare.)"""
+SOURCE_TYPES = {dtype: type for type, dtype in FLOAT_DTYPES.items()}
+"""The arrays that rows may be, and their types. (Keyed by dtype: numpy takes microseconds to make a dtype's name.)"""
 
 
 class _Traits(ctypes.Structure):
@@ -118,7 +118,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     quantize = library().ggml_quantize_chunk
     for start in range(0, len(rows), step):
         tile = _float32(rows[start : start + step], scratch)
-        if type in GRID_TYPES and not _fits_grid(tile, weights):
+        if type in LATTICE_TYPES and not fits_lattice(float(max(tile.max(), -tile.min())), weights):
             raise InvalidInput(
                 f"weights or their importance are negative, huge or not finite: {type.name} cannot be made"
             )
@@ -147,7 +147,7 @@ def decode(data: np.ndarray, type: GGMLQuantizationType, n_per_row: int) -> np.n
 
 
 EXPONENTS = {T.F32: ("<u4", 0x7F800000), T.F16: ("<u2", 0x7C00), T.BF16: ("<u2", 0x7F80)}
-"""Floats: as integers, and the bits that are all set in NaN and infinity."""
+"""For float types: their integer view, and the exponent bits, all of which are set in NaN and infinity."""
 
 SCALES = {
     **dict.fromkeys((T.Q1_0, T.Q2_0, T.Q4_0, T.Q5_0, T.Q8_0, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S), (0,)),
@@ -155,16 +155,16 @@ SCALES = {
     **dict.fromkeys((T.Q4_1, T.Q5_1, T.Q4_K, T.Q5_K), (0, 2)),
     **{T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q6_K: (208,), T.TQ1_0: (52,), T.TQ2_0: (64,)},
 }
-"""Where the float16 scales of a block begin."""
+"""Offsets of the float16 scales in a block."""
 
 VALIDATED_BYTES = 1 << 18
-"""Bytes looked at together: what is made of them stays in the cache."""
+"""Bytes validated at a time: intermediate arrays stay in the cache."""
 
 
 def validate(data: np.ndarray, type: GGMLQuantizationType) -> bool:
-    """Whether `data` (uint8, whole blocks of `type`) is sound to ggml: no NaN or infinity in weights or scales.
+    """Whether `data` (uint8, whole blocks of `type`) is valid to ggml: no NaN or infinity in weights or scales.
 
-    ggml itself is asked only about types whose scales are not plain: it writes to standard error what it finds.
+    ggml itself validates only types whose scales are not plain: it prints faults on standard error.
     """
     if data.dtype != np.uint8 or data.size % type.nbytes:
         raise ValueError(f"{data.size} bytes of {data.dtype} are not whole {type.name} blocks")
@@ -213,13 +213,12 @@ def _float32(rows: np.ndarray, scratch: np.ndarray | None) -> np.ndarray:
     return scratch[: len(rows)]
 
 
-def _fits_grid(tile: np.ndarray, importance: np.ndarray | None) -> bool:
-    """Whether the search of the lattice types stays finite. Written so that NaN gives False."""
-    peak = float(max(tile.max(), -tile.min()))
+def fits_lattice(peak: float, importance: np.ndarray | None) -> bool:
+    """Whether ggml's lattice search stays finite for weights of magnitude `peak` at most. NaN gives False."""
     if importance is None:
-        return peak**4 <= GRID_LIMIT
+        return peak**4 <= LATTICE_LIMIT
     largest = float(importance.max())
-    return bool(importance.min() >= 0) and peak <= GRID_LIMIT and peak**2 * largest <= GRID_LIMIT
+    return bool(importance.min() >= 0) and peak <= LATTICE_LIMIT and peak**2 * largest <= LATTICE_LIMIT
 
 
 def _address(array: np.ndarray | None) -> int | None:

@@ -1,7 +1,7 @@
-"""What the loaded ggml made of the encoders' sample, kept for types whose tables take it seconds to build.
+"""A cache of digests: how the loaded ggml encodes the sample, for types whose tables take it seconds to build.
 
-The note's name is a digest of the library file (path, size, time of modification) and of the sample, so that another
-ggml, or another sample, is asked anew.
+An entry's name is a digest of the library file (path, size, time of modification) and of the sample, so that another
+ggml or another sample has an entry of its own.
 """
 
 import hashlib
@@ -10,28 +10,28 @@ from ...checkpoint.types import GGMLQuantizationType
 from ...machine_cache import read_note, write_note
 from .libraries import library_path
 
-NOTES = "ggml"
+CACHE_FOLDER = "ggml"
 
-_here: dict[tuple[str, GGMLQuantizationType], str] = {}
-"""The same by note and type, for this process: the folder of notes may be one that cannot be written."""
+_in_memory: dict[tuple[str, GGMLQuantizationType], str] = {}
+"""The same entries in memory, for this process: the cache folder may be read-only."""
 
 
-def recall(type: GGMLQuantizationType, sample: bytes) -> str | None:
-    """The digest that the loaded ggml gave for `sample` as `type`, if it was ever asked."""
+def read_digest(type: GGMLQuantizationType, sample: bytes) -> str | None:
+    """The digest of `sample` as `type` by the loaded ggml, if it is in the cache."""
     name = _name(sample)
-    known = _here.get((name, type)) or read_note(NOTES, name).get(type.name)
+    known = _in_memory.get((name, type)) or read_note(CACHE_FOLDER, name).get(type.name)
     return known if isinstance(known, str) else None
 
 
-def keep(type: GGMLQuantizationType, sample: bytes, digest: str) -> None:
-    """Remember what ggml gave."""
+def write_digest(type: GGMLQuantizationType, sample: bytes, digest: str) -> None:
+    """Put a digest into the cache."""
     name = _name(sample)
-    _here[name, type] = digest
-    write_note(NOTES, name, {**read_note(NOTES, name), type.name: digest})
+    _in_memory[name, type] = digest
+    write_note(CACHE_FOLDER, name, {**read_note(CACHE_FOLDER, name), type.name: digest})
 
 
 def _name(sample: bytes) -> str:
     path = library_path()
     stat = path.stat()
-    told = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
-    return hashlib.sha256(told + sample).hexdigest()[:24]
+    identity = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
+    return hashlib.sha256(identity + sample).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Where the libraries lie that llama-cpp-python carries, found without importing it (which loads them all)."""
+"""Where llama-cpp-python keeps llama.cpp's libraries, found without importing it (which would load them all)."""
 
 import os
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ def library_folder() -> Path:
         return Path(override)
     spec = find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise BorealisError("llama-cpp-python is not installed: pip install llama-cpp-python")
+        raise BorealisError("llama-cpp-python is not installed; install it with: pip install llama-cpp-python")
     return Path(spec.origin).parent / "lib"
 
 

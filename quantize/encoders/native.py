@@ -1,12 +1,12 @@
 """The package's own encoders (quantize/kernels): ggml's bytes, many times faster. Without them ggml encodes.
 
 Before a type is first encoded, both sides encode a small sample; on any difference ggml is used, and one warning says
-so. Of the lattice types, whose tables take ggml seconds to build, that is ggml's answer as it is remembered for this
-very library, or else as it is recorded here, until `trial` has asked the loaded one.
+so. Of the lattice types, whose tables take ggml seconds to build, ggml's side comes from the cache for this very
+library file, or else from SAMPLE_DIGESTS, until `self_test` has had the loaded ggml encode it.
 
-ggml also encodes what has no kernels, which is meant so and no cause to warn: Q1_0, Q2_0 and NVFP4, and the rows in
-which a weight is NaN or infinite. The environment variable BOREALIS_GGUF_ENCODERS picks the code by hand: ggml,
-baseline, avx2 or avx512.
+ggml also encodes what has no kernels by design, without a warning: Q1_0, Q2_0 and NVFP4, and rows in which a weight is
+NaN or infinite. The environment variable BOREALIS_GGUF_ENCODERS picks the encoders by hand: ggml, baseline, avx2 or
+avx512.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from . import ggml, ggml_digest_cache
 T = GGMLQuantizationType
 
 ISAS = ("baseline", "avx2", "avx512")
-"""Instruction sets the kernels are compiled for, from narrow to wide; their place is their number in the library."""
+"""Instruction sets the kernels are compiled for, from narrow to wide; the index is the number in the library."""
 
 SWITCH = "BOREALIS_GGUF_ENCODERS"
 
@@ -55,7 +55,7 @@ def encode(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray 
     isa = encoder(type) if rows.ndim == 2 and rows.size else None
     if isa is not None and _is_ordinary(rows, type, importance) and encode_with(isa, rows, type, importance, out):
         return True
-    ggml.encode(rows, type, importance, out)  # what NaN and infinity become, ggml alone defines
+    ggml.encode(rows, type, importance, out)  # only ggml defines the bytes of NaN and infinity
     return all_finite(rows)
 
 
@@ -84,7 +84,7 @@ def encode_with(
 def add_product(rows: np.ndarray, up: np.ndarray, down: np.ndarray, scale: float) -> bool:
     """rows += scale * up @ down, in place: float32 [n, n_per_row], [n, r], [r, n_per_row], all contiguous.
 
-    False, with nothing done, where there are no kernels. The bits are those of `pipeline.lowrank.add_product`.
+    False, with nothing done, where there are no kernels. The bits are those of `pipeline.low_rank.add_product`.
     """
     isa = chosen_isa()
     return isa is not None and add_product_with(isa, rows, up, down, scale)
@@ -111,15 +111,12 @@ def all_finite(rows: np.ndarray) -> bool:
 
 
 def _is_ordinary(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None) -> bool:
-    """Whether importance is finite and, for the lattice types, nothing is so large that ggml would abort."""
+    """Whether importance is finite and, for the lattice types, no weight is so large that ggml would abort."""
     if importance is not None and not np.isfinite(importance).all():
         return False
-    if type not in ggml.GRID_TYPES:
+    if type not in ggml.LATTICE_TYPES:
         return True
-    peak, limit = _peak(rows), ggml.GRID_LIMIT
-    if importance is None:
-        return peak**4 <= limit
-    return bool(importance.min() >= 0) and peak <= limit and peak**2 * float(importance.max()) <= limit
+    return ggml.fits_lattice(_peak(rows), importance)
 
 
 def _peak(rows: np.ndarray) -> float:
@@ -146,19 +143,19 @@ def can_encode(isa: str, type: GGMLQuantizationType) -> bool:
 
 
 def encoder(type: GGMLQuantizationType) -> str | None:
-    """The instruction set whose kernels encode `type` here, tried and found equal to ggml; None where ggml encodes."""
+    """The instruction set whose kernels encode `type` here, found equal to ggml; None where ggml encodes."""
     isa = chosen_isa()
-    return isa if isa is not None and trusted_of(isa, (type,)) else None
+    return isa if isa is not None and trusted_types(isa, (type,)) else None
 
 
 def chosen_isa() -> str | None:
-    """The instruction set whose kernels are meant to encode here; None where ggml is. Warns once without kernels."""
+    """The instruction set whose kernels encode here if found equal; None for ggml. Warns once if there are none."""
     return _chosen_isa(os.environ.get(SWITCH))
 
 
 @cache
 def _chosen_isa(choice: str | None) -> str | None:
-    """`choice`, or else the widest."""
+    """The instruction set that `choice` names, or else the widest there is."""
     isas = available_isas()
     if choice is None or choice == "":
         if not isas:
@@ -207,25 +204,25 @@ def _set_lattice(type: GGMLQuantizationType) -> bool:
     library = _library()
     if type not in LATTICES or library is None:
         return True
-    grid, bits, wanted = LATTICES[type]
+    grid, bits, n_distances = LATTICES[type]
     grid.init_grid()
     dims = grid.grid_shape[1]
     values = np.asarray(grid.grid).reshape(-1, dims)
     levels = np.searchsorted(sorted(set(grid.grid_map)), values).astype(np.uint16)
     codes = np.bitwise_or.reduce(levels << (bits * np.arange(dims, dtype=np.uint16)), axis=1).astype(np.uint16)
-    return library.borealis_set_lattice(type, dims, bits, wanted, codes.ctypes.data, len(codes)) == 0
+    return library.borealis_set_lattice(type, dims, bits, n_distances, codes.ctypes.data, len(codes)) == 0
 
 
-_told: set[tuple[str, GGMLQuantizationType]] = set()
+_warned: set[tuple[str, GGMLQuantizationType]] = set()
 
 
-def trusted_of(isa: str, types: Iterable[GGMLQuantizationType]) -> list[GGMLQuantizationType]:
-    """Those of `types` that the kernels of `isa` encode as ggml does; one warning, once, names those they do not."""
+def trusted_types(isa: str, types: Iterable[GGMLQuantizationType]) -> list[GGMLQuantizationType]:
+    """The types that the kernels of `isa` encode as ggml does; one warning, once, names the types that differ."""
     able = [type for type in types if can_encode(isa, type)]
     trusted = [type for type in able if _trusted(isa, type)]
-    wrong = [type for type in able if type not in trusted and (isa, type) not in _told]
+    wrong = [type for type in able if type not in trusted and (isa, type) not in _warned]
     if wrong:
-        _told.update((isa, type) for type in wrong)
+        _warned.update((isa, type) for type in wrong)
         names = ", ".join(type.name for type in wrong)
         warnings.warn(f"{names}: the {isa} encoder differs from ggml's, which is used instead", EncoderWarning, 4)
     return trusted
@@ -233,28 +230,28 @@ def trusted_of(isa: str, types: Iterable[GGMLQuantizationType]) -> list[GGMLQuan
 
 @cache
 def _trusted(isa: str, type: GGMLQuantizationType) -> bool:
-    """Whether the kernels encode the sample as they must. Milliseconds, once per type."""
+    """Whether the kernels encode the sample as ggml does. Milliseconds, once per type."""
     expected = _expected(type)
     return expected is None or sample_digest(type, isa) == expected
 
 
-def forget_trust() -> None:
-    """Let every type be tried anew."""
+def forget_self_tests() -> None:
+    """Have every type compared again before it is next encoded."""
     _trusted.cache_clear()
 
 
 def _expected(type: GGMLQuantizationType) -> str | None:
-    """What the sample's digest must be, as far as that can be told at once."""
+    """The reference digest of the sample, as far as it is known without building ggml's tables."""
     if not ggml_decides():
         return SAMPLE_DIGESTS.get(type.name)
-    if type in ggml.GRID_TYPES:
-        return ggml_digest_cache.recall(type, sample_bytes()) or SAMPLE_DIGESTS.get(type.name)
+    if type in ggml.LATTICE_TYPES:
+        return ggml_digest_cache.read_digest(type, sample_bytes()) or SAMPLE_DIGESTS.get(type.name)
     return sample_digest(type, None)
 
 
 def ggml_decides() -> bool:
-    """Whether the loaded ggml is the reference. Builds of it for other processors contract multiply-add and give other
-    bytes: there the recorded answers of x86-64 are."""
+    """Whether the loaded ggml is the reference. Its builds for other processors contract multiply-add and give other
+    bytes: there SAMPLE_DIGESTS, from x86-64, are the reference."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -276,7 +273,7 @@ def sample_digest(type: GGMLQuantizationType, isa: str | None) -> str:
 
 @cache
 def sample_bytes() -> bytes:
-    """What tells one sample from another."""
+    """The sample as bytes, which tell it from the sample of another version."""
     return b"".join(array.tobytes() for array in _sample())
 
 
@@ -301,7 +298,7 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check(rows: np.ndarray, type: GGMLQuantizationType, importance: np.ndarray | None, out: np.ndarray) -> None:
-    """Refuse what the kernels would read or write outside of the arrays."""
+    """Raises for arrays that would make the kernels read or write out of bounds."""
     if rows.ndim != 2 or not rows.size or rows.dtype not in ggml.SOURCE_TYPES:
         raise ValueError(f"rows are [n, n_per_row] float32, float16 or uint16, not {rows.dtype} {rows.shape}")
     try:

@@ -1,8 +1,8 @@
-"""Trying the encoders a run needs: before it begins, and once more before what they made is believed.
+"""The self-test of the encoders: before a run begins, and once more before the files it wrote get their names.
 
 ggml takes seconds to build its tables of the lattice types: 11 for IQ1_S and IQ1_M, 4 for IQ2_S, 2 for IQ2_XS, 1 for
-IQ2_XXS. Their encoders begin when they give ggml's recorded bytes, and the loaded ggml is asked while they work. It is
-asked once for each version of its library, and its answer remembered.
+IQ2_XXS. Our encoders of these types start once they give ggml's recorded bytes, and a thread has the loaded ggml encode
+the sample meanwhile, once for each version of its library: the digest is cached.
 """
 
 from collections.abc import Iterable
@@ -10,64 +10,64 @@ from dataclasses import dataclass
 from threading import Event, Thread
 
 from ...checkpoint.types import GGMLQuantizationType
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 from . import ggml, ggml_digest_cache, native
 from .libraries import library_path
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """The kernels of `isa` are to be compared with ggml for `types`, which `thread` asks it about."""
+class PendingSelfTest:
+    """A self-test of the kernels of `isa` that waits for ggml: `thread` has it encode the sample as `types`."""
 
     isa: str
     types: tuple[GGMLQuantizationType, ...]
     thread: Thread
 
-    def confirm(self, stop: Event | None = None) -> None:
-        """Wait for ggml's answers. Raises BorealisError when one is another than the kernels', and Cancelled once
-        `stop` is set."""
+    def finish(self, stop: Event | None = None) -> None:
+        """Wait for ggml's digests and compare. Raises BorealisError if the kernels' differ, Cancelled once `stop` is
+        set."""
         while self.thread.is_alive():
             if stop is not None and stop.is_set():
-                raise Cancelled("stopped; nothing was written under a final name")
+                raise Cancelled(STOPPED)
             self.thread.join(0.1)
-        wrong = [type.name for type in self.types if _ask(type) != native.sample_digest(type, self.isa)]
+        wrong = [type.name for type in self.types if _ggml_digest(type) != native.sample_digest(type, self.isa)]
         if wrong:
-            native.forget_trust()
+            native.forget_self_tests()
             raise BorealisError(
                 f"{', '.join(wrong)}: the {self.isa} encoder differs from that of {library_path()}; run again, "
                 f"and ggml's is used instead, or set {native.SWITCH}=ggml"
             )
 
 
-def prepare(types: Iterable[GGMLQuantizationType]) -> Trial | None:
-    """Try the encoders of `types`; one warning names all that differ from ggml's, which encodes those.
+def start_self_test(types: Iterable[GGMLQuantizationType]) -> PendingSelfTest | None:
+    """Compare the encoders of `types` with ggml's; one warning names those that differ, and ggml encodes these types.
 
-    What the others make is to be believed when the trial, if one is returned, has been confirmed.
+    If a pending self-test is returned, files may get their names once its `finish` has not raised.
     """
     isa = native.chosen_isa()
-    trusted = native.trusted_of(isa, sorted(types)) if isa is not None else []
-    unasked = tuple(type for type in trusted if _is_open(type))
-    if isa is None or not unasked:
+    trusted = native.trusted_types(isa, sorted(types)) if isa is not None else []
+    unknown = tuple(type for type in trusted if _is_unknown(type))
+    if isa is None or not unknown:
         return None
-    # a daemon: whoever ends the program need not wait for ggml's tables
-    thread = Thread(target=lambda: [_ask(type) for type in unasked], name="ggml", daemon=True)
+    # a daemon, so that a program can end before ggml has built its tables
+    thread = Thread(target=lambda: [_ggml_digest(type) for type in unknown], name="ggml", daemon=True)
     thread.start()
-    return Trial(isa, unasked, thread)
+    return PendingSelfTest(isa, unknown, thread)
 
 
-def _is_open(type: GGMLQuantizationType) -> bool:
-    """Whether the loaded ggml decides on `type`, and was not asked yet."""
-    return native.ggml_decides() and type in ggml.GRID_TYPES and _answer(type) is None
+def _is_unknown(type: GGMLQuantizationType) -> bool:
+    """Whether the loaded ggml is the reference for `type` and its digest is not cached yet."""
+    return native.ggml_decides() and type in ggml.LATTICE_TYPES and _cached_digest(type) is None
 
 
-def _answer(type: GGMLQuantizationType) -> str | None:
-    return ggml_digest_cache.recall(type, native.sample_bytes())
+def _cached_digest(type: GGMLQuantizationType) -> str | None:
+    return ggml_digest_cache.read_digest(type, native.sample_bytes())
 
 
-def _ask(type: GGMLQuantizationType) -> str:
-    """The digest of the sample as the loaded ggml encodes it: remembered, or asked for and kept."""
-    known = _answer(type)
+def _ggml_digest(type: GGMLQuantizationType) -> str:
+    """The digest of the sample as the loaded ggml encodes it: from the cache, or computed and put there."""
+    known = _cached_digest(type)
     if known is None:
         known = native.sample_digest(type, None)
-        ggml_digest_cache.keep(type, native.sample_bytes(), known)
+        ggml_digest_cache.write_digest(type, native.sample_bytes(), known)
     return known

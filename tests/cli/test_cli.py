@@ -74,6 +74,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(checkpoint: Path, tmp_path: P
     assert types["token_embd.weight"] == "Q6_K"
     assert types["blk.0.attn_q.weight"] == "Q4_K"
     assert plan["disk"] == plan["files"][0]["size"]
+    assert {t["requested"] for t in plan["files"][0]["tensors"]} == {None}
     assert sorted(checkpoint.iterdir()) == before
 
 
@@ -153,6 +154,7 @@ def test_faults_of_the_input_are_one_line_and_exit_code_2(checkpoint: Path, tmp_
         ("quantize", "Q4_K_M", "-m", tmp_path / "text.gguf"): "neither a GGUF nor a checkpoint",
         ("quantize", "Q4_K_M", "-m", checkpoint, "--imatrix", tmp_path / "text.gguf"): "text.gguf",
         ("quantize", "Q4_K_M", "-m", checkpoint, "--tensor-type", "attn_v"): "PATTERN=TYPE",
+        ("quantize", "Q4_K_M", "-m", checkpoint, "--override-kv", "general.name=Nano"): "KEY=TYPE:VALUE",
         ("inspect", tmp_path / "text.gguf"): "text.gguf",
         ("run", tmp_path / "none.gguf", "hei"): "none.gguf",
         ("modelfile", tmp_path / "none.gguf"): "none.gguf",
@@ -211,6 +213,15 @@ def test_help_is_quick_and_has_examples() -> None:
 def test_help_lists_every_preset() -> None:
     names = set((quantize.help or "").split())
     assert {preset.name for preset in PRESETS if preset.type is not None} <= names
+
+
+def test_the_list_of_presets_has_their_bits_and_help() -> None:
+    done = run("quantize", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [re.split(r"  +", line) for line in done.stdout.splitlines()]
+    assert rows[0] == ["Preset", "Main type", "Bits/weight", "Use"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [(preset.name, preset.help) for preset in PRESETS]
+    assert ["Q6_K", "Q6_K", "6.56"] in [row[:3] for row in rows]
 
 
 def test_bench_encoders_for_machines() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from borealis_gguf.checkpoint.types import KV
-from borealis_gguf.quantize.choose import Options
+from borealis_gguf.quantize.choose import TypeOptions
 from borealis_gguf.quantize.presets import Preset
 
 LOG: list[str] = []
@@ -26,7 +26,7 @@ def llama_quantize(
     source: Path,
     out: Path,
     preset: Preset,
-    options: Options | None = None,
+    options: TypeOptions | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     overrides: Sequence[KV] = (),
     *,
@@ -35,7 +35,7 @@ def llama_quantize(
     threads: int = 1,
 ) -> tuple[bool, str]:
     """Run llama.cpp's quantizer; returns whether it succeeded, and everything it logged."""
-    options = options or Options()
+    options = options or TypeOptions()
     params: Any = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.pure, params.dry_run = threads, options.pure, dry_run
     params.allow_requantize = allow_requantize
@@ -65,6 +65,10 @@ def _overrides(entries: Sequence[KV]) -> Any:
         slot.key = entry.key.encode()
         if entry.type is GGUFValueType.STRING:
             slot.tag, slot.value.val_str = 3, entry.value.encode("utf-8", "surrogateescape")
+        elif entry.type is GGUFValueType.BOOL:
+            slot.tag, slot.value.val_bool = 2, entry.value
+        elif entry.type is GGUFValueType.FLOAT32:
+            slot.tag, slot.value.val_f64 = 1, entry.value
         else:
             slot.tag, slot.value.val_i64 = 0, entry.value
     return slots

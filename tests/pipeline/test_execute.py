@@ -10,9 +10,7 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +18,12 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline import atomic_output, row_reader
-from borealis_gguf.pipeline import execute as executor
+from borealis_gguf.pipeline import atomic_output, sources
 from borealis_gguf.pipeline.atomic_output import PartialFile
-from borealis_gguf.pipeline.execute import Progress, execute, memory_needed
+from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor, TensorPlan, TensorSource
-from borealis_gguf.pipeline.row_reader import Announced
 from borealis_gguf.pipeline.tasks import tasks, total_nbytes
 from borealis_gguf.quantize.encoders import ggml
 
@@ -71,60 +68,6 @@ def test_workers_and_chunks_do_not_change_bytes(tmp_path: Path) -> None:
     assert len(sums) == 1
 
 
-def test_what_cannot_be_written_at_once_is_left_to_who_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
-    kinds = [[T.Q6_K, T.F32, T.Q4_K], [T.BF16, T.F32, T.Q4_K]]
-    put, write, done = executor._put, executor._Output.write, []
-
-    def slowly(file: FileIO, at: int, data: memoryview) -> None:
-        time.sleep(0.002)
-        put(file, at, data)
-
-    def noted(*args: Any) -> bool:
-        done.append(write(*args))
-        return done[-1]
-
-    def made(name: str, jobs: int) -> list[str]:
-        plans = [lay_out(tmp_path / f"{name}-{n}", model, types) for n, types in enumerate(kinds)]
-        execute(plans, CODEC, jobs=jobs, chunk_weights=512)
-        return [sha(plan.path) for plan in plans]
-
-    alone = made("alone", 1)
-    monkeypatch.setattr(executor, "_put", slowly)
-    monkeypatch.setattr(executor._Output, "write", noted)
-    assert made("together", 4) == alone
-    assert done.count(False) > 50
-
-
-def test_nobody_leaves_more_than_a_little(tmp_path: Path) -> None:
-    path, begun, go = tmp_path / "x", threading.Event(), threading.Event()
-    path.touch()
-
-    class Held(FileIO):
-        def write(self, data: Any, /) -> int:
-            begun.set()
-            go.wait()
-            return super().write(data)
-
-    output, texts = executor._Output(path), [bytes([n]) * 3 for n in range(executor.LEFT + 2)]
-    with Held(path, "r+b") as held, FileIO(path, "r+b") as file:
-        ways = [(held, 0)] + [(file, n) for n in range(1, len(texts))]
-        threads = [
-            threading.Thread(target=output.write, args=(each, 3 * n, memoryview(texts[n]), True)) for each, n in ways
-        ]
-        for thread in threads:
-            thread.start()
-            thread.join(0.1 if thread is threads[0] else 10.0)
-            begun.wait()
-        alive, before = [thread.is_alive() for thread in threads], path.read_bytes()
-        go.set()
-        for thread in threads:
-            thread.join()
-    assert alive == [True, *[False] * (executor.LEFT + 1)]
-    assert before == bytes(3 * (executor.LEFT + 1)) + texts[-1]  # which was one too many to leave
-    assert path.read_bytes() == b"".join(texts)
-
-
 def test_several_files_share_reads_and_encodes(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", SHAPES, T.BF16)
     kinds = {"a": [T.Q6_K, T.F32, T.Q4_K], "b": [T.Q6_K, T.F32, T.Q5_K], "c": [T.BF16, T.F32, T.Q4_K]}
@@ -143,7 +86,7 @@ def test_several_files_share_reads_and_encodes(tmp_path: Path) -> None:
     assert {name: sha(tmp_path / f"{name}.gguf") for name in kinds} == alone
     assert sum(n for type, n in calls if type == T.Q6_K) == 300 * 256
     assert sum(n for type, n in calls if type in (T.Q4_K, T.Q5_K)) == 2 * 70 * 512
-    assert sum(t.nbytes for t in tasks(plans)) == (tmp_path / "raw").stat().st_size
+    assert sum(t.nbytes for t in tasks(plans)) == total_nbytes(plans) == (tmp_path / "raw").stat().st_size
 
 
 def test_importance_reaches_the_encoder(tmp_path: Path) -> None:
@@ -207,7 +150,7 @@ def test_rows_are_picked_as_numpy_transposes(tmp_path: Path, order: RowMap, type
     assert np.array_equal(got, expected.reshape(-1))
 
 
-def test_picking_rows_needs_memory_for_a_few_heads_alone(tmp_path: Path) -> None:
+def test_picking_rows_needs_memory_for_a_few_heads_only(tmp_path: Path) -> None:
     """A head of 128 rows: however many there are, a worker holds its chunk and the rows these come from."""
     needed = []
     for heads in (4, 4000):
@@ -390,7 +333,7 @@ def test_an_interrupt_stops_within_a_second(tmp_path: Path) -> None:
     assert only_inputs(tmp_path)
 
 
-def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
+def test_disk_space_is_reserved_before_data_is_written(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", {"token_embd.weight": (1024, 1024)}, T.F32)
     file = PartialFile(lay_out(tmp_path / "x.gguf", model, [T.F32]))
     file.begin()
@@ -403,7 +346,7 @@ def test_a_file_has_its_room_before_its_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verified", [False, True])
-def test_what_the_disk_tells_last_keeps_a_file_from_its_name(
+def test_an_error_of_the_final_fsync_keeps_a_file_from_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: bool
 ) -> None:
     """It is waited for while the verifier looks, which finds nothing wrong: it sees what is in memory."""
@@ -440,50 +383,23 @@ def test_a_disk_that_fills_up_is_one_clean_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no way to tell this system")
-def test_the_system_hears_of_every_range_some_tasks_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_files_are_prefetched_some_tasks_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = raw_model(tmp_path / "raw", {"a.weight": (40, 256), "b.weight": (10, 512)}, T.BF16)
     plan = lay_out(tmp_path / "out.gguf", model, [T.Q8_0, T.Q4_K])
-    work = list(tasks([plan], 1024))
-    heard: list[tuple[int, int]] = []
+    advised: list[tuple[int, int]] = []
 
     def advise(fd: int, start: int, nbytes: int, advice: int) -> None:
-        assert advice == os.POSIX_FADV_WILLNEED and os.fstat(fd).st_size >= start + nbytes
-        heard.append((start, nbytes))
+        assert advice == os.POSIX_FADV_WILLNEED and os.fstat(fd).st_size == (tmp_path / "raw").stat().st_size
+        advised.append((start - sources.PREFETCH_BYTES, nbytes))
+        raise OSError(errno.ESPIPE, "not every file system can")
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(row_reader, "_in_memory", lambda fd, at: False)
-    announced = Announced(iter(work), ahead=3)
-    taken = [(task, len(heard)) for task in announced]
-    assert total_nbytes([plan]) == sum(task.nbytes for task in work)
-    announced.close()
-    assert [task for task, _ in taken] == work
-    assert heard == [task.source_range() for task in work]
-    assert [known for _, known in taken] == [min(n + 4, len(work)) for n in range(len(work))]
-
-
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system does not say what is in memory")
-def test_the_system_hears_nothing_of_what_it_has_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = raw_model(tmp_path / "raw", {"a.weight": (40, 256)}, T.BF16)
-    heard: list[int] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, nbytes, advice: heard.append(start))
-    work = list(tasks([lay_out(tmp_path / "out.gguf", model, [T.Q8_0])], 1024))
-    source = work[0].tensor.source.slice.path
-    source.read_bytes()
-    with source.open("rb") as file:
-        assert not row_reader._in_memory(file.fileno(), os.fstat(file.fileno()).st_size)
-        if not row_reader._in_memory(file.fileno(), 0):
-            pytest.skip("this file system does not say what is in memory")
-    announced = Announced(iter(work))
-    assert list(announced) == work and heard == []
-    announced.close()
+    execute([plan], CODEC, jobs=1, chunk_weights=1024)
+    assert advised == [task.source_range() for task in tasks([plan], 1024)]
 
 
 @pytest.mark.parametrize("system", ["as it is", "that can only wait"])
-def test_a_flush_in_mid_run_puts_nothing_off_for_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
-) -> None:
+def test_a_flush_in_mid_run_replaces_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     synced: list[int] = []
     wait = atomic_output._fsync
     monkeypatch.setattr(atomic_output, "_fsync", lambda fd: (synced.append(fd), wait(fd)))

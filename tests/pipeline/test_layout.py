@@ -84,7 +84,7 @@ def test_bytes_that_are_not_utf8_survive() -> None:
 @given(
     st.lists(st.text(max_size=6) | st.sampled_from(["", "\0", "a\0b", "x" * 255, "ø" * 200, "y" * 70_000]), max_size=9)
 )
-def test_strings_laid_out_together_are_those_laid_out_one_by_one(texts: list[str]) -> None:
+def test_strings_joined_at_once_are_those_encoded_one_by_one(texts: list[str]) -> None:
     texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     entry = encode_kv(KV("k", V.ARRAY, texts, V.STRING))
     payloads = [text.encode("utf-8") for text in texts]

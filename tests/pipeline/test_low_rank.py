@@ -16,8 +16,9 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.pipeline import low_rank
-from borealis_gguf.pipeline.execute import execute, memory_needed
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import GGUFModel, LowRank, Tensor, TensorSource
 from borealis_gguf.quantize.encoders import native
 
@@ -156,7 +157,7 @@ def any_floats(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarra
     return np.where(np.isnan(values), np.float32(1), values)
 
 
-def test_what_does_not_fit_together_never_reaches_the_kernels() -> None:
+def test_matrices_that_do_not_fit_together_never_reach_the_kernels() -> None:
     rows, up, down = weights(1, 8, 32), weights(2, 8, 4), weights(3, 4, 32)
     frozen = rows.copy()
     frozen.flags.writeable = False

@@ -96,7 +96,7 @@ def test_the_whole_check_holds_no_matrix(bloom: tuple[Path, Path, int]) -> None:
     assert peak("check", path, "--against", source, "-j", "2") < BOUND
 
 
-def test_the_plan_of_a_whole_27b_tells_its_needs(tmp_path: Path) -> None:
+def test_the_plan_of_a_whole_27b_shows_disk_and_memory(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(SHAPES), "27b", str(tmp_path / "m"), "--sparse"], env=ENV, check=True)
     done = run("quantize", "Q4_K_M", "-m", tmp_path / "m", "--dry-run", "-j", "2")
     assert done.returncode == 0, done.stderr

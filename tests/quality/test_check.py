@@ -11,8 +11,9 @@ import pytest
 from borealis_gguf import InvalidInput, Report, api, load
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
-from borealis_gguf.pipeline.execute import SourceRows, execute
+from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
+from borealis_gguf.pipeline.reader import SourceRows
 from borealis_gguf.quality.check import check_file
 from borealis_gguf.quality.logits import _compared
 from borealis_gguf.quality.quick_check import QuickCheck
@@ -250,7 +251,7 @@ def test_logits_over_several_batches_equal_those_of_decoding(nano_q8: Path) -> N
         rows = engine.logits(ids, [0, 511, 512, len(ids) - 1])
         assert rows.shape == (4, 4096)
         assert np.isfinite(rows).all()
-        engine.cut(0, 0)  # the answer's thread knows nothing of what was computed beside it
+        engine.truncate(0, 0)  # the answer's thread knows nothing of what was computed beside it
         said = model.complete(ids, Options(max_tokens=1, logprobs=1))
         assert next(said).logprobs[0].id == rows[3].argmax()  # type: ignore[union-attr]
         again = engine.logits(ids[:5], [0, 4])

@@ -19,7 +19,7 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import Cancelled
 from borealis_gguf.quantize.encoders import ggml_digest_cache, native
 from borealis_gguf.quantize.encoders.libraries import library_path
-from borealis_gguf.quantize.encoders.self_test import Trial
+from borealis_gguf.quantize.encoders.self_test import PendingSelfTest
 
 from ..cli.test_cli import BOOT
 from ..conftest import NANO
@@ -70,9 +70,8 @@ class Installation:
 
 def test_without_kernels_ggml_encodes_and_one_line_says_so(tmp_path: Path) -> None:
     bare = Installation(tmp_path, without=KERNELS)
-    assert list(INSTALLED.glob(f"quantize/encoders/{KERNELS}")) and not list(
-        bare.package.glob(f"quantize/encoders/{KERNELS}")
-    )
+    assert list(INSTALLED.glob(f"quantize/encoders/{KERNELS}"))
+    assert not list(bare.package.glob(f"quantize/encoders/{KERNELS}"))
     done = bare.quantize("bare", "Q4_K_M", "Q8_0", "Q5_0", "-j", "2")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == (
@@ -84,7 +83,7 @@ def test_without_kernels_ggml_encodes_and_one_line_says_so(tmp_path: Path) -> No
     assert len(bare.files("bare")) == 3 and bare.files("bare") == bare.files("ggml")
 
 
-def test_types_that_differ_are_named_in_one_line_and_made_by_ggml(tmp_path: Path) -> None:
+def test_types_that_differ_are_named_in_one_warning_and_encoded_by_ggml(tmp_path: Path) -> None:
     other = Installation(tmp_path)
     isa = native.available_isas()[-1]
     for name in ("Q4_K", "Q6_K"):
@@ -101,7 +100,7 @@ def test_types_that_differ_are_named_in_one_line_and_made_by_ggml(tmp_path: Path
     assert len(other.files("other")) == 2 and other.files("other") == other.files("ggml")
 
 
-def test_types_without_kernels_are_ggmls_without_a_word(tmp_path: Path) -> None:
+def test_types_without_kernels_are_encoded_by_ggml_without_a_warning(tmp_path: Path) -> None:
     whole = Installation(tmp_path)
     assert not any(native.can_encode("baseline", type) for type in (T.Q1_0, T.Q2_0))
     for name, env in (("ours", {}), ("ggml", {"BOREALIS_GGUF_ENCODERS": "ggml"})):
@@ -131,9 +130,9 @@ def notes(installation: Installation) -> list[dict[str, str]]:
 
 
 @ON_X86
-def test_ggml_is_asked_once_for_each_version_of_its_library(tmp_path: Path) -> None:
+def test_ggml_encodes_the_sample_once_for_each_version_of_its_library(tmp_path: Path) -> None:
     ours = Installation(tmp_path)
-    asked = "    known = _answer(type)\n    if known is None:\n"
+    asked = "    known = _cached_digest(type)\n    if known is None:\n"
     ours.change("quantize/encoders/self_test.py", asked, f"{asked}        print('asked about', type.name)\n")
     first = ours.quantize("first", "IQ3_S", "--no-check")
     assert (first.returncode, first.stdout, first.stderr) == (0, "asked about IQ3_S\n", "")
@@ -148,7 +147,7 @@ def test_ggml_is_asked_once_for_each_version_of_its_library(tmp_path: Path) -> N
 
 
 @ON_X86
-def test_a_ggml_that_answers_otherwise_keeps_the_file_from_its_name_and_encodes_the_next(tmp_path: Path) -> None:
+def test_a_ggml_with_other_bytes_keeps_the_file_from_its_name_and_encodes_the_next(tmp_path: Path) -> None:
     ours, isa = Installation(tmp_path), native.available_isas()[-1]
     ours.env["LLAMA_CPP_LIB_PATH"] = folder = libraries(tmp_path / "lib", changed=True)
     first = ours.quantize("first", "IQ3_S", "--no-check")
@@ -169,33 +168,33 @@ def test_a_ggml_that_answers_otherwise_keeps_the_file_from_its_name_and_encodes_
     assert list(ours.files("usual").values()) != list(ours.files("ggml").values())
 
 
-def test_whoever_stops_a_run_does_not_wait_for_ggml() -> None:
+def test_stopping_a_run_does_not_wait_for_ggml() -> None:
     stop, answered = threading.Event(), threading.Event()
     asking = threading.Thread(target=answered.wait, args=(30,))
     asking.start()
     stop.set()
     with pytest.raises(Cancelled, match="nothing was written"):
-        Trial("baseline", (), asking).confirm(stop)
+        PendingSelfTest("baseline", (), asking).finish(stop)
     assert asking.is_alive()
     answered.set()
     asking.join()
-    assert Trial("baseline", (), asking).confirm(threading.Event()) is None
+    assert PendingSelfTest("baseline", (), asking).finish(threading.Event()) is None
 
 
 @ON_X86
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"IQ3_S": 7}', '{"IQ3_XXS": "0"}'])
-def test_a_damaged_note_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path))
-    monkeypatch.setattr(ggml_digest_cache, "_here", {})
-    ggml_digest_cache.keep(T.IQ3_S, b"sample", "digest")
-    (note,) = (tmp_path / ggml_digest_cache.NOTES).iterdir()
-    ggml_digest_cache._here.clear()
-    assert ggml_digest_cache.recall(T.IQ3_S, b"sample") == "digest"
-    assert ggml_digest_cache.recall(T.IQ3_S, b"another sample") is None
+    monkeypatch.setattr(ggml_digest_cache, "_in_memory", {})
+    ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
+    (note,) = (tmp_path / ggml_digest_cache.CACHE_FOLDER).iterdir()
+    ggml_digest_cache._in_memory.clear()
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") == "digest"
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"another sample") is None
     note.write_text(content)
-    assert ggml_digest_cache.recall(T.IQ3_S, b"sample") is None
-    ggml_digest_cache.keep(T.IQ3_S, b"sample", "digest")
-    assert machine_cache.read_note(ggml_digest_cache.NOTES, note.stem)["IQ3_S"] == "digest"
+    assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") is None
+    ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
+    assert machine_cache.read_note(ggml_digest_cache.CACHE_FOLDER, note.stem)["IQ3_S"] == "digest"
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV, row_nbytes
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.quantize.choose import Options
+from borealis_gguf.quantize.choose import TypeOptions
 from borealis_gguf.quantize.encoders import ggml
 from borealis_gguf.quantize.metadata import imatrix_kv, quantized_kv
 from borealis_gguf.quantize.presets import find_preset
@@ -81,7 +81,7 @@ def test_bytes_and_metadata_are_llama_cpps(source_type: str, tmp_path: Path) -> 
     overrides = [KV("general.name", V.STRING, "after"), *imatrix_kv("é" * 80, ["d"], len(TYPES), 3)]
     patterns = tuple((rf"\.{type.name.lower()}\.", type) for type in TYPES)
     entries = {} if imatrix is None else {tensor_name(type): imatrix for type in TYPES}
-    options = Options(tensor_types=patterns)
+    options = TypeOptions(tensor_types=patterns)
     ok, log = llama_quantize(source, tmp_path / "out.gguf", find_preset("Q8_0"), options, entries, overrides)
     assert ok, log
     theirs = read_gguf(tmp_path / "out.gguf")
@@ -190,7 +190,7 @@ def test_validate_finds_nan_and_infinity() -> None:
         ggml.validate(good.ravel()[:-1], T.Q4_K)
 
 
-def test_what_would_abort_the_process_is_refused() -> None:
+def test_input_that_would_abort_the_process_is_refused() -> None:
     rows, out = weights(), np.zeros((ROWS, row_nbytes(T.IQ2_XXS, WIDTH)), np.uint8)
     assert ggml.requires_importance(T.IQ2_XXS)
     with pytest.raises(InvalidInput, match="IQ2_XXS needs an importance matrix"):

@@ -52,7 +52,7 @@ def matrix(tmp_path: Path, width_of_output: int) -> Callable[..., Path]:
     return write
 
 
-def test_a_full_matrix_says_nothing(
+def test_a_complete_matrix_gives_no_warning(
     source: Path, tmp_path: Path, matrix: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The embedding and the output layer have no entries in files of llama-imatrix."""
@@ -60,7 +60,7 @@ def test_a_full_matrix_says_nothing(
     assert "full.gguf" not in caplog.text
 
 
-def test_gaps_are_told_once_for_all_presets(
+def test_gaps_give_one_warning_for_all_presets(
     source: Path, tmp_path: Path, matrix: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = matrix("hole.gguf", ffn_down_3=None, attn_v_0=None, attn_q_0=None, attn_k_0=None, ffn_up_1=None)
@@ -75,7 +75,7 @@ def test_gaps_are_told_once_for_all_presets(
     assert "hole.gguf" not in caplog.text
 
 
-def test_in_a_dry_run_too(source: Path, tmp_path: Path, matrix: Callable[..., Path]) -> None:
+def test_gaps_give_a_warning_in_a_dry_run_too(source: Path, tmp_path: Path, matrix: Callable[..., Path]) -> None:
     path = matrix("hole.gguf", ffn_down_3=None)
     done = run("quantize", "Q4_K_M", "-m", source, "--imatrix", path, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
@@ -96,7 +96,7 @@ def test_a_gap_where_values_are_needed_is_refused(
     api.plan_quantize(source, ["IQ2_M"], tmp_path, imatrix=path, tensor_types=[f"{HOLE}=q4_k"])
 
 
-def test_zeros_are_taken_for_no_importance(
+def test_all_zero_importance_counts_as_none(
     source: Path, tmp_path: Path, matrix: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """By them, every weight would become zero."""
@@ -142,7 +142,7 @@ def test_a_pattern_that_fits_no_tensor_is_refused(source: Path, tmp_path: Path, 
     assert re.search(r"\(in full blk\.3\.[\w.]+\)$", str(caught.value))
 
 
-def test_a_pattern_behind_another_is_none_of_these(source: Path, tmp_path: Path) -> None:
+def test_a_pattern_behind_another_is_accepted(source: Path, tmp_path: Path) -> None:
     plan = api.plan_quantize(
         source, ["Q4_K_M"], tmp_path, tensor_types=["attn=q8_0", "attn_v=q6_k", "token_embd=q8_0"]
     )[0]

@@ -249,13 +249,13 @@ def test_switch_picks_the_code(choice: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(out, reference(rows, T.Q4_K, None))
 
 
-def test_switch_refuses_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switch_refuses_unavailable_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "avx1024")
     with pytest.raises(InvalidInput, match="avx1024: this machine and installation have ggml, baseline"):
         native.encoder(T.Q4_K)
 
 
-def test_a_ggml_that_answers_otherwise_is_believed_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ggml_with_other_bytes_is_used_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     native._trusted.cache_clear()
     monkeypatch.setattr(native, "_expected", lambda type: hashlib.sha256(type.name.encode()).hexdigest()[:16])
     with pytest.warns(RuntimeWarning, match=r"Q5_K: the \w+ encoder differs from ggml's") as caught:

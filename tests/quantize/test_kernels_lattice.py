@@ -94,7 +94,7 @@ def test_ternary_halves_and_scales_without_an_inverse(isa: str, type: GGMLQuanti
 
 @EVERY
 @pytest.mark.parametrize("source", [np.float32, np.uint16])
-def test_what_can_leave_the_lattice_is_left_to_ggml(isa: str, source: type) -> None:
+def test_weights_that_can_leave_the_lattice_are_encoded_by_ggml(isa: str, source: type) -> None:
     fits, huge = np.full((3, 256), 5000, np.float32), np.full((3, 256), 6000, np.float32)
     out = np.empty((3, 110), np.uint8)
     for rows, expected in ((fits, True), (huge, False)):
@@ -108,7 +108,7 @@ def test_what_can_leave_the_lattice_is_left_to_ggml(isa: str, source: type) -> N
 
 
 @pytest.mark.parametrize("type", [T.IQ2_XXS, T.IQ2_XS, T.IQ1_S], ids=lambda type: type.name)
-def test_without_importance_it_is_asked_for(type: GGMLQuantizationType) -> None:
+def test_without_importance_an_error_asks_for_it(type: GGMLQuantizationType) -> None:
     rows, out = np.ones((1, 256), np.float32), np.empty((1, row_nbytes(type, 256)), np.uint8)
     with pytest.raises(InvalidInput, match="needs an importance matrix"):
         native.encode(rows, type, None, out)

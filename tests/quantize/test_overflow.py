@@ -49,7 +49,7 @@ def refusal(plans: tuple[FilePlan, ...], capfd: pytest.CaptureFixture[str]) -> s
         ("F32", 3.4e38, "bf16", "--outtype f32"),
     ],
 )
-def test_converting(
+def test_overflow_when_converting(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], dtype: str, value: float, outtype: str, options: str
 ) -> None:
     path = checkpoint(tmp_path, LAYER, value, dtype)
@@ -68,7 +68,7 @@ def test_converting(
         ("F16", LAYER, 7e4, "the preset bf16 or the preset f32"),
     ],
 )
-def test_quantizing(
+def test_overflow_when_quantizing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], preset: str, name: str, value: float, options: str
 ) -> None:
     path = checkpoint(tmp_path, name, value)
@@ -83,7 +83,7 @@ def test_quantizing(
         api.execute(api.plan_quantize(path, [preset], tmp_path / "x.gguf", token_embedding_type="bf16"))
 
 
-def test_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_overflow_when_merging_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lora, source = PLAIN.write(tmp_path), base("BF16").write(tmp_path)
     file = lora / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())
@@ -93,7 +93,7 @@ def test_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "is too large for F16; use --outtype bf16 or --outtype f32" in message
 
 
-def test_nothing_of_ggml_on_standard_error(tmp_path: Path) -> None:
+def test_ggml_prints_nothing_on_standard_error(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, LAYER, 7e4)
     code = "from borealis_gguf.cli.main import main; main()"
     command = [sys.executable, "-c", code, "convert", str(path), "-o", str(tmp_path / "x.gguf"), "--outtype", "f16"]

@@ -2,18 +2,21 @@
 
 import hashlib
 import itertools
+import re
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.imatrix import read_imatrix
+from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.quantize.choose import Options
+from borealis_gguf.quantize.choose import TypeOptions
 from borealis_gguf.quantize.metadata import imatrix_kv
 from borealis_gguf.quantize.presets import PRESETS, find_preset
 
@@ -100,16 +103,16 @@ def test_every_preset_is_llama_cpps_file(tmp_path: Path, name: str, with_imatrix
 
 
 OPTIONS = {
-    "pure": ({"pure": True}, Options(pure=True)),
+    "pure": ({"pure": True}, TypeOptions(pure=True)),
     "overrides": (
         {"tensor_types": ["attn_v=q8_0", r"blk\.[01]\.ffn=q6_K"]},
-        Options(tensor_types=(("attn_v", T.Q8_0), (r"blk\.[01]\.ffn", T.Q6_K))),
+        TypeOptions(tensor_types=(("attn_v", T.Q8_0), (r"blk\.[01]\.ffn", T.Q6_K))),
     ),
     "output": (
         {"output_tensor_type": "q8_0", "token_embedding_type": "bf16"},
-        Options(output_tensor_type=T.Q8_0, token_embedding_type=T.BF16),
+        TypeOptions(output_tensor_type=T.Q8_0, token_embedding_type=T.BF16),
     ),
-    "leave": ({"leave_output_tensor": True}, Options(leave_output_tensor=True)),
+    "leave": ({"leave_output_tensor": True}, TypeOptions(leave_output_tensor=True)),
 }
 
 
@@ -124,6 +127,45 @@ def test_every_option_is_llama_cpps_file(tmp_path: Path, label: str) -> None:
             ok, log = llama_quantize(source, tmp_path / "theirs", find_preset(plan.label), theirs)
             assert ok, log
             assert sha(plan.path) == sha(tmp_path / "theirs"), f"{name} {plan.label}"
+
+
+OVERRIDES = {
+    "gemma3.context_length": ("int:4096", GGUFValueType.UINT32, 4096),
+    "gemma3.rope.freq_base": ("float:0.1", GGUFValueType.FLOAT32, float(np.float32(0.1))),
+    "tokenizer.ggml.add_bos_token": ("bool:false", GGUFValueType.BOOL, False),
+    "tokenizer.ggml.add_eos_token": ("bool:true", GGUFValueType.BOOL, True),
+    "general.name": ("str:Æ = 1:2", GGUFValueType.STRING, "Æ = 1:2"),
+    "general.file_type": ("int:7", GGUFValueType.UINT32, 7),
+    "my.own": ("str:", GGUFValueType.STRING, ""),
+}
+
+
+@pytest.mark.parametrize("with_imatrix", [False, True])
+def test_overridden_metadata_is_llama_cpps_file(tmp_path: Path, with_imatrix: bool) -> None:
+    source = write_model(tmp_path / "source.gguf", *MODELS["gqa2"])
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", MODELS["gqa2"][0]) if with_imatrix else None
+    texts = [f"{key}={text}" for key, (text, _, _) in OVERRIDES.items()]
+    plans = api.plan_quantize(source, ["Q4_K_M", "F16", "COPY"], tmp_path, imatrix=imatrix, override_kv=texts)
+    api.execute(plans)
+    entries = read_imatrix(imatrix).entries if imatrix else {}
+    overrides = [KV(key, type, value) for key, (_, type, value) in OVERRIDES.items()]
+    overrides += imatrix_kv("imatrix.gguf", ["nob.txt"], len(entries), 7) if imatrix else ()
+    for plan in plans:
+        ok, log = llama_quantize(source, tmp_path / "theirs", find_preset(plan.label), None, entries, overrides)
+        assert ok, log
+        assert sha(plan.path) == sha(tmp_path / "theirs"), plan.label
+        header = read_gguf(plan.path)
+        assert {key: header.value(key, None) for key in OVERRIDES} == {key: row[2] for key, row in OVERRIDES.items()}
+
+
+def test_an_overridden_shape_chooses_the_mixture(tmp_path: Path) -> None:
+    """With 8 experts every V tensor is Q8_0, whatever the preset."""
+    source = write_model(tmp_path / "m.gguf", *MODELS["gqa2"])
+    (plan,) = api.plan_quantize(source, ["Q4_K_M"], tmp_path, override_kv=["gemma3.expert_count=int:8"])
+    assert {t.type for t in plan.tensors if "attn_v" in t.tensor.name} == {T.Q8_0}
+    for text in ("general.alignment=int:64", "split.count=int:2"):
+        with pytest.raises(InvalidInput, match=rf"^--override-kv '{re.escape(text)}': .* cannot be set$"):
+            api.plan_quantize(source, ["Q4_K_M"], tmp_path, override_kv=[text])
 
 
 def test_requantizing_is_llama_cpps_file_and_must_be_asked_for(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize.choose import (
     Choice,
-    Options,
     TensorInfo,
+    TypeOptions,
     choose_types,
-    facts_from_kv,
     fallback,
     file_order,
     is_quantized_by_presets,
+    model_shape,
 )
-from borealis_gguf.quantize.mixture import Facts
+from borealis_gguf.quantize.mixture import ModelShape
 from borealis_gguf.quantize.presets import (
     ALIASES,
     PRESETS,
@@ -155,14 +155,14 @@ def logged_types(log: str) -> dict[str, tuple[str, str]]:
     return {name: ((new or old).upper(), fell.get(name, "").upper()) for name, old, new in _TENSOR.findall(log)}
 
 
-def ours(shape: Shape, preset: Preset, options: Options) -> list[tuple[str, Choice]]:
+def ours(shape: Shape, preset: Preset, options: TypeOptions) -> list[tuple[str, Choice]]:
     extents = dict(shape.tensors())
     tensors: list[TensorInfo] = [(name, extents[name], T.F32) for name in file_order(extents)]
-    choices = choose_types(tensors, facts_from_kv(shape.kv()), preset, options)
+    choices = choose_types(tensors, model_shape(shape.kv()), preset, options)
     return [(name, choice) for (name, _, _), choice in zip(tensors, choices, strict=True)]
 
 
-def assert_same(shape: Shape, source: Path, preset: Preset, options: Options) -> None:
+def assert_same(shape: Shape, source: Path, preset: Preset, options: TypeOptions) -> None:
     ok, log = llama_quantize(source, source.with_suffix(".out"), preset, options, dry_run=True)
     where = f"{source.stem} {preset.name} {options}"
     if not ok:
@@ -171,7 +171,7 @@ def assert_same(shape: Shape, source: Path, preset: Preset, options: Options) ->
         assert "fallback is defined" in log or "determine layer" in log, f"{where}: {log[-300:]}"
         return
     chosen = ours(shape, preset, options)
-    wanted = [(name, (c.type.name, "" if c.wanted is None else c.wanted.name)) for name, c in chosen]
+    wanted = [(name, (c.type.name, "" if c.requested is None else c.requested.name)) for name, c in chosen]
     assert list(logged_types(log).items()) == wanted, where
     if not options.has_imatrix:
         assert (_NEEDS in log) == any(c.requires_imatrix for _, c in chosen), where
@@ -184,22 +184,22 @@ USABLE = [preset for preset in PRESETS if preset.type is not None or preset.ftyp
 def test_every_preset_chooses_llama_cpps_types(name: str, models: dict[str, Path]) -> None:
     for preset in USABLE:
         for has_imatrix in (False, True):
-            assert_same(SHAPES[name], models[name], preset, Options(has_imatrix=has_imatrix))
+            assert_same(SHAPES[name], models[name], preset, TypeOptions(has_imatrix=has_imatrix))
 
 
 OPTIONS = {
-    "pure": Options(pure=True),
-    "leave output": Options(leave_output_tensor=True),
-    "output": Options(output_tensor_type=T.Q8_0),
-    "output and pure": Options(output_tensor_type=T.Q8_0, pure=True),
-    "embedding": Options(token_embedding_type=T.BF16),
-    "both": Options(token_embedding_type=T.Q5_0, output_tensor_type=T.F16),
-    "v shifts later layers": Options(tensor_types=((r"blk\.[0-2]\.attn_v", T.Q8_0),)),
-    "the first match counts": Options(tensor_types=(("ffn_down", T.Q4_K), ("ffn_.*", T.Q3_K), (".*", T.Q6_K))),
-    "classes": Options(tensor_types=((r"^blk\.(1[0-9]|[0-9])\.(attn_[qk]|ffn_(?:up|gate))\.weight$", T.Q5_1),)),
-    "counts": Options(tensor_types=((r"(blk\.[^.]{2}\.)+?attn_\w{1,6}\b", T.IQ4_NL), (r"\dx?\.ffn_u", T.F16))),
-    "per-layer table": Options(token_embedding_type=T.Q8_0, tensor_types=(("per_layer_token", T.Q5_0),)),
-    "pure but": Options(pure=True, tensor_types=(("attn_output", T.Q6_K),)),
+    "pure": TypeOptions(pure=True),
+    "leave output": TypeOptions(leave_output_tensor=True),
+    "output": TypeOptions(output_tensor_type=T.Q8_0),
+    "output and pure": TypeOptions(output_tensor_type=T.Q8_0, pure=True),
+    "embedding": TypeOptions(token_embedding_type=T.BF16),
+    "both": TypeOptions(token_embedding_type=T.Q5_0, output_tensor_type=T.F16),
+    "v shifts later layers": TypeOptions(tensor_types=((r"blk\.[0-2]\.attn_v", T.Q8_0),)),
+    "the first match counts": TypeOptions(tensor_types=(("ffn_down", T.Q4_K), ("ffn_.*", T.Q3_K), (".*", T.Q6_K))),
+    "classes": TypeOptions(tensor_types=((r"^blk\.(1[0-9]|[0-9])\.(attn_[qk]|ffn_(?:up|gate))\.weight$", T.Q5_1),)),
+    "counts": TypeOptions(tensor_types=((r"(blk\.[^.]{2}\.)+?attn_\w{1,6}\b", T.IQ4_NL), (r"\dx?\.ffn_u", T.F16))),
+    "per-layer table": TypeOptions(token_embedding_type=T.Q8_0, tensor_types=(("per_layer_token", T.Q5_0),)),
+    "pure but": TypeOptions(pure=True, tensor_types=(("attn_output", T.Q6_K),)),
 }
 
 
@@ -216,7 +216,7 @@ def test_requires_imatrix_where_llama_cpp_first_refuses(models: dict[str, Path],
         if preset.name in ("IQ3_M", "IQ3_S"):  # made without one, but slowly
             continue
         ok, log = llama_quantize(models["untied"], tmp_path / "out.gguf", preset)
-        needing = [name for name, choice in ours(SHAPES["untied"], preset, Options()) if choice.requires_imatrix]
+        needing = [name for name, choice in ours(SHAPES["untied"], preset, TypeOptions()) if choice.requires_imatrix]
         assert ok == (not needing), preset.name
         if needing:
             refused.add(preset.name)
@@ -277,11 +277,11 @@ def test_bits_per_weight() -> None:
 
 def test_an_override_that_does_not_fit_is_refused() -> None:
     tensors = [("token_embd.weight", (8, 640), T.BF16)]
-    facts, preset = Facts("gemma3", 18, 4, 1), find_preset("Q4_K_M")
+    model, preset = ModelShape("gemma3", 18, 4, 1), find_preset("Q4_K_M")
     with pytest.raises(InvalidInput, match=r"token_embd\.weight: 640 columns do not fit Q4_K blocks of 256"):
-        choose_types(tensors, facts, preset, Options(token_embedding_type=T.Q4_K))
+        choose_types(tensors, model, preset, TypeOptions(token_embedding_type=T.Q4_K))
     with pytest.raises(InvalidInput, match="I8 is not a type"):
-        choose_types(tensors, facts, preset, Options(tensor_types=(("x", T.I8),)))
+        choose_types(tensors, model, preset, TypeOptions(tensor_types=(("x", T.I8),)))
     with pytest.raises(InvalidInput, match="--tensor-type attn_k=q8_0"):
         fallback("blk.0.attn_k.weight", 96, T.Q1_0)
     assert fallback("x", 96, T.Q4_K) == T.Q5_0
@@ -290,7 +290,7 @@ def test_an_override_that_does_not_fit_is_refused() -> None:
 
 def test_copy_keeps_source_types() -> None:
     tensors = [("token_embd.weight", (8, 640), T.BF16), ("blk.0.attn_q.weight", (8, 256), T.Q4_K)]
-    choices = choose_types(tensors, Facts("gemma3", 18, 4, 1), find_preset("copy"), Options())
+    choices = choose_types(tensors, ModelShape("gemma3", 18, 4, 1), find_preset("copy"), TypeOptions())
     assert choices == [Choice(T.BF16), Choice(T.Q4_K)]
 
 
@@ -301,19 +301,21 @@ def test_only_matrices_of_weights_are_quantized() -> None:
     assert not is_quantized_by_presets("blk.0.attn_v_b.weight", (2, 256), "glm5-next")
 
 
-def test_facts_come_from_metadata_and_broken_ones_are_refused() -> None:
+def test_model_shape_comes_from_metadata_and_broken_values_are_refused() -> None:
     i32 = gguf.GGUFValueType.INT32
     per_layer = KV("gemma3.attention.head_count_kv", gguf.GGUFValueType.ARRAY, [2, 4], i32)
     kv = [entry for entry in SHAPES["4b"].kv() if entry.key != per_layer.key]
-    assert facts_from_kv([*kv, per_layer]) == Facts("gemma3", 34, 8, 2)
-    assert facts_from_kv(kv).gqa == 1
-    assert facts_from_kv([KV("general.architecture", gguf.GGUFValueType.STRING, "clip")]).block_count == 0
+    assert model_shape([*kv, per_layer]) == ModelShape("gemma3", 34, 8, 2)
+    assert model_shape(kv).gqa == 1
+    assert model_shape([KV("general.architecture", gguf.GGUFValueType.STRING, "clip")]).block_count == 0
     for value in (-1, True, "8", 1.5, None, []):
         with pytest.raises(InvalidInput, match=r"gemma3\.expert_count"):
-            facts_from_kv([*kv, KV("gemma3.expert_count", i32, value)])
+            model_shape([*kv, KV("gemma3.expert_count", i32, value)])
 
 
 @pytest.mark.parametrize("pattern", ["(", "a)", "*", "[", "[b-a]", "[[:digit:]]", "\\"])
 def test_bad_patterns_are_refused_in_one_line(pattern: str) -> None:
     with pytest.raises(InvalidInput, match=r"^--tensor-type[^\n]*$"):
-        choose_types([], Facts("gemma3", 18, 4, 1), find_preset("Q4_K_M"), Options(tensor_types=((pattern, T.Q8_0),)))
+        choose_types(
+            [], ModelShape("gemma3", 18, 4, 1), find_preset("Q4_K_M"), TypeOptions(tensor_types=((pattern, T.Q8_0),))
+        )
