@@ -17,7 +17,8 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.lora import read_adapter
 from borealis_gguf.checkpoint.target_pattern import matches
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
-from borealis_gguf.convert.lora.merge import plain_name, plan_merge
+from borealis_gguf.convert.lora.merge import plan_merge
+from borealis_gguf.convert.plain_names import plain_name
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
