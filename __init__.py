@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     )
     from .runtime.model import Model as Model, aload as aload, load as load
 
+__version__: str
+
 PUBLIC = {
     "api": "check execute plan_convert plan_convert_lora plan_mmproj plan_quantize",
     "errors": "BorealisError Busy Cancelled EncoderWarning EngineDied InvalidInput",
@@ -55,6 +57,8 @@ MODULES = {name: module for module, names in PUBLIC.items() for name in names.sp
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: `import borealis_gguf` stays instant."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("borealis-gguf")
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{MODULES[name]}", __name__), name)

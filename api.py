@@ -9,10 +9,11 @@ This is the one module that puts the rooms together: checkpoint, convert, quanti
 import math
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
@@ -40,6 +41,12 @@ from .quantize.encoders import ggml, native, self_test
 from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
 from .quantize.metadata import file_type_of, imatrix_kv, parse_override, quantized_kv
 from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
+from .usable_cores import usable_cores
+
+if TYPE_CHECKING:
+    from .quantize.encoders.benchmark import EncoderSpeed
+    from .runtime.bench.model_speed import ModelSpeed
+    from .runtime.llama.devices import Device
 
 T = GGMLQuantizationType
 UNQUANTIZED = (T.F32, T.F16, T.BF16)
@@ -473,3 +480,43 @@ def _output_path(output: Path | None, stem: str, label: str) -> Path:
     if output is None:
         return Path(name)
     return output / name if output.is_dir() else output
+
+
+# What the other commands call: estimates, headers, devices, benchmarks.
+
+
+def memory_needed(plans: Sequence[FilePlan], jobs: int | None = None) -> int:
+    """Bytes of the buffers with which `execute` writes `plans`."""
+    from .pipeline.memory_estimate import memory_needed
+
+    return memory_needed(plans, jobs or usable_cores())
+
+
+def inspect(file: str | Path) -> GGUFFile:
+    """The header of a GGUF: metadata and tensors. Raises InvalidInput for any other file."""
+    return read_gguf(Path(file))
+
+
+def devices() -> "tuple[Device, ...]":
+    """What models can run on here: the CPU first. Raises BorealisError when llama.cpp cannot be used."""
+    from .runtime.llama.devices import devices
+
+    return devices()
+
+
+def bench_encoders(types: Sequence[str] = (), *, source: str = "f32", **settings: Any) -> "Iterator[EncoderSpeed]":
+    """How fast weights of type `source` are encoded to each of `types`, or to the common ones.
+
+    settings: `seconds` of each measurement, `repetitions`. Raises InvalidInput for an unknown type.
+    """
+    from .quantize.encoders.benchmark import BENCHED, bench_encoders
+
+    chosen = tuple(map(parse_type, types)) or BENCHED
+    return bench_encoders(chosen, source=parse_type(source), **settings)
+
+
+def bench_run(model: str | Path, **settings: Any) -> "Iterator[ModelSpeed]":
+    """How fast a model runs on this machine; the settings are those of `runtime.bench.model_speed.bench_run`."""
+    from .runtime.bench.model_speed import bench_run
+
+    return bench_run(model, **settings)

@@ -1,7 +1,8 @@
 """Builds the native encoders (quantize/kernels) where a GCC or Clang is at hand; the install succeeds without them.
 
 The same sources are compiled once per instruction set, each into objects of its own, and linked into one library
-beside quantize/encoders/native.py, which loads it with ctypes. Everything else stands in pyproject.toml.
+beside quantize/encoders/native.py, which loads it with ctypes. So the library does not depend on Python: it is called
+`_kernels.so`, and wheels are tagged `py3-none-PLATFORM`. Everything else stands in pyproject.toml.
 """
 
 import os
@@ -10,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 KERNELS = Path("quantize", "kernels")
@@ -36,9 +39,16 @@ X86_ISAS = {
 class BuildKernels(build_ext):
     """Compiles the kernels per instruction set. The extension is optional: setuptools reports a failure and goes on."""
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """Without the suffix that names a CPython version."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "unix":
             raise CompileError("the native encoders need GCC or Clang; ggml's own encoders will be used")
+        if self.inplace or self.editable_mode:  # builds of other names, which native.py might load instead
+            for other in Path("quantize", "encoders").glob("_kernels.*"):
+                other.unlink()
         sources = [source for source in ext.sources if source not in ONCE]
         objects = self._compile(sources, "baseline", [])
         defines = []
@@ -65,10 +75,24 @@ class BuildKernels(build_ext):
             return [made for objects in pool.map(compile_one, sources) for made in objects]
 
 
+class Modules(build_py):
+    """The package without this file, which lies in its folder."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3 of the platform it is built on."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 HEADERS = sorted(map(str, KERNELS.glob("*.h")))
 SOURCES = sorted(map(str, KERNELS.glob("*.c")))
 
 setup(
     ext_modules=[Extension("borealis_gguf.quantize.encoders._kernels", SOURCES, depends=HEADERS, optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": Modules, "bdist_wheel": Wheel},
 )

@@ -17,9 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import records
 from machine import Watched
 
 from borealis_gguf.usable_cores import usable_cores
@@ -68,6 +70,16 @@ def measure(what: str, command: list[str], out: Path | None = None, env: dict[st
         written = sum(path.stat().st_size for path in out.glob("*.gguf"))
     unit = 1 if sys.platform == "darwin" else 1024
     return Run(what, seconds, max(watched.peak, usage.ru_maxrss * unit) / 1e6, written / 1e6)
+
+
+def run_rows(runs: Sequence[Run]) -> list[records.Row]:
+    """Time, memory and output of one side, for a record."""
+    what = runs[0].what
+    return [
+        records.row("time", what, "s", [run.seconds for run in runs]),
+        records.row("peak memory", what, "MB", [run.peak_mb for run in runs]),
+        records.row("written", what, "MB", [run.written_mb for run in runs]),
+    ]
 
 
 def seconds_alone(command: list[str]) -> float:
@@ -137,6 +149,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--encoders", help="ggml, baseline, avx2 or avx512; default: the fastest")
     parser.add_argument("--json", action="store_true")
+    records.add_option(parser, "against_llama_cpp")
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():
@@ -163,7 +176,10 @@ def main() -> None:
     print(f"one pass takes {one.seconds / both:.3f} of convert + quantize ({both / one.seconds:.1f} times faster),")
     print(f"{one.peak_mb / max(convert.peak_mb, quantize.peak_mb):.3f} of the memory;")
     print(f"three presets in one pass take {three.seconds / sum(run.seconds for run in singles):.2f} of three runs")
-    print("the same file:", sha(args.folder / "ours-Q4_K_M.gguf") == sha(args.folder / "theirs-Q4_K_M.gguf"))
+    same = sha(args.folder / "ours-Q4_K_M.gguf") == sha(args.folder / "theirs-Q4_K_M.gguf")
+    print("the same file:", same)
+    rows = [row for column in zip(*every, strict=True) for row in run_rows(column)]
+    records.save(args, rows, {"the same file": same, "threads": args.jobs})
 
 
 if __name__ == "__main__":

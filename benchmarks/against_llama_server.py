@@ -1,4 +1,4 @@
-"""Ours and llama-server, side by side in one run: writing alone, eight at once, the first token after a known prefix.
+"""Ours and llama-server, side by side in one run: one stream, eight streams, the first token after a known prefix.
 
     python benchmarks/against_llama_server.py FOLDER --server PATH/llama-server --bench PATH/llama-bench
 
@@ -29,8 +29,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import records
+
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.runtime.bench.answer_timing import Ask, random_prompts, together, waiting, writing_speed
+from borealis_gguf.runtime.bench.answer_timing import (
+    Generate,
+    decode_rate,
+    median_time_to_first_token,
+    random_prompts,
+    timed_concurrently,
+)
 from borealis_gguf.runtime.events import Finished, Options, Text
 from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
 from borealis_gguf.runtime.model import Model, load
@@ -38,8 +46,8 @@ from borealis_gguf.usable_cores import usable_cores
 
 MODELS = (("270m", 18), ("1b", 6))
 PRESETS = ("Q8_0", "Q4_K_M")
-SAMPLING = {"greedy": {"temperature": 0.0}, "drawn": {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}}
-STEADY = {"default": None, "f16": False, "bf16": True}
+SAMPLING = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}}
+BATCH_INVARIANT = {"default": None, "f16": False, "bf16": True}
 """Types of keys and values, as what `load` has for them."""
 SHORT, END, BATCH = 16, 16, 512
 THEIRS = "llama-server"
@@ -60,12 +68,12 @@ class Setting:
     cache: str
 
 
-Asking = Callable[[str], Ask]
+Asking = Callable[[str], Generate]
 """From a name in SAMPLING to a way of asking."""
 
 
 def asking_model(model: Model) -> Asking:
-    def asking(sampling: str) -> Ask:
+    def asking(sampling: str) -> Generate:
         def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
             made = 0
             for event in model.complete(prompt, Options(max_tokens=tokens, sampling=SAMPLING[sampling])):
@@ -80,7 +88,7 @@ def asking_model(model: Model) -> Asking:
 def asking_server(port: int, more: dict[str, Any]) -> Asking:
     """Over HTTP with OpenAI's completions, a connection for each request."""
 
-    def asking(sampling: str) -> Ask:
+    def asking(sampling: str) -> Generate:
         def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
             body = {
                 "model": "", "prompt": list(prompt), "max_tokens": tokens, "stream": True,
@@ -114,7 +122,7 @@ def _counts(lines: http.client.HTTPResponse) -> Iterator[int]:
 def api(setting: Setting, isolate: bool) -> Iterator[Asking]:
     with load(
         setting.model, parallel=setting.parallel, threads=setting.threads, context=setting.context,
-        extra_buffers=setting.extra_buffers, isolate=isolate, steady=STEADY[setting.cache],
+        extra_buffers=setting.extra_buffers, isolate=isolate, batch_invariant=BATCH_INVARIANT[setting.cache],
     ) as model:  # fmt: skip
         yield asking_model(model)
 
@@ -191,12 +199,12 @@ Turn = Callable[[Asking, int], float]
 """A measurement: the way of asking, and a number that no other turn had."""
 
 
-def writing(sampling: str, count: int, tokens: int, ids: Sequence[int]) -> Turn:
+def decoding(sampling: str, count: int, tokens: int, ids: Sequence[int]) -> Turn:
     def turn(asking: Asking, number: int) -> float:
-        timings = together(asking(sampling), random_prompts(ids, count, SHORT, number), tokens)
-        if short := [t.made for t in timings if t.made < 0.9 * tokens]:
+        timings = timed_concurrently(asking(sampling), random_prompts(ids, count, SHORT, number), tokens)
+        if short := [t.generated_tokens for t in timings if t.generated_tokens < 0.9 * tokens]:
             print(f"  an answer ended after {short[0]} tokens", file=sys.stderr)
-        return writing_speed(timings)
+        return decode_rate(timings)
 
     return turn
 
@@ -207,7 +215,7 @@ def first_token(length: int, ids: Sequence[int]) -> Turn:
     def turn(asking: Asking, number: int) -> float:
         prefix = random_prompts(ids, 1, length, number)[0]
         ask, ends = asking("greedy"), random_prompts(ids, 3, END, number + 1)
-        return [1000 * waiting(together(ask, [prefix + end], 1)) for end in ends][-1]
+        return [1000 * median_time_to_first_token(timed_concurrently(ask, [prefix + end], 1)) for end in ends][-1]
 
     return turn
 
@@ -219,7 +227,7 @@ def take_turns(
     found: dict[str, dict[str, list[float]]] = {name: {} for name in turns}
     with ExitStack() as stack:
         running = {name: stack.enter_context(side) for name, side in sides(setting, wanted).items()}
-        warm = writing("drawn", setting.parallel, 8, range(1000, 1100))
+        warm = decoding("sampled", setting.parallel, 8, range(1000, 1100))
         for side in running.values():
             warm(side, 1)
         for repeat in range(repeats):
@@ -263,14 +271,14 @@ def rows(model: Path, found: dict[str, dict[str, list[float]]]) -> Iterator[Row]
 
 
 def llama_bench(bench: Path, model: Path, args: argparse.Namespace, extra_buffers: bool) -> dict[str, float]:
-    """Tokens per second of reading and writing, without sampling."""
+    """Tokens per second of prefill and decode, without sampling."""
     command = [
         bench, "-m", model, "-p", args.prefix, "-n", args.tokens, "-t", args.threads, "-b", BATCH, "-ub", BATCH,
         "-r", args.repeats, "-fa", "auto", "--repack", int(extra_buffers), "-o", "json",
     ]  # fmt: skip
     env = {**os.environ, "LD_LIBRARY_PATH": str(bench.parent)}
     done = subprocess.run(list(map(str, command)), capture_output=True, check=True, env=env)
-    return {"writing" if test["n_gen"] else "reading": test["avg_ts"] for test in json.loads(done.stdout)}
+    return {"decode" if test["n_gen"] else "prefill": test["avg_ts"] for test in json.loads(done.stdout)}
 
 
 def made_models(folder: Path) -> list[Path]:
@@ -289,7 +297,17 @@ def made_models(folder: Path) -> list[Path]:
     return paths
 
 
-def measure(model: Path, args: argparse.Namespace) -> list[Row]:
+def record_rows(model: Path, found: dict[str, dict[str, list[float]]]) -> list[records.Row]:
+    """The values of each side for a record: milliseconds to the first token, tokens per second otherwise."""
+    units = {what: "ms" if what == "prefix" else "tokens/s" for what in found}
+    return [
+        records.row(f"{model.stem}, {what}", side, units[what], values)
+        for what, sides in found.items()
+        for side, values in sides.items()
+    ]
+
+
+def measure(model: Path, args: argparse.Namespace) -> tuple[list[Row], list[records.Row]]:
     ids = range(1000, len(read_gguf(model).value("tokenizer.ggml.tokens")))
     extra = extra_buffers_work()
     found: dict[str, dict[str, list[float]]] = {}
@@ -298,11 +316,11 @@ def measure(model: Path, args: argparse.Namespace) -> list[Row]:
         context = -(-max(room, SHORT + args.tokens) // 256) * 256 + 256
         setting = Setting(model, parallel, args.threads, context, args.server, extra, args.cache)
         name = "alone" if parallel == 1 else "eight"
-        turns = {f"{name} {kind}": writing(kind, parallel, args.tokens, ids) for kind in SAMPLING}
+        turns = {f"{name} {kind}": decoding(kind, parallel, args.tokens, ids) for kind in SAMPLING}
         if parallel == 1:
             turns["prefix"] = first_token(args.prefix, ids)
         found |= take_turns(setting, turns, args.repeats, args.sides, args.pause)
-    return list(rows(model, found))
+    return list(rows(model, found)), record_rows(model, found)
 
 
 def main() -> None:
@@ -318,23 +336,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.3, help="seconds before each turn, for threads to fall asleep")
     parser.add_argument("--sides", nargs="+", default=["api", "isolated", "serve"])
-    parser.add_argument("--cache", choices=list(STEADY), default="default", help="types of keys and values")
+    parser.add_argument("--cache", choices=list(BATCH_INVARIANT), default="default", help="types of keys and values")
     parser.add_argument("--json", type=Path, help="write all figures there too")
+    records.add_option(parser, "against_llama_server")
     args = parser.parse_args()
     args.sides = [*args.sides, THEIRS]
     args.folder.mkdir(parents=True, exist_ok=True)
     print(f"{'model':18} {'what':14} {'side':9} {'ours':>8} {'theirs':>8} {'ratio':>6} {'best':>6}  wanted")
     every: list[dict[str, Any]] = []
+    recorded: list[records.Row] = []
     for model in args.model or made_models(args.folder):
         if args.bench:
             bench = llama_bench(args.bench, model, args, extra_buffers_work())
             every.append({"model": model.stem, "llama-bench": bench})
-            print(f"{model.stem:18} llama-bench: reads {bench['reading']:.1f} t/s, writes {bench['writing']:.1f} t/s")
-        for row in measure(model, args):
+            print(f"{model.stem:18} llama-bench: prefill {bench['prefill']:.1f} t/s, decode {bench['decode']:.1f} t/s")
+        compared, measured = measure(model, args)
+        recorded += measured
+        for row in compared:
             every.append({**vars(row), "good": row.good})
             verdict = f"{'<=' if row.wanted > 1 else '>='} {row.wanted} {'' if row.good else 'MISSED'}"
             figures = f"{row.ours:8.1f} {row.theirs:8.1f} {row.ratio:6.3f} {row.best:6.3f}"
             print(f"{row.model:18} {row.what:14} {row.side:9} {figures}  {verdict}".rstrip(), flush=True)
+    records.save(args, recorded, {"threads": args.threads})
     if args.json:
         args.json.write_text(json.dumps(every, indent=1), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""How long a cancelled answer goes on: alone, beside prompts being read, inside its own prompt, and isolated.
+"""How long a cancelled answer goes on: in decode, beside prefill of others, in its own prefill, and isolated.
 
     python benchmarks/cancel.py FOLDER [--repeats 20]
 
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import records
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.runtime.answer import Answer
@@ -49,14 +51,14 @@ def asked(model: Model, ids: range, length: int, number: int, tokens: int) -> An
 def places(ids: range) -> Iterator[tuple[str, bool, Place]]:
     """Name, whether in a process of its own, and the way there."""
 
-    def writing(model: Model, number: int) -> tuple[Answer, list[Answer]]:
+    def decoding(model: Model, number: int) -> tuple[Answer, list[Answer]]:
         answer = asked(model, ids, SHORT, number, 1000)
         for _ in range(5):
             next(answer)
         return answer, []
 
     def beside(model: Model, number: int) -> tuple[Answer, list[Answer]]:
-        answer, _ = writing(model, number)
+        answer, _ = decoding(model, number)
         others = [asked(model, ids, OTHERS, number + n, 1) for n in (1, 2)]
         time.sleep(0.1)  # into their prompts
         return answer, others
@@ -68,9 +70,9 @@ def places(ids: range) -> Iterator[tuple[str, bool, Place]]:
 
     for isolate in (False, True):
         how = ", isolated" if isolate else ""
-        yield f"writing alone{how}", isolate, writing
-        yield f"writing beside two prompts{how}", isolate, beside
-        yield f"inside the prompt{how}", isolate, inside
+        yield f"decode alone{how}", isolate, decoding
+        yield f"decode beside two prefills{how}", isolate, beside
+        yield f"in its own prefill{how}", isolate, inside
 
 
 def cancelled(model: Model, place: Place, number: int, watched: bool) -> tuple[float, float | None]:
@@ -112,6 +114,13 @@ def row(name: str, token: float, times: list[tuple[float, float | None]]) -> dic
     }  # fmt: skip
 
 
+def record_rows(name: str, token: float, times: list[tuple[float, float | None]]) -> list[records.Row]:
+    """The same for a record, in milliseconds."""
+    free = [f for _, f in times if f is not None]
+    rows = [records.row(name, "one token", "ms", [token]), records.row(name, "told", "ms", [t for t, _ in times])]
+    return [*rows, *([records.row(name, "free", "ms", free)] if free else [])]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -119,10 +128,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write all figures there too")
+    records.add_option(parser, "cancel")
     args = parser.parse_args()
     path = args.model or model_file(args.folder)
     ids = range(1000, len(read_gguf(path).value("tokenizer.ggml.tokens")))
-    rows = []
+    rows, recorded = [], []
     print(f"{'':40} {'token':>7} {'told':>7} {'worst':>7} {'free':>7} {'worst':>7}  ms")
     for isolate in (False, True):
         with load(path, parallel=3, threads=args.threads, context=4096, isolate=isolate) as model:
@@ -131,8 +141,10 @@ def main() -> int:
                 if here == isolate:
                     times = [cancelled(model, place, 100 * (n + 1), not isolate) for n in range(args.repeats)]
                     rows.append(row(name, token, times))
+                    recorded += record_rows(name, token, times)
                     figures = [rows[-1][key] for key in list(rows[-1])[1:6]]
                     print(f"{name:40} " + " ".join("      -" if f is None else f"{f:7.1f}" for f in figures))
+    records.save(args, recorded)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return int(not all(row["within"] for row in rows))

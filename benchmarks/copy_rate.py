@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import records
 from against_llama_cpp import measure, ours, warm
 from shapes import write_checkpoint
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=usable_cores())
+    records.add_option(parser, "copy_rate")
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():
@@ -84,6 +86,7 @@ def main() -> None:
         took = statistics.median(times)
         ratios = f"{plain / took:.2f} of cp, {synced / took:.2f} of cp and sync"
         print(f"{what:22} {took:6.2f} s  {nbytes / took / 1e9:5.2f} GB/s  {ratios}")
+    records.save(args, records.seconds_rows(seconds), {"GB moved": round(nbytes / 1e9, 2), "threads": args.jobs})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a second core brings to a whole command, plan and quick check with it: in drawn order, in one run. Linux.
+"""What a second core brings to a whole command, plan and quick check with it: in random order, in one run. Linux.
 
     python benchmarks/cores.py FOLDER --layers 34 --presets Q4_K_M Q5_K_M
 
@@ -13,6 +13,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import records
 from against_llama_cpp import ours, seconds_alone, warm
 from shapes import write_checkpoint
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=34)
     parser.add_argument("--presets", nargs="+", default=["Q4_K_M"])
     parser.add_argument("--runs", type=int, default=5)
+    records.add_option(parser, "cores")
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():
@@ -46,6 +48,7 @@ def main() -> None:
     for way, times in seconds.items():
         took = statistics.median(times)
         print(f"{way:10} {took:6.2f} s, {took / two:.2f} times as long as with two")
+    records.save(args, records.seconds_rows(seconds))
 
 
 if __name__ == "__main__":

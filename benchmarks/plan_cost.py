@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import records
+
 PLAN = """
 import resource, sys, time
 began = time.perf_counter()
@@ -23,15 +25,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="+")
     parser.add_argument("--runs", type=int, default=7)
+    records.add_option(parser, "plan_cost")
     args = parser.parse_args()
+    rows: list[records.Row] = []
     for checkpoint in args.checkpoint:
         command = [sys.executable, "-c", PLAN, str(checkpoint)]
         runs = [
             [float(number) for number in subprocess.run(command, capture_output=True, check=True).stdout.split()]
             for _ in range(args.runs)
         ]
-        seconds, processor, peak = (statistics.median(column) for column in zip(*runs, strict=True))
+        columns = list(zip(*runs, strict=True))
+        seconds, processor, peak = map(statistics.median, columns)
+        quantities = (("time", "s"), ("processor time", "s"), ("peak memory", "MB"))
+        rows += [
+            records.row(what, checkpoint.name, unit, c) for (what, unit), c in zip(quantities, columns, strict=True)
+        ]
         print(f"{checkpoint.name}: {seconds:.2f} s, {processor:.2f} s of processor, {peak:.0f} MB ({args.runs} runs)")
+    records.save(args, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from against_llama_cpp import QUANTIZE, Run, measure, ours, warm
+import records
+from against_llama_cpp import QUANTIZE, Run, measure, ours, run_rows, warm
 from machine import BLOCK, limits, rates
 from shapes import write_checkpoint
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=usable_cores())
+    records.add_option(parser, "quantize_imatrix")
     args = parser.parse_args()
     checkpoint = args.folder / f"{args.size}-{args.layers}-layers"
     if not (checkpoint / "config.json").exists():
@@ -96,9 +98,12 @@ def main() -> None:
         print(f"{run.what:22} {run.seconds:8.2f} s  {run.peak_mb:8.0f} MB peak  {run.written_mb:8.0f} MB written")
     print(f"ours is {result['llama.cpp'].seconds / result['ours'].seconds:.1f} times faster,", end=" ")
     print(f"two jobs against one: {result['ours, 1 job'].seconds / result['ours'].seconds:.2f}")
-    print("the same tensors:", same_tensors(mine, theirs))
+    same = same_tensors(mine, theirs)
+    print("the same tensors:", same)
     seconds = result["ours"].seconds
     print(limits(source.stat().st_size, mine.stat().st_size, rates(args.folder, source), seconds))
+    rows = [row for runs in columns.values() for row in run_rows(runs)]
+    records.save(args, rows, {"the same tensors": same, "threads": args.jobs})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import records
 
 PLACES = ("Oslo", "Bergen", "Tromsø", "Røros", "Ålesund", "Hammerfest", "Bodø", "Sørfold")
 STORY = "".join(f"{n}. I bygda nummer {n * n} bur det {n * 37} menneske som likar å fiske. " for n in range(1, 40))
@@ -262,6 +263,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--early", type=int, default=200, help="requests after which memory may not grow")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    records.add_option(parser, "soak")
     arguments = parser.parse_args()
     if arguments.requests < arguments.early + max(1, arguments.early // 4):
         parser.error("with so few requests nothing can be seen after --early of them")
@@ -287,6 +289,8 @@ def main() -> int:
     for wrong in tally.wrong[:20]:
         print("  ", wrong)
     print(f"memory after {arguments.early} requests {early / 1e6:.0f} MB, later at most {late / 1e6:.0f} MB")
+    megabytes = [records.row("memory", side, "MB", [size / 1e6]) for side, size in (("early", early), ("late", late))]
+    records.save(arguments, megabytes, {key: figure for key, figure in figures.items() if "memory" not in key})
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return int(bool(tally.wrong) or late > early + max(LOWEST, GROWTH * early))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import records
 from machine import forget, limits, rates
 
 from borealis_gguf import api
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="have the system forget the source before each run")
     parser.add_argument("--trace", type=Path, metavar="FILE")
+    records.add_option(parser, "timeline")
     args = parser.parse_args()
     codec = Codec(
         timed("encode", api.CODEC.encode),
@@ -128,6 +130,8 @@ def main() -> None:
         args.trace.write_text(trace(), encoding="utf-8")
     read, written = sum(path.stat().st_size for path in sources), sum(plan.size for plan in plans)
     print(limits(read, written, rates(plans[0].path.parent, sources[0]), min(middle.values())))
+    by_jobs = {f"{jobs} worker{'s'[: jobs > 1]}": walls for jobs, walls in seconds.items()}
+    records.save(args, records.seconds_rows(by_jobs, "executor"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """`borealis-gguf bench`."""
 
+import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,8 @@ from .common_options import size, table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..runtime.bench.model_speed import Speed
+    from ..quantize.encoders.benchmark import EncoderSpeed
+    from ..runtime.bench.model_speed import ModelSpeed
 
 
 class Counts(click.ParamType):
@@ -41,7 +44,7 @@ def bench() -> None:
 @click.option("--seconds", type=click.FloatRange(0.001), default=0.2, show_default=True, help="Per measurement.")
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True, help="The median counts.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: int, as_json: bool) -> None:
+def encoders(types: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """How fast weights are encoded: the package's kernels against ggml's encoders, in turn, bytes compared.
 
     One thread; in million weights per second. Exits with 1 when any bytes differ.
@@ -51,36 +54,55 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
       borealis-gguf bench encoders
       borealis-gguf bench encoders Q4_K Q6_K --json
     """
+    from .. import api
 
-    from ..checkpoint.types import GGMLQuantizationType
-    from ..quantize.encoders.benchmark import BENCHED, bench_encoders
-    from ..quantize.presets import parse_type
-    from .plan_report import speed_row, speeds_json
-
-    speeds = []
-    chosen = tuple(map(parse_type, types)) or BENCHED
+    measured, speeds = api.bench_encoders(types, **settings), []
     if not as_json:
-        click.echo(speed_row("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes"))
-    for speed in bench_encoders(
-        chosen, source=GGMLQuantizationType[source.upper()], seconds=seconds, repetitions=repetitions
-    ):
+        click.echo(_encoder_row(ENCODER_COLUMNS))
+    for speed in measured:
         speeds.append(speed)
         if not as_json:
-            click.echo(
-                speed_row(
-                    speed.type.name,
-                    "yes" if speed.importance else "no",
-                    speed.isa or "none",
-                    f"{speed.ggml / 1e6:.1f}",
-                    f"{speed.native / 1e6:.1f}" if speed.native else "",
-                    f"{speed.ratio:.1f}",
-                    "equal" if speed.equal else "DIFFERENT",
-                )
-            )
+            click.echo(_encoder_row(_encoder_cells(speed)))
     if as_json:
-        click.echo(speeds_json(speeds))
+        click.echo(_encoders_json(speeds))
     if not all(speed.equal for speed in speeds):
         raise SystemExit(1)
+
+
+ENCODER_COLUMNS = ("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes")
+
+
+def _encoder_row(cells: "Sequence[str]") -> str:
+    """A line of the encoders' table, which appears as it is measured."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
+
+
+def _encoder_cells(speed: "EncoderSpeed") -> "Sequence[str]":
+    return (
+        speed.type.name,
+        "yes" if speed.importance else "no",
+        speed.isa or "none",
+        f"{speed.ggml / 1e6:.1f}",
+        f"{speed.native / 1e6:.1f}" if speed.native else "",
+        f"{speed.ratio:.1f}",
+        "equal" if speed.equal else "DIFFERENT",
+    )
+
+
+def _encoders_json(speeds: "Sequence[EncoderSpeed]") -> str:
+    rows = [
+        {
+            "type": s.type.name,
+            "importance": s.importance,
+            "kernels": s.isa,
+            "ggml": s.ggml,
+            "ours": s.native,
+            "ratio": s.ratio,
+            "equal": s.equal,
+        }
+        for s in speeds
+    ]
+    return json.dumps({"weights_per_second": rows})
 
 
 @bench.command()
@@ -94,18 +116,7 @@ def encoders(types: tuple[str, ...], source: str, seconds: float, repetitions: i
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda or cuda:N.")
 @click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def run(
-    model: str,
-    prompt_tokens: int,
-    tokens: int,
-    parallel: tuple[int, ...],
-    repeats: int,
-    threads: int | None,
-    context: int | None,
-    device: str,
-    gpu_layers: str,
-    as_json: bool,
-) -> None:
+def run(model: str, as_json: bool, **settings: Any) -> None:
     """How fast a GGUF model reads and writes here, alone and for several at once, and what memory it takes.
 
     Prompts are random tokens, answers are drawn as the model's authors recommend and never end early. The first token
@@ -116,19 +127,12 @@ def run(
       borealis-gguf bench run borealis-4b-Q4_K_M.gguf
       borealis-gguf bench run borealis-4b-Q4_K_M.gguf --parallel 1,4,16 --tokens 256 --json
     """
-    import json
-    import sys
-
-    from ..runtime.bench.model_speed import bench_run
+    from .. import api
     from ..runtime.terminal.terminal_io import Screen
 
     screen = Screen(sys.stdout, sys.stderr)
-    speeds = bench_run(
-        model, prompt_tokens=prompt_tokens, tokens=tokens, parallel=parallel, repeats=repeats, threads=threads,
-        context=context, device=device, gpu_layers=gpu_layers, on_progress=screen.progress,
-    )  # fmt: skip
     measured = []
-    for speed in speeds:
+    for speed in api.bench_run(model, on_progress=screen.progress, **settings):
         screen.clear()
         screen.note(f"{speed.parallel} at once: {speed.placement}")
         measured.append(speed)
@@ -136,14 +140,14 @@ def run(
         click.echo(json.dumps([asdict(speed) for speed in measured], indent=1))
         return
     click.echo(
-        table(("At once", "Reading", "Writing", "First token", "Prefix known", "Memory", "Loading"), _rows(measured))
+        table(("At once", "Prefill", "Decode", "First token", "Prefix cached", "Memory", "Loading"), _rows(measured))
     )
 
 
-def _rows(speeds: "Sequence[Speed]") -> "Iterator[tuple[str, ...]]":
+def _rows(speeds: "Sequence[ModelSpeed]") -> "Iterator[tuple[str, ...]]":
     for s in speeds:
-        rates = f"{s.reading:.1f} t/s", f"{s.writing:.1f} t/s"
+        rates = f"{s.prefill:.1f} t/s", f"{s.decode:.1f} t/s"
         yield (
-            str(s.parallel), *rates, f"{s.wait:.3f} s", f"{s.wait_shared:.3f} s", size(s.peak_memory),
-            f"{s.loading:.2f} s",
+            str(s.parallel), *rates, f"{s.time_to_first_token:.3f} s", f"{s.time_to_first_token_cached:.3f} s",
+            size(s.peak_memory), f"{s.loading:.2f} s",
         )  # fmt: skip

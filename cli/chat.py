@@ -1,15 +1,13 @@
 """`borealis-gguf chat`."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .common_options import loading_options
-
-if TYPE_CHECKING:
-    from ..runtime.events import Overflow
+from .common_options import answer_options, loading_options
 
 
 @click.command()
@@ -27,16 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--stats", is_flag=True, help="Figures after every answer: tokens, tokens per second, first token.")
 @click.option("--no-history", is_flag=True, help="Do not keep typed lines for the next time.")
-def chat(
-    model: str,
-    system: str | None,
-    temperature: float | None,
-    seed: int | None,
-    loading: dict[str, Any],
-    overflow: "Overflow",
-    stats: bool,
-    no_history: bool,
-) -> None:
+def chat(model: str, no_history: bool, loading: dict[str, Any], **chatting: Any) -> None:
     """Talk with a GGUF model, a file or one on the Hub, in the terminal. /help lists what else can be typed.
 
     Ctrl-C stops an answer, Ctrl-D leaves. When standard input is no terminal, its lines are the messages and the
@@ -49,25 +38,21 @@ def chat(
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --system "Svar på nynorsk." --stats
       borealis-gguf chat borealis-4b-Q4_K_M.gguf --seed 1 < replikkar.txt > svar.txt
     """
-    from ..runtime.events import Options
-    from ..runtime.model import load
+    from .. import load
     from ..runtime.terminal.chat_commands import COMMANDS
-    from ..runtime.terminal.chat_loop import Chat, greeting
+    from ..runtime.terminal.chat_loop import ChatLoop, greeting
     from ..runtime.terminal.terminal_io import Screen, open_reader
 
     screen = Screen(sys.stdout, sys.stderr)
     words = [f"/{name}" for name in COMMANDS]
     reader = open_reader(sys.stdin, words, colour=screen.colour, keep_history=not no_history)
-    options = Options(seed=seed, sampling={} if temperature is None else {"temperature": temperature})
-    with load(
-        model, isolate=True, on_progress=lambda done: screen.progress(f"Loading {Path(model).name}", done), **loading
-    ) as loaded:
+    options = answer_options(seed=chatting.pop("seed"), temperature=chatting.pop("temperature"))
+    show_progress = partial(screen.progress, f"Loading {Path(model).name}")
+    with load(model, isolate=True, on_progress=show_progress, **loading) as loaded:
         screen.clear()
         hello = greeting(loaded)
         if reader.interactive:
             screen.note(hello)
-        faults = Chat(
-            loaded, reader, screen, system=system, options=options, overflow=overflow, stats=stats,
-        ).run()  # fmt: skip
-    if faults and not reader.interactive:
+        errors = ChatLoop(loaded, reader, screen, options=options, **chatting).run()
+    if errors and not reader.interactive:
         raise SystemExit(1)

@@ -1,10 +1,11 @@
 """`borealis-gguf check`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common_options import PATH, lora_options, loras, progress_bar
+from .common_options import PATH, lora_options, progress_bar
 
 
 @click.command()
@@ -18,19 +19,7 @@ from .common_options import PATH, lora_options, loras, progress_bar
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Threads. Default: the cores there are.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what failed.")
-def check(
-    model: Path,
-    against: str,
-    text: Path | None,
-    lora_folders: tuple[Path, ...],
-    lora_scales: tuple[float, ...],
-    imatrix: Path | None,
-    quick: bool,
-    logits: bool,
-    as_json: bool,
-    jobs: int | None,
-    quiet: bool,
-) -> None:
+def check(model: Path, against: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Prove that a GGUF is what it was made from: metadata, every weight, token ids, special tokens, chat template.
 
     Exits with 1 when anything is not.
@@ -40,21 +29,11 @@ def check(
       borealis-gguf check borealis-4b-Q4_K_M.gguf --against NbAiLab/borealis-4b
       borealis-gguf check gguf/borealis-1b-Q8_0.gguf --against ./borealis-1b --text nynorsk.txt
     """
-    from .. import api
+    from .. import check
     from ..quality import report as shown
 
     with progress_bar(quiet, "weights") as on_progress:
-        report = api.check(
-            model,
-            against,
-            text=text,
-            loras=loras(lora_folders, lora_scales),
-            imatrix=imatrix,
-            quick=quick,
-            logits=logits,
-            jobs=jobs,
-            on_progress=on_progress,
-        )
+        report = check(model, against, on_progress=on_progress, **options)
     if as_json:
         click.echo(shown.as_json(report))
     elif not quiet:

@@ -1,7 +1,7 @@
 """Options that several commands share, and how results are shown: data on standard output, the rest on stderr."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..pipeline.execute import FileResult, Progress
-    from ..quality.report import Report
+    from .. import FilePlan, FileResult, Options, Progress, Report
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 PATH = click.Path(path_type=Path)
+OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
 
 
 class ScaledFile(click.ParamType):
@@ -38,6 +37,13 @@ class ScaledFile(click.ParamType):
             return Path(value), 1.0
 
 
+def _with_options(command: F, *options: Callable[[Any], Any]) -> F:
+    """`command` with `options` in this order in its help."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 LOADING = ("context", "threads", "device", "gpu_layers", "mmproj", "loras")
 
 
@@ -48,7 +54,15 @@ def loading_options(command: F) -> F:
     def collected(*args: Any, **given: Any) -> Any:
         return command(*args, loading={name: given.pop(name) for name in LOADING}, **given)
 
-    for option in (
+    return _with_options(
+        cast(F, collected),
+        click.option("-c", "--context", type=click.IntRange(1), help="In tokens. Default: the model's, 8192 at most."),
+        click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda, cuda:N or vulkan:N."),
+        click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number."),
+        click.option(
+            "--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL."
+        ),
         click.option(
             "--lora",
             "loras",
@@ -56,40 +70,43 @@ def loading_options(command: F) -> F:
             type=ScaledFile(),
             help="An adapter GGUF (see convert-lora) and its strength; repeatable. Default: 1.",
         ),
-        click.option(
-            "--mmproj", type=PATH, help="What images are seen with. Default: mmproj-NAME-*.gguf beside MODEL."
-        ),
-        click.option("--gpu-layers", default="auto", show_default=True, help="Layers on the GPU: auto or a number."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, metal, cuda, cuda:N or vulkan:N."),
-        click.option("-t", "--threads", type=click.IntRange(1), help="Threads. Default: the cores there are."),
-        click.option("-c", "--context", type=click.IntRange(1), help="In tokens. Default: the model's, 8192 at most."),
-    ):
-        collected = option(collected)
-    return cast(F, collected)
+    )
 
 
-OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
+def answer_options(**given: Any) -> "Options":
+    """`Options` of an answer, where the temperature is an option of its own."""
+    from .. import Options
+
+    temperature = given.pop("temperature")
+    return Options(sampling={} if temperature is None else {"temperature": temperature}, **given)
 
 
 def lora_options(command: F) -> F:
-    """Options of commands that can merge adapters; `loras` turns their values into what the library takes."""
-    folders = click.option(
-        "--lora",
-        "lora_folders",
-        multiple=True,
-        type=PATH,
-        metavar="DIR",
-        help="Merge a PEFT adapter into the weights; repeatable.",
+    """Options of commands that can merge adapters; the command gets them as `loras`: folders with their scales."""
+
+    @wraps(command)
+    def collected(*args: Any, lora_folders: Sequence[Path], lora_scales: Sequence[float], **given: Any) -> Any:
+        return command(*args, loras=loras(lora_folders, lora_scales), **given)
+
+    return _with_options(
+        cast(F, collected),
+        click.option(
+            "--lora",
+            "lora_folders",
+            multiple=True,
+            type=PATH,
+            metavar="DIR",
+            help="Merge a PEFT adapter into the weights; repeatable.",
+        ),
+        click.option(
+            "--lora-scale",
+            "lora_scales",
+            multiple=True,
+            type=float,
+            metavar="S",
+            help="Strength of each --lora, in their order. Borealis has its safety prompt merged at 0.25. Default: 1.",
+        ),
     )
-    scales = click.option(
-        "--lora-scale",
-        "lora_scales",
-        multiple=True,
-        type=float,
-        metavar="S",
-        help="Strength of each --lora, in their order. Borealis has its safety prompt merged at 0.25. Default: 1.",
-    )
-    return folders(scales(command))
 
 
 def loras(folders: Sequence[Path], scales: Sequence[float]) -> list[tuple[Path, float]]:
@@ -99,12 +116,28 @@ def loras(folders: Sequence[Path], scales: Sequence[float]) -> list[tuple[Path, 
     return list(zip(folders, scales or [1.0] * len(folders), strict=True))
 
 
-def work_options(command: F) -> F:
-    """Options of commands that write GGUF files."""
-    for option in (
-        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-        click.option("--no-check", is_flag=True, help="Skip the quick check that files must pass to get their names."),
-        click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
+def writing_options(command: F) -> F:
+    """Options of commands that write GGUF files from a SOURCE, which may be a model on the Hub.
+
+    The command gets them as `planning`, arguments of api's planners, and `execution`, arguments of `execute_plans`.
+    """
+
+    @wraps(command)
+    def collected(*args: Any, stream: bool, model_name: str | None, no_card: bool, no_check: bool, **given: Any) -> Any:
+        planning = {"stream": stream, "model_name": model_name, "card": not no_card}
+        execution = {name: given.pop(name) for name in ("jobs", "allow_nonfinite", "quiet")} | {"check": not no_check}
+        return command(*args, planning=planning, execution=execution, **given)
+
+    return _with_options(
+        cast(F, collected),
+        click.option(
+            "--stream",
+            is_flag=True,
+            help="Read a Hub model's weights over the network as they are needed and store none of them. Its small "
+            "files (config, tokenizer) lie in a temporary folder until the end.",
+        ),
+        click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
+        click.option("--no-card", is_flag=True, help="Ignore the model card (README.md): write none of its metadata."),
         click.option(
             "-j",
             "--jobs",
@@ -112,25 +145,28 @@ def work_options(command: F) -> F:
             help="Threads that read, encode and write; the quick check and the disk need a little of another core. "
             "Default: the cores there are.",
         ),
-        click.option("--no-card", is_flag=True, help="Ignore the model card (README.md): write none of its metadata."),
-        click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
-    ):
-        command = option(command)
-    return command
+        click.option("--allow-nonfinite", is_flag=True, help="Keep weights that are NaN or Inf instead of refusing."),
+        click.option("--no-check", is_flag=True, help="Skip the quick check that files must pass to get their names."),
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+    )
 
 
-def source_options(command: F) -> F:
-    """Options of commands whose SOURCE may be a model on the Hub."""
-    return click.option(
-        "--stream",
-        is_flag=True,
-        help="Read a Hub model's weights over the network as they are needed and store none of them. Its small files "
-        "(config, tokenizer) lie in a temporary folder until the end.",
-    )(command)
+def make_plan(planner: Callable[..., T], *args: Any, execution: Mapping[str, Any], **options: Any) -> T:
+    """What `planner`, one of api's, returns; a download shows its progress."""
+    with _progress_bar(execution["quiet"], "Fetching") as on_download:
+        return planner(*args, on_download=on_download, **options)
 
 
-def show_notes(report: "Report") -> None:
-    """Tell, on stderr, what a quick check could not look at; what it found wrong is an error of its own."""
+def execute_plans(plans: "Sequence[FilePlan]", *, quiet: bool, **execution: Any) -> "Sequence[FileResult]":
+    """Write the files with a progress bar, and show notes of their quick check."""
+    from .. import execute
+
+    with progress_bar(quiet) as on_progress:
+        return execute(plans, on_progress=on_progress, on_report=None if quiet else _show_notes, **execution)
+
+
+def _show_notes(report: "Report") -> None:
+    """Show, on stderr, what a quick check could not look at; what it found wrong is an error of its own."""
     for note in report.notes:
         click.echo(f"{report.path.name}: {note.line}", err=True)
 
@@ -138,19 +174,15 @@ def show_notes(report: "Report") -> None:
 @contextmanager
 def progress_bar(quiet: bool, unit: str = "B") -> "Iterator[Callable[[Progress], None] | None]":
     """A bar with rate and time left on stderr; None when nobody watches."""
-    with _bar(quiet, unit=unit) as show:
+    with _progress_bar(quiet, unit=unit) as show:
         yield (lambda progress: show(progress.done, progress.total)) if show else None
 
 
 @contextmanager
-def download_bar(quiet: bool) -> "Iterator[Callable[[int, int], None] | None]":
-    """The same for what is fetched from the Hub before work begins; without a download it never appears."""
-    with _bar(quiet, "Fetching") as show:
-        yield show
-
-
-@contextmanager
-def _bar(quiet: bool, what: str | None = None, unit: str = "B") -> "Iterator[Callable[[int, int], None] | None]":
+def _progress_bar(
+    quiet: bool, label: str | None = None, unit: str = "B"
+) -> Iterator[Callable[[int, int], None] | None]:
+    """The same for numbers; without a first call of what it yields the bar never appears."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -161,7 +193,7 @@ def _bar(quiet: bool, what: str | None = None, unit: str = "B") -> "Iterator[Cal
 
         def show(done: int, total: int) -> None:
             if not bars:
-                bar = tqdm(desc=what, unit=unit, unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False)
+                bar = tqdm(desc=label, unit=unit, unit_scale=True, unit_divisor=1000, dynamic_ncols=True, leave=False)
                 bars.append(stack.enter_context(bar))
             bars[0].total = total
             bars[0].update(done - bars[0].n)
@@ -172,6 +204,7 @@ def _bar(quiet: bool, what: str | None = None, unit: str = "B") -> "Iterator[Cal
 
 
 def show_results(results: "Iterable[FileResult]", quiet: bool) -> None:
+    """A table of the files that were written."""
     if quiet:
         return
     rows = [(str(r.path), r.label, size(r.size), f"{r.bits_per_weight:.2f}", f"{r.seconds:.1f} s") for r in results]

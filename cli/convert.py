@@ -1,21 +1,11 @@
 """`borealis-gguf convert`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common_options import (
-    OUTPUT_HELP,
-    PATH,
-    download_bar,
-    lora_options,
-    loras,
-    progress_bar,
-    show_notes,
-    show_results,
-    source_options,
-    work_options,
-)
+from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make_plan, show_results, writing_options
 
 
 @click.command()
@@ -30,22 +20,15 @@ from .common_options import (
     "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
 )
 @lora_options
-@source_options
-@work_options
+@writing_options
 def convert(
     source: str,
     output: Path | None,
     outtype: str | None,
     mmproj: bool,
-    lora_folders: tuple[Path, ...],
-    lora_scales: tuple[float, ...],
-    stream: bool,
-    model_name: str | None,
-    no_card: bool,
-    jobs: int | None,
-    allow_nonfinite: bool,
-    no_check: bool,
-    quiet: bool,
+    loras: list[tuple[Path, float]],
+    planning: dict[str, Any],
+    execution: dict[str, Any],
 ) -> None:
     """Convert a checkpoint to GGUF.
 
@@ -61,26 +44,6 @@ def convert(
     """
     from .. import api
 
-    merged = loras(lora_folders, lora_scales)
-    plan_it, default = (api.plan_mmproj, api.MMPROJ_OUTTYPE) if mmproj else (api.plan_convert, "auto")
-    with download_bar(quiet) as on_download:
-        plan = plan_it(
-            source,
-            output,
-            outtype=outtype or default,
-            loras=merged,
-            model_name=model_name,
-            card=not no_card,
-            stream=stream,
-            on_download=on_download,
-        )
-    with progress_bar(quiet) as on_progress:
-        results = api.execute(
-            [plan],
-            jobs=jobs,
-            on_progress=on_progress,
-            allow_nonfinite=allow_nonfinite,
-            check=not no_check,
-            on_report=None if quiet else show_notes,
-        )
-    show_results(results, quiet)
+    planner, default = (api.plan_mmproj, api.MMPROJ_OUTTYPE) if mmproj else (api.plan_convert, "auto")
+    plan = make_plan(planner, source, output, outtype=outtype or default, loras=loras, execution=execution, **planning)
+    show_results(execute_plans([plan], **execution), execution["quiet"])

@@ -1,19 +1,11 @@
 """`borealis-gguf convert-lora`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common_options import (
-    OUTPUT_HELP,
-    PATH,
-    download_bar,
-    progress_bar,
-    show_notes,
-    show_results,
-    source_options,
-    work_options,
-)
+from .common_options import OUTPUT_HELP, PATH, execute_plans, make_plan, show_results, writing_options
 
 
 @click.command("convert-lora")
@@ -27,20 +19,14 @@ from .common_options import (
     show_default=True,
     help="Type of the matrices; auto keeps the adapter's own.",
 )
-@source_options
-@work_options
+@writing_options
 def convert_lora(
     adapter: Path,
     base: str,
     output: Path | None,
     outtype: str,
-    stream: bool,
-    model_name: str | None,
-    no_card: bool,
-    jobs: int | None,
-    allow_nonfinite: bool,
-    no_check: bool,
-    quiet: bool,
+    planning: dict[str, Any],
+    execution: dict[str, Any],
 ) -> None:
     """Convert a LoRA adapter (PEFT) to a GGUF that llama.cpp and Ollama load beside a model.
 
@@ -52,26 +38,7 @@ def convert_lora(
       borealis-gguf convert-lora ./dialekt --base ./borealis-4b
       borealis-gguf convert-lora ./dialekt --base NbAiLab/borealis-4b --stream --outtype f16
     """
-    from .. import api
+    from .. import plan_convert_lora
 
-    with download_bar(quiet) as on_download:
-        plan = api.plan_convert_lora(
-            adapter,
-            base,
-            output,
-            outtype=outtype,
-            model_name=model_name,
-            card=not no_card,
-            stream=stream,
-            on_download=on_download,
-        )
-    with progress_bar(quiet) as on_progress:
-        results = api.execute(
-            [plan],
-            jobs=jobs,
-            on_progress=on_progress,
-            allow_nonfinite=allow_nonfinite,
-            check=not no_check,
-            on_report=None if quiet else show_notes,
-        )
-    show_results(results, quiet)
+    plan = make_plan(plan_convert_lora, adapter, base, output, outtype=outtype, execution=execution, **planning)
+    show_results(execute_plans([plan], **execution), execution["quiet"])

@@ -30,9 +30,9 @@ def devices(as_json: bool) -> None:
       borealis-gguf devices
       borealis-gguf devices --json
     """
-    from ..runtime.llama.devices import devices as find
+    from .. import api
 
-    found = find()
+    found = api.devices()
     click.echo(as_json_text(found) if as_json else as_text(found))
     if not any(device.is_gpu for device in found):
         click.echo(HINT, err=True)

@@ -1,26 +1,20 @@
-"""Plans, results and GGUF files, for people and for machines."""
+"""Reports on plans and on written files, as text and as JSON."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .common_options import size, table
 
 if TYPE_CHECKING:
-    from ..checkpoint.gguf import GGUFFile
-    from ..checkpoint.types import KV
-    from ..pipeline.execute import FileResult
-    from ..pipeline.plan import FilePlan
-    from ..quantize.encoders.benchmark import EncoderSpeed
-
-LONG = 8
+    from .. import FilePlan, FileResult
 
 
 def plans_text(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    return "\n\n".join([*map(_plan_text, plans), _needs(plans, jobs)])
+    """The types and sizes of all tensors of each plan, and what all of them need."""
+    return "\n\n".join([*map(_plan_text, plans), _summary(plans, jobs)])
 
 
 def _plan_text(plan: "FilePlan") -> str:
@@ -39,12 +33,11 @@ def _plan_text(plan: "FilePlan") -> str:
     return head + "\n" + table(("Tensor", "Shape", "From", "To", "Fallback", "Size"), rows)
 
 
-def _needs(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.memory_estimate import memory_needed
-    from ..usable_cores import usable_cores
+def _summary(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
+    from .. import api
 
     rows = [(p.label, size(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
-    disk, memory = sum(p.size for p in plans), memory_needed(plans, jobs or usable_cores())
+    disk, memory = sum(p.size for p in plans), api.memory_needed(plans, jobs)
     summary = table(("Preset", "Size", "Bits/weight", "Fallbacks"), rows)
     return f"{summary}\n\nDisk: {size(disk)}. Buffers: {size(memory)}."
 
@@ -55,8 +48,7 @@ def fallbacks(plan: "FilePlan") -> str:
 
 
 def fallback_advice(plans: "Sequence[FilePlan]") -> None:
-    """Tell, on stderr, when a model's shape makes a preset larger than its name promises."""
-
+    """Warn, on stderr, when a model's shape makes a preset larger than its name promises."""
     for plan in plans:
         unfit = [t for t in plan.tensors if t.requested]
         if unfit:
@@ -69,8 +61,7 @@ def fallback_advice(plans: "Sequence[FilePlan]") -> None:
 
 
 def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
-    from ..pipeline.memory_estimate import memory_needed
-    from ..usable_cores import usable_cores
+    from .. import api
 
     files = [
         {
@@ -93,7 +84,7 @@ def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
         }
         for plan in plans
     ]
-    memory = memory_needed(plans, jobs or usable_cores())
+    memory = api.memory_needed(plans, jobs)
     return json.dumps({"files": files, "disk": sum(p.size for p in plans), "memory": memory}, ensure_ascii=False)
 
 
@@ -120,74 +111,3 @@ def results_json(results: "Sequence[FileResult]") -> str:
         for r in results
     ]
     return json.dumps({"files": rows}, ensure_ascii=False)
-
-
-def speed_row(*cells: str) -> str:
-    """A line of the encoders' table, which appears as it is measured."""
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, (8, 10, 8, 9, 9, 6, 9), strict=True)).rstrip()
-
-
-def speeds_json(speeds: "Sequence[EncoderSpeed]") -> str:
-    rows = [
-        {
-            "type": s.type.name,
-            "importance": s.importance,
-            "kernels": s.isa,
-            "ggml": s.ggml,
-            "ours": s.native,
-            "ratio": s.ratio,
-            "equal": s.equal,
-        }
-        for s in speeds
-    ]
-    return json.dumps({"weights_per_second": rows})
-
-
-def gguf_text(gguf: "GGUFFile") -> str:
-    kv = table(("Key", "Type", "Value"), [(kv.key, _type(kv), _shown(kv)) for kv in gguf.kv])
-    rows = [(n, " x ".join(map(str, s.shape)), s.type.name, size(s.nbytes)) for n, s in gguf.tensors.items()]
-    counts = ", ".join(f"{n} {type}" for type, n in Counter(s.type.name for s in gguf.tensors.values()).most_common())
-    weights = sum(_count(s.shape) for s in gguf.tensors.values())
-    nbytes = sum(s.nbytes for s in gguf.tensors.values())
-    head = f"{gguf.path}: GGUF v{gguf.version}, {len(rows)} tensors ({counts}), {weights:,} weights"
-    head += f", {8 * nbytes / weights:.2f} bits each" if weights else ""
-    return "\n\n".join([head, kv, table(("Tensor", "Shape", "Type", "Size"), rows)])
-
-
-def _count(shape: Sequence[int]) -> int:
-    from math import prod
-
-    return prod(shape)
-
-
-def _type(kv: "KV") -> str:
-    return f"{kv.item_type.name}[{len(kv.value)}]" if kv.item_type is not None else kv.type.name
-
-
-def _shown(kv: "KV", width: int = 80) -> str:
-    if kv.item_type is not None:
-        text = ", ".join(repr(v) if isinstance(v, str) else f"{v:g}" for v in kv.value[:LONG])
-        text += ", …" if len(kv.value) > LONG else ""
-    else:
-        text = (
-            repr(kv.value)
-            if isinstance(kv.value, str)
-            else f"{kv.value:.9g}"
-            if isinstance(kv.value, float)
-            else str(kv.value)
-        )
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def gguf_json(gguf: "GGUFFile") -> str:
-    content: dict[str, Any] = {
-        "path": str(gguf.path),
-        "version": gguf.version,
-        "alignment": gguf.alignment,
-        "kv": [{"key": kv.key, "type": _type(kv), "value": kv.value} for kv in gguf.kv],
-        "tensors": [
-            {"name": n, "shape": s.shape, "type": s.type.name, "offset": s.offset, "size": s.nbytes}
-            for n, s in gguf.tensors.items()
-        ],
-    }
-    return json.dumps(content, ensure_ascii=False)

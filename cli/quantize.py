@@ -1,21 +1,11 @@
 """`borealis-gguf quantize`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common_options import (
-    OUTPUT_HELP,
-    PATH,
-    download_bar,
-    lora_options,
-    loras,
-    progress_bar,
-    show_notes,
-    show_results,
-    source_options,
-    work_options,
-)
+from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make_plan, show_results, writing_options
 
 
 def _list_presets(context: click.Context, _: click.Parameter, listed: bool) -> None:
@@ -63,32 +53,16 @@ def _list_presets(context: click.Context, _: click.Parameter, listed: bool) -> N
 @click.option("--dry-run", is_flag=True, help="Show the plan: types, fallbacks, sizes, disk and memory. Write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The plan of --dry-run, or the results, as JSON.")
 @lora_options
-@source_options
-@work_options
+@writing_options
 def quantize(
     presets: tuple[str, ...],
     model: str,
     output: Path | None,
-    imatrix: Path | None,
-    tensor_types: tuple[str, ...],
-    output_tensor_type: str | None,
-    token_embedding_type: str | None,
-    leave_output_tensor: bool,
-    pure: bool,
-    allow_requantize: bool,
-    override_kv: tuple[str, ...],
-    mmproj: str,
     dry_run: bool,
     as_json: bool,
-    lora_folders: tuple[Path, ...],
-    lora_scales: tuple[float, ...],
-    stream: bool,
-    model_name: str | None,
-    no_card: bool,
-    jobs: int | None,
-    allow_nonfinite: bool,
-    no_check: bool,
-    quiet: bool,
+    planning: dict[str, Any],
+    execution: dict[str, Any],
+    **options: Any,
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
 
@@ -113,44 +87,18 @@ def quantize(
       borealis-gguf quantize --list
       borealis-gguf quantize Q4_K_M -m ./borealis-4b --lora ./safety-lora --lora-scale 0.25
     """
-    from .. import api
+    from .. import plan_quantize
     from . import plan_report
 
-    with download_bar(quiet) as on_download:
-        plans = api.plan_quantize(
-            model,
-            presets,
-            output,
-            loras=loras(lora_folders, lora_scales),
-            imatrix=imatrix,
-            tensor_types=tensor_types,
-            output_tensor_type=output_tensor_type,
-            token_embedding_type=token_embedding_type,
-            leave_output_tensor=leave_output_tensor,
-            pure=pure,
-            allow_requantize=allow_requantize,
-            override_kv=override_kv,
-            mmproj=mmproj,
-            model_name=model_name,
-            card=not no_card,
-            stream=stream,
-            on_download=on_download,
-        )
+    plans = make_plan(plan_quantize, model, presets, output, execution=execution, **planning, **options)
     if dry_run:
-        click.echo(plan_report.plans_json(plans, jobs) if as_json else plan_report.plans_text(plans, jobs))
+        show_plans = plan_report.plans_json if as_json else plan_report.plans_text
+        click.echo(show_plans(plans, execution["jobs"]))
         return
-    if not quiet:
+    if not execution["quiet"]:
         plan_report.fallback_advice(plans)
-    with progress_bar(quiet) as on_progress:
-        results = api.execute(
-            plans,
-            jobs=jobs,
-            on_progress=on_progress,
-            allow_nonfinite=allow_nonfinite,
-            check=not no_check,
-            on_report=None if quiet else show_notes,
-        )
+    results = execute_plans(plans, **execution)
     if as_json:
         click.echo(plan_report.results_json(results))
     else:
-        show_results(results, quiet)
+        show_results(results, execution["quiet"])

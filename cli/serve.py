@@ -1,8 +1,9 @@
 """`borealis-gguf serve`."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from ..errors import InvalidInput
 from .common_options import PATH, loading_options
 
 if TYPE_CHECKING:
-    from ..runtime.model import Model
+    from .. import Model
+    from ..runtime.serve.service_state import ServerSettings
 
 MAX_PARALLEL = 64
 
@@ -53,19 +55,11 @@ def serve(
     host: str,
     port: int,
     parallel: int,
-    queue: int,
-    api_key: str | None,
-    api_key_file: Path | None,
-    origins: tuple[str, ...],
-    hosts: tuple[str, ...],
     insecure: bool,
-    loading: dict[str, Any],
-    alias: str | None,
-    max_body: float | None,
-    no_page: bool,
     browse: bool,
-    log: bool,
     quiet: bool,
+    loading: dict[str, Any],
+    **given: Any,
 ) -> None:
     """Serve a GGUF model to programs that know OpenAI's API, and to a browser.
 
@@ -78,27 +72,59 @@ def serve(
       borealis-gguf serve borealis-4b-Q4_K_M.gguf --parallel 8 --context 4096 --port 9000
       borealis-gguf serve borealis-4b-Q4_K_M.gguf --host 0.0.0.0 --api-key-file key.txt
     """
+    _require_packages()
+    from .. import load
+    from ..runtime.serve.server import Server, listen, url_of
+
+    settings = _settings(host, **given)
+    listener = listen(host, port, local_only=not (settings.key or insecure))
+    url = url_of(listener)
+
+    def on_ready(loaded: "Model") -> None:
+        if not quiet:
+            click.echo(loaded.placement, err=True)
+            click.echo(f"Serving {settings.name or loaded.path.stem} at {url} (Ctrl-C ends it)")
+        if browse:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    load_model = partial(load, model, parallel=parallel, max_queue=settings.queue, isolate=True, **loading)
     try:
-        from ..runtime.serve.server import Server, is_loopback, listen, url_of
-        from ..runtime.serve.service_state import PAGE, Settings
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("starlette", "uvicorn", "anyio", "h11"):
-            raise
-        raise InvalidInput(f'{missing} is missing; pip install "borealis-gguf[serve]"') from None
-    from ..runtime.model import load
+        server = Server(lambda progress: load_model(on_progress=progress), settings, on_ready, _progress_line(quiet))
+        server.run_until_end(listener)
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        ctx.exit(130)
+
+
+def _require_packages() -> None:
+    """Raises InvalidInput where the packages of the extra `serve` are not installed."""
+    for package in ("starlette", "uvicorn", "anyio", "h11"):
+        if find_spec(package) is None:
+            raise InvalidInput(f'{package} is missing; pip install "borealis-gguf[serve]"')
+
+
+def _settings(
+    host: str,
+    *,
+    api_key: str | None,
+    api_key_file: Path | None,
+    origins: Sequence[str],
+    hosts: Sequence[str],
+    queue: int,
+    alias: str | None,
+    max_body: float | None,
+    no_page: bool,
+    log: bool,
+) -> "ServerSettings":
+    from ..runtime.serve.service_state import PAGE, ServerSettings
 
     if api_key is not None and api_key_file is not None:
         raise click.UsageError("--api-key-file, and --api-key or BOREALIS_GGUF_API_KEY: give one of them")
-    key = _key_of(api_key_file) if api_key_file is not None else _checked_key(api_key, "--api-key")
-    listener = listen(host, port)
-    if not (key or insecure or is_loopback(listener)):
-        listener.close()
-        raise InvalidInput(f"--host {host}: other machines could use the model; give an --api-key, or say --insecure")
-    url = url_of(listener)
-    settings = Settings(
+    return ServerSettings(
         name=alias,
-        key=key,
+        key=_read_key(api_key_file) if api_key_file is not None else _checked_key(api_key, "--api-key"),
         origins=[origin.rstrip("/") for origin in origins],
         hosts=[host, *hosts],
         queue=queue,
@@ -106,26 +132,9 @@ def serve(
         page=None if no_page else PAGE,
         log=(lambda line: click.echo(line, err=True)) if log else None,
     )
-    loader = partial(load, model, parallel=parallel, max_queue=queue, isolate=True, **loading)
-
-    def on_ready(loaded: "Model") -> None:
-        if not quiet:
-            click.echo(loaded.placement, err=True)
-            click.echo(f"Serving {alias or loaded.path.stem} at {url} (Ctrl-C ends it)")
-        if browse:
-            import webbrowser
-
-            webbrowser.open(url)
-
-    try:
-        server = Server(lambda progress: loader(on_progress=progress), settings, on_ready, _progress_line(quiet))
-        server.run_until_end(listener)
-    except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
-        ctx.exit(130)
 
 
-def _key_of(path: Path) -> str | None:
+def _read_key(path: Path) -> str | None:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

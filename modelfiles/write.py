@@ -6,7 +6,7 @@ from pathlib import Path
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..errors import InvalidInput
 from ..runtime.prompting.chat_template import ChatTemplate
-from ..runtime.prompting.sampling_settings import sampling_of
+from ..runtime.prompting.sampling_settings import sampling_from_metadata
 from .gemma import SAMPLES, STOP, TEMPLATE, render_gemma
 from .syntax import Instruction, format_instruction
 
@@ -69,7 +69,7 @@ def _checked_mmproj(gguf: Path, mmproj: Path) -> Path:
 
 
 def _parameters(header: GGUFFile, num_ctx: int) -> list[Instruction]:
-    sampling = sampling_of(header)
+    sampling = sampling_from_metadata(header)
     trained = header.value(f"{ARCHITECTURE}.context_length", num_ctx)
     if num_ctx < 1:
         raise InvalidInput(f"num_ctx: {num_ctx} is not 1 or more")

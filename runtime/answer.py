@@ -1,4 +1,4 @@
-"""An answer while it is being made: events to iterate over, in threads or in asyncio, and a way to stop it."""
+"""An answer while it is being generated: events to iterate over, in threads or in asyncio, and a way to stop it."""
 
 import asyncio
 import contextlib
@@ -10,25 +10,25 @@ from functools import partial
 from types import TracebackType
 
 from ..errors import BorealisError
-from .events import Event, Finished, Options, Text, ToolCall
-from .prompting.tool_calls import Calls
+from .events import Event, EventSink, Finished, Options, Text, ToolCall
+from .prompting.tool_calls import ToolCallParser
 
-TICK = 0.1  # s; on Windows a wait without an end hears no Ctrl-C
+WAIT_SECONDS = 0.1  # on Windows, Ctrl-C does not interrupt a wait without a timeout
 
 
 class Answer:
-    """Iterate over it, `for` or `async for`; the last event is Finished. Left or closed before: cancelled."""
+    """Iterate over it with `for` or `async for`; the last event is Finished. Closing it earlier cancels it."""
 
     def __init__(self, options: Options, on_end: Callable[["Answer"], None] | None = None) -> None:
         self.finished: Finished | None = None
         self.error: BaseException | None = None
         self.shown = ""
-        """The text so far, as far as it was made, iterated over or not."""
+        """All text so far, iterated over or not."""
         self.calls: list[ToolCall] = []
-        self._parser = Calls(options)
+        self._parser = ToolCallParser(options)
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
-        self._wakers: list[Callable[[], object]] = []
+        self._wake_callbacks: list[Callable[[], object]] = []
         self._stop: Callable[[], None] | None = None
         self._cancelled = False
         self._on_end = on_end
@@ -50,12 +50,12 @@ class Answer:
             self.close()
 
     def close(self) -> None:
-        """Cancel what is not finished."""
+        """Cancel the answer unless it is finished."""
         if self.finished is None and self.error is None:
             self.cancel()
 
     def cancel(self) -> None:
-        """Stop making it, from any thread. The last event will be Finished("cancelled"), if it was not done already."""
+        """Stop generating, from any thread. The last event will be Finished("cancelled"), unless it ended before."""
         with self._changed:
             self._cancelled, stop = True, self._stop
         if stop is not None:
@@ -66,9 +66,9 @@ class Answer:
 
     def __next__(self) -> Event:
         with self._changed:
-            while not self._events and not self._over:
-                self._changed.wait(TICK)
-            return self._take(StopIteration)
+            while not self._events and not self._ended:
+                self._changed.wait(WAIT_SECONDS)
+            return self._next_event(StopIteration)
 
     def __aiter__(self) -> "Answer":
         return self
@@ -76,14 +76,14 @@ class Answer:
     async def __anext__(self) -> Event:
         while True:
             with self._changed:
-                if self._events or self._over:
-                    return self._take(StopAsyncIteration)
+                if self._events or self._ended:
+                    return self._next_event(StopAsyncIteration)
                 ready = asyncio.Event()
-                self._wakers.append(partial(asyncio.get_running_loop().call_soon_threadsafe, ready.set))
+                self._wake_callbacks.append(partial(asyncio.get_running_loop().call_soon_threadsafe, ready.set))
             await ready.wait()
 
     def take(self) -> list[Event]:
-        """All events that have come and were not iterated over, without waiting. Then raises what went wrong, if so."""
+        """The events not yet iterated over, without waiting. Where there are none, raises the error that ended it."""
         with self._changed:
             events = list(self._events)
             self._events.clear()
@@ -92,18 +92,18 @@ class Answer:
         return events
 
     def when_ready(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called once, from any thread, when there is something to `take`, or nothing more to come."""
+        """Call `wake` once, from any thread, when `take` would return events or the answer has ended."""
         with self._changed:
-            if not self._events and not self._over:
-                self._wakers.append(wake)
+            if not self._events and not self._ended:
+                self._wake_callbacks.append(wake)
                 return
         wake()
 
     def text(self) -> str:
-        """Wait for the end; the whole text. Raises what went wrong."""
+        """Wait for the end; returns the whole text. Raises the error that ended the answer."""
         with self._changed:
-            while not self._over:
-                self._changed.wait(TICK)
+            while not self._ended:
+                self._changed.wait(WAIT_SECONDS)
         if self.error is not None:
             raise self.error
         return self.shown
@@ -115,33 +115,33 @@ class Answer:
         return self.shown
 
     @property
-    def _over(self) -> bool:
+    def _ended(self) -> bool:
         return self.finished is not None or self.error is not None
 
-    def _take(self, end: type[Exception]) -> Event:
+    def _next_event(self, end: type[Exception]) -> Event:
         if self._events:
             return self._events.popleft()
         if self.error is not None:
             raise self.error
         raise end
 
-    # For the engine's side:
+    # For the backend:
 
-    def runs(self, stop: Callable[[], None]) -> None:
-        """Say how to stop it, once it has begun."""
+    def on_cancel(self, stop: Callable[[], None]) -> None:
+        """Set the function that stops the answer; called at once where it was cancelled before it started."""
         with self._changed:
             self._stop, late = stop, self._cancelled
         if late:
             stop()
 
     def push(self, event: Event | BaseException) -> None:
-        """Take the next event; after the last one nothing is taken."""
-        if self._over:
+        """Add the next event; after the last one, events are ignored."""
+        if self._ended:
             return
         events: list[Event] = []
         if isinstance(event, Text):
-            event_or_none = self._parser.push(event)
-            events = [event_or_none] if event_or_none is not None else []
+            parsed = self._parser.push(event)
+            events = [parsed] if parsed is not None else []
         elif isinstance(event, Finished):
             events = [*self._parser.end(), event]
             if any(not isinstance(e, (Text, Finished)) for e in events):
@@ -150,12 +150,12 @@ class Answer:
             events = [event]
         with self._changed:
             for e in events:
-                self._keep(e)
+                self._record(e)
             if isinstance(event, BaseException):
                 self.error = event
-        self._tell()
+        self._notify()
 
-    def _keep(self, event: Event) -> None:
+    def _record(self, event: Event) -> None:
         self._events.append(event)
         if isinstance(event, Text):
             self.shown += event.text
@@ -167,27 +167,27 @@ class Answer:
                 if self._on_end is not None:
                     self._on_end(self)
             except Exception as error:
-                self.error = error  # it is the reader's, not the engine's
+                self.error = error  # an error of the caller, not of the engine
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._changed:
-            wakers, self._wakers = self._wakers, []
+            wake_callbacks, self._wake_callbacks = self._wake_callbacks, []
             self._changed.notify_all()
-        for wake in wakers:
+        for wake in wake_callbacks:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 wake()
 
 
-def begun(answer: Answer, start: Callable[[Callable[[Event | BaseException], None]], Callable[[], None]]) -> Answer:
-    """`answer`, after `start` was given where its events go. An answer that nobody holds any more is cancelled."""
-    held = weakref.ref(answer)
+def start_answer(answer: Answer, start: Callable[[EventSink], Callable[[], None]]) -> Answer:
+    """`answer`, after calling `start` with the sink of its events. It is cancelled when the caller drops it."""
+    reference = weakref.ref(answer)
 
     def push(event: Event | BaseException) -> None:
-        if (target := held()) is not None:
+        if (target := reference()) is not None:
             target.push(event)
 
     try:
-        answer.runs(start(push))
+        answer.on_cancel(start(push))
     except BorealisError as error:
         answer.error = error
         raise

@@ -1,6 +1,6 @@
-"""What a model is asked and what it answers: plain data, the same within a process and between two."""
+"""Requests to a model and the events of its answers: plain data, the same within a process and between two."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ Reason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may ask for; `parameters` is the JSON schema of its arguments."""
+    """A function the model may call; `parameters` is the JSON schema of its arguments."""
 
     name: str
     description: str = ""
@@ -22,9 +22,9 @@ class Options:
     """How one answer is made. None leaves the choice to the model file and to `load`.
 
     stop: texts that end the answer and are not part of it. schema: JSON schema the answer must follow; {} is any
-    JSON. tools: functions the model may ask for, instead of a schema; an answer is text or one call, never more.
+    JSON. tools: functions the model may call, instead of a schema; an answer is text or one call, never more.
     tool_choice: "auto", "none", "required" or a function's name.
-    logprobs: how many alternatives to report for every token; 0 reports the chosen one alone.
+    logprobs: how many alternatives to report for every token; 0 reports the sampled one alone.
     """
 
     max_tokens: int | None = None
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A token and the natural logarithm of its probability; `data` are its bytes, perhaps not whole characters."""
+    """A token and the natural logarithm of its probability; `data` are its bytes, which may be part of a character."""
 
     id: int
     data: bytes
@@ -48,14 +48,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Candidate):
-    """The token that was taken, and the likeliest ones at that place, likeliest first."""
+    """The sampled token, and the most probable ones at its position, the most probable first."""
 
     top: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The next whole characters of the answer, never empty unless `logprobs` has something to tell."""
+    """The next whole characters of the answer, empty only where `logprobs` is not."""
 
     text: str
     logprobs: tuple[Chosen, ...] = ()
@@ -63,7 +63,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """The model asks for a function; `arguments` is JSON text."""
+    """The model calls a function; `arguments` is JSON text."""
 
     id: str
     name: str
@@ -72,7 +72,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and seconds of one answer. `cached_tokens` of the prompt were known already and not computed."""
+    """Tokens and seconds of one answer. `cached_tokens` of the prompt were in the KV cache and not computed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -91,9 +91,12 @@ class Finished:
 
 Event = Text | ToolCall | Finished
 
+EventSink = Callable[[Event | BaseException], None]
+"""Receives the events of one answer; the last is Finished or an exception. Called from any thread."""
+
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """One request: a conversation, or with `raw` a text or token ids to continue."""
 
     prompt: Sequence[Mapping[str, Any]] | str | Sequence[int]
@@ -103,8 +106,8 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
-    """What a loaded model is: tokens a conversation can hold, conversations at once, what it can do."""
+class ModelInfo:
+    """What a loaded model offers: `context` in tokens, `parallel` answers, image input, a chat template."""
 
     context: int
     parallel: int

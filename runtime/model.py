@@ -1,39 +1,31 @@
-"""`load`, and the model it gives: what an app, the command line and the server all use."""
+"""`load`, and the `Model` it returns: the API of apps, the command line and the server."""
 
 import asyncio
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..checkpoint.gguf import GGUFFile, read_gguf
-from ..checkpoint.gguf_naming import mmproj_beside
-from ..errors import BorealisError, InvalidInput
 from ..usable_cores import usable_cores
-from .answer import Answer, begun
+from .answer import Answer, start_answer
 from .conversation import Conversation
-from .events import Ask, Event, Info, Options, Overflow
-from .fitting.cpu_probe import extra_buffers_work
-from .fitting.placement import Placement, choose, model_params
-from .loras import checked_loras
-from .process.in_process_model import MAX_SEED, TEMPLATE_KEY, Local, checked_seed
-from .prompting.chat_template import ChatTemplate, Message
-from .prompting.sampling_settings import override, sampling_of
+from .events import EventSink, GenerationRequest, ModelInfo, Options, Overflow
+from .process.model_loading import LoadOptions, load_in_process
+from .prompting.chat_template import Message
 
 if TYPE_CHECKING:
-    from .llama.engine import Engine, Progress
+    from .llama.loading import LoadProgress
 
 
 class Backend(Protocol):
-    """A loaded model, in this process (`local`) or another (`isolated`)."""
+    """A loaded model: an `InProcessModel` or an `IsolatedModel`."""
 
     @property
-    def info(self) -> Info: ...
-    def start(self, ask: Ask, sink: Callable[[Event | BaseException], None]) -> Callable[[], None]: ...
+    def info(self) -> ModelInfo: ...
+    def start(self, request: GenerationRequest, sink: EventSink) -> Callable[[], None]: ...
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]: ...
     def tokenize(self, text: str) -> list[int]: ...
     def detokenize(self, ids: Sequence[int]) -> str: ...
@@ -44,7 +36,7 @@ class Backend(Protocol):
 
 
 class Model:
-    """A loaded GGUF; use it in a `with` (or `async with`), or call `close()`. For any number of threads."""
+    """A loaded GGUF; use it in a `with` (or `async with`), or call `close()`. Safe to use from several threads."""
 
     def __init__(self, path: Path, backend: Backend) -> None:
         self.path = path
@@ -67,7 +59,7 @@ class Model:
         self.backend.close()
 
     async def aclose(self) -> None:
-        """`close` without holding up the event loop."""
+        """`close` without blocking the event loop."""
         await asyncio.to_thread(self.close)
 
     @property
@@ -77,17 +69,17 @@ class Model:
 
     @property
     def parallel(self) -> int:
-        """Answers that are made at once; more wait."""
+        """Answers that are made at once; further requests wait."""
         return self.backend.info.parallel
 
     @property
     def vision(self) -> bool:
-        """Whether there is a file to see images with."""
+        """Whether the model takes images: it has a vision tower (an mmproj)."""
         return self.backend.info.vision
 
     @property
     def has_template(self) -> bool:
-        """Whether the model can chat; otherwise it can only complete."""
+        """Whether the model has a chat template; without one it can only complete."""
         return self.backend.info.chat
 
     @property
@@ -105,25 +97,26 @@ class Model:
     ) -> Answer:
         """The answer to a whole conversation. `on_end` is called once, when it is finished or cancelled.
 
-        Raises InvalidInput for what cannot be asked and Busy when too many wait.
+        Raises InvalidInput for an invalid request and Busy when too many wait.
         """
         options = options or Options()
-        ask = Ask(messages, options=options, overflow=overflow)
-        return begun(Answer(options, on_end), lambda sink: self.backend.start(ask, sink))
+        request = GenerationRequest(messages, options=options, overflow=overflow)
+        return start_answer(Answer(options, on_end), lambda sink: self.backend.start(request, sink))
 
     def complete(self, prompt: str | Sequence[int], options: Options | None = None) -> Answer:
         """The continuation of a text or of token ids, without the chat template."""
         options = options or Options()
-        return begun(Answer(options), lambda sink: self.backend.start(Ask(prompt, True, options), sink))
+        request = GenerationRequest(prompt, True, options)
+        return start_answer(Answer(options), lambda sink: self.backend.start(request, sink))
 
     async def achat(
         self, messages: Sequence[Message], options: Options | None = None, *, overflow: Overflow = "error"
     ) -> Answer:
-        """`chat` without holding up the event loop, should the model's process have to be started again."""
+        """`chat` without blocking the event loop, even where the model's process must be restarted."""
         return await asyncio.to_thread(self.chat, messages, options, overflow=overflow)
 
     async def acomplete(self, prompt: str | Sequence[int], options: Options | None = None) -> Answer:
-        """`complete` without holding up the event loop."""
+        """`complete` without blocking the event loop."""
         return await asyncio.to_thread(self.complete, prompt, options)
 
     def conversation(
@@ -134,20 +127,20 @@ class Model:
         return Conversation(self, first, overflow=overflow, options=options)
 
     def load_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
-        """Take up what `Conversation.save` wrote. Raises InvalidInput for any other file."""
+        """The conversation that `Conversation.save` wrote. Raises InvalidInput for any other file."""
         kept = self.backend.restore(str(Path(path).absolute()))
         return Conversation(self, kept["messages"], overflow=kept["overflow"], options=options)
 
     async def aload_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
-        """`load_conversation` without holding up the event loop."""
+        """`load_conversation` without blocking the event loop."""
         return await asyncio.to_thread(self.load_conversation, path, options=options)
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
-        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
+        """One vector of length 1 per text, float32 [texts, n_embd], and how many tokens the texts are together."""
         return self.backend.embed(texts)
 
     async def aembed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
-        """`embed` without holding up the event loop."""
+        """`embed` without blocking the event loop."""
         return await asyncio.to_thread(self.embed, texts)
 
     def tokenize(self, text: str) -> list[int]:
@@ -155,7 +148,7 @@ class Model:
         return self.backend.tokenize(text)
 
     async def atokenize(self, text: str) -> list[int]:
-        """`tokenize` without holding up the event loop."""
+        """`tokenize` without blocking the event loop."""
         return await asyncio.to_thread(self.tokenize, text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -163,15 +156,15 @@ class Model:
         return self.backend.detokenize(ids)
 
     async def adetokenize(self, ids: Sequence[int]) -> str:
-        """`detokenize` without holding up the event loop."""
+        """`detokenize` without blocking the event loop."""
         return await asyncio.to_thread(self.detokenize, ids)
 
     def stats(self) -> dict[str, float]:
-        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        """Answers running and waiting, tokens in the KV cache, and totals since the start."""
         return self.backend.stats()
 
     async def astats(self) -> dict[str, float]:
-        """`stats` without holding up the event loop."""
+        """`stats` without blocking the event loop."""
         return await asyncio.to_thread(self.stats)
 
 
@@ -189,150 +182,48 @@ def load(
     mmproj: str | Path | None = None,
     extra_buffers: bool | None = None,
     isolate: bool = False,
-    steady: bool | None = None,
+    batch_invariant: bool | None = None,
     max_queue: int | None = None,
-    on_progress: "Progress | None" = None,
+    on_progress: "LoadProgress | None" = None,
     on_download: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a GGUF for chatting.
 
-    model: a file, a folder with one, or a Hub id with a preset (owner/name:Q4_K_M). device, gpu_layers: see `devices`.
-    context: tokens a conversation can hold; None is the model's own, at most 8192. parallel: answers made at once.
-    threads: None is the CPUs this process may use. seed: makes answers repeatable; None draws one for each.
-    sampling: fields of `Sampling` over what the file says. loras: adapter GGUFs, each with its scale.
-    mmproj: the file to see images with; None takes the one that lies beside the model and has its name.
-    extra_buffers: None asks the probe (see `probe`). isolate: in a process of its own, so that this one outlives
-    native code's death. steady: a greedy answer is the same whatever else is computed; None is yes for more than
-    one answer at once on the CPU, where long prompts are slower for it. max_queue: more waiting requests than this
-    raise Busy. on_progress: see `Progress`.
-    on_download: called with bytes fetched and bytes in all, for a model on the Hub.
+    model: a file, a folder with one, or a Hub id with a preset (owner/name:Q4_K_M). device, gpu_layers: see
+    `choose_placement`. context: tokens a conversation can hold; None is the model's own, at most 8192. parallel:
+    answers made at once. threads: None is the CPUs this process may use. seed: makes answers repeatable; None is a
+    random one for each. sampling: fields of `Sampling` that replace the file's. loras: adapter GGUFs, each with its
+    scale. mmproj: the vision tower's file; None takes the one beside the model with its name. extra_buffers: None asks
+    the probe (see `cpu_probe`). isolate: in a child process, so that this one survives a crash of native code.
+    batch_invariant: a greedy answer does not depend on other answers computed with it; None is yes for more than one
+    answer at once on the CPU, where long prompts become slower. max_queue: more waiting requests than this raise Busy.
+    on_progress: see `LoadProgress`. on_download: called with bytes fetched and bytes in all, for a model on the Hub.
     Raises InvalidInput for a file that cannot be used, BorealisError when llama.cpp cannot load it.
     """
     from .find import find_model
 
     path = find_model(model, on_download)
-    wanted = {
-        "device": device, "gpu_layers": gpu_layers, "context": context, "parallel": parallel, "threads": threads,
-        "seed": seed, "sampling": dict(sampling or {}), "loras": [(str(p), scale) for p, scale in loras],
-        "mmproj": str(mmproj) if mmproj else None, "extra_buffers": extra_buffers, "max_queue": max_queue,
-        "steady": steady,
-    }  # fmt: skip
-    if not isolate:
-        return Model(path, load_here(path, on_progress=on_progress, **wanted))
-    from .process.isolated_model import Isolated
-
-    return Model(path, Isolated(path, wanted, on_progress))
-
-
-async def aload(model: str | Path, **options: Any) -> Model:
-    """`load` without holding up the event loop; `on_progress` and `on_download` are called from another thread."""
-    return await asyncio.to_thread(load, model, **options)
-
-
-def load_here(
-    path: Path,
-    *,
-    device: str,
-    gpu_layers: int | str,
-    context: int | None,
-    parallel: int,
-    threads: int | None,
-    seed: int | None,
-    sampling: Mapping[str, float],
-    loras: Sequence[tuple[str, float]],
-    mmproj: str | None,
-    extra_buffers: bool | None,
-    max_queue: int | None,
-    steady: bool | None,
-    on_progress: "Progress | None" = None,
-) -> Local:
-    """What `load` does in this process; the arguments are its."""
-    header = read_gguf(path)
-    if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
-        raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
-    chosen = override(sampling_of(header), sampling)
-    adapters = checked_loras(header, loras)
-    if threads is not None and threads < 1:
-        raise InvalidInput(f"threads: {threads} is not 1 or more")
-    first = None if seed is None else checked_seed(seed)
-    safe = extra_buffers_work() if extra_buffers is None else extra_buffers
-    seeing = Path(mmproj) if mmproj else mmproj_beside(path)
-    placement = _place(header, seeing, device, gpu_layers, context, parallel, safe, [path for path, _ in adapters])
-    with ExitStack() as undo:
-        engine = engine_class()(
-            path,
-            context=placement.context,
-            threads=threads or usable_cores(),
-            extra_buffers=safe,
-            parallel=parallel,
-            steady=parallel > 1 and not placement.n_gpu_layers if steady is None else steady,
-            model_params=model_params(placement),
-            vision_device=placement.name if placement.n_gpu_layers else None,
-            loras=adapters,
-            on_progress=on_progress,
-        )
-        undo.callback(engine.close)
-        template = _template(header, engine)
-        local = Local(
-            engine,
-            template,
-            chosen,
-            lambda: secrets.randbelow(MAX_SEED + 1) if first is None else first,
-            mmproj=seeing,
-            loras=adapters,
-            max_queue=max_queue,
-            placement=placement.describe(),
-        )
-        undo.pop_all()
-        return local
-
-
-def _place(
-    header: GGUFFile,
-    mmproj: Path | None,
-    device: str,
-    gpu_layers: int | str,
-    context: int | None,
-    parallel: int,
-    extra_buffers: bool,
-    adapters: Sequence[Path],
-) -> Placement:
-    """Where the model goes, as llama.cpp sees this machine. Raises InvalidInput when it fits nowhere."""
-    try:
-        from .llama.devices import devices
-        from .llama.repack import repacked
-        from .llama.vision import read_mmproj
-    except (ImportError, OSError, RuntimeError) as error:
-        raise unloadable(error) from error
-    return choose(
-        header,
+    options = LoadOptions(
         device=device,
         gpu_layers=gpu_layers,
         context=context,
         parallel=parallel,
-        devices=devices(),
-        mmproj=read_mmproj(mmproj) if mmproj is not None else None,
-        outputs=parallel,
-        repack=repacked if extra_buffers else None,
-        adapters=[read_gguf(adapter) for adapter in adapters],
+        threads=usable_cores() if threads is None else threads,
+        seed=seed,
+        sampling=dict(sampling or {}),
+        loras=[(str(adapter), scale) for adapter, scale in loras],
+        mmproj=str(mmproj) if mmproj else None,
+        extra_buffers=extra_buffers,
+        max_queue=max_queue,
+        batch_invariant=batch_invariant,
     )
+    if not isolate:
+        return Model(path, load_in_process(path, options, on_progress))
+    from .process.isolated_model import IsolatedModel
+
+    return Model(path, IsolatedModel(path, asdict(options), on_progress))
 
 
-def _template(header: GGUFFile, engine: "Engine") -> ChatTemplate | None:
-    source = header.value(TEMPLATE_KEY)
-    tokens = [engine.token_text(header.value(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos")]
-    return ChatTemplate(source, *tokens) if source else None
-
-
-def engine_class() -> "type[Engine]":
-    """llama.cpp's libraries are loaded after the probe said that they can be."""
-    try:
-        from .llama.engine import Engine
-    except (ImportError, OSError, RuntimeError) as error:
-        raise unloadable(error) from error
-    return Engine
-
-
-def unloadable(error: Exception) -> BorealisError:
-    """What to say when llama.cpp's libraries cannot be loaded."""
-    return BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it")
+async def aload(model: str | Path, **options: Any) -> Model:
+    """`load` without blocking the event loop; `on_progress` and `on_download` are called from another thread."""
+    return await asyncio.to_thread(load, model, **options)

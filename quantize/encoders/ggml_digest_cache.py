@@ -10,7 +10,7 @@ from ...checkpoint.types import GGMLQuantizationType
 from ...machine_cache import read_note, write_note
 from .libraries import library_path
 
-NOTES = "ggml"
+CACHE_FOLDER = "ggml"
 
 _in_memory: dict[tuple[str, GGMLQuantizationType], str] = {}
 """The same entries in memory, for this process: the cache folder may be read-only."""
@@ -19,7 +19,7 @@ _in_memory: dict[tuple[str, GGMLQuantizationType], str] = {}
 def read_digest(type: GGMLQuantizationType, sample: bytes) -> str | None:
     """The digest of `sample` as `type` by the loaded ggml, if it is in the cache."""
     name = _name(sample)
-    known = _in_memory.get((name, type)) or read_note(NOTES, name).get(type.name)
+    known = _in_memory.get((name, type)) or read_note(CACHE_FOLDER, name).get(type.name)
     return known if isinstance(known, str) else None
 
 
@@ -27,7 +27,7 @@ def write_digest(type: GGMLQuantizationType, sample: bytes, digest: str) -> None
     """Put a digest into the cache."""
     name = _name(sample)
     _in_memory[name, type] = digest
-    write_note(NOTES, name, {**read_note(NOTES, name), type.name: digest})
+    write_note(CACHE_FOLDER, name, {**read_note(CACHE_FOLDER, name), type.name: digest})
 
 
 def _name(sample: bytes) -> str:

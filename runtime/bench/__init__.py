@@ -1,1 +1,1 @@
-"""Speed measurements of a model, each in a process of its own."""
+"""Speed of a model: prefill, decode, time to first token; each measured in a child process."""

@@ -1,4 +1,4 @@
-"""How fast answers come, by the clock of the one who waits for them: the same for an engine and for a server."""
+"""Times answers from the client's side, the same for an engine and for a server: prefill, first token, decode."""
 
 import random
 import statistics
@@ -7,61 +7,61 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-Ask = Callable[[Sequence[int], int], Iterator[int]]
-"""Called with a prompt's ids and how many tokens to make; yields how many are made, as news comes, the total last."""
+Generate = Callable[[Sequence[int], int], Iterator[int]]
+"""Called with a prompt's ids and how many tokens to generate; yields the number generated so far, the total last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One answer: seconds of a clock when it was asked, when its first and last token came; tokens read and made."""
+    """One answer: clock seconds at its start, first and last token, and tokens of the prompt and the answer."""
 
-    begun: float
+    started: float
     first: float
     last: float
-    read: int
-    made: int
+    prompt_tokens: int
+    generated_tokens: int
 
     @property
-    def wait(self) -> float:
-        """Seconds to the first token."""
-        return self.first - self.begun
+    def time_to_first_token(self) -> float:
+        """Seconds from the start to the first token."""
+        return self.first - self.started
 
 
-def timed(ask: Ask, prompt: Sequence[int], tokens: int) -> Timing:
-    """Ask, and look at the clock whenever something comes."""
-    begun = time.perf_counter()
-    first, last, made = 0.0, begun, 0
-    for count in ask(prompt, tokens):
-        made, last = count, time.perf_counter()
+def timed_answer(generate: Generate, prompt: Sequence[int], tokens: int) -> Timing:
+    """Generate one answer, and read the clock whenever a token arrives."""
+    started = time.perf_counter()
+    first, last, generated = 0.0, started, 0
+    for count in generate(prompt, tokens):
+        generated, last = count, time.perf_counter()
         first = first or last
-    return Timing(begun, first or last, last, len(prompt), made)
+    return Timing(started, first or last, last, len(prompt), generated)
 
 
-def together(ask: Ask, prompts: Sequence[Sequence[int]], tokens: int) -> list[Timing]:
-    """Ask for all at once, each from a thread of its own."""
+def timed_concurrently(generate: Generate, prompts: Sequence[Sequence[int]], tokens: int) -> list[Timing]:
+    """Generate the answers to all prompts at once, each from a thread of its own."""
     if len(prompts) == 1:
-        return [timed(ask, prompts[0], tokens)]
+        return [timed_answer(generate, prompts[0], tokens)]
     with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(lambda prompt: timed(ask, prompt, tokens), prompts))
+        return list(pool.map(lambda prompt: timed_answer(generate, prompt, tokens), prompts))
 
 
-def writing_speed(timings: Sequence[Timing]) -> float:
+def decode_rate(timings: Sequence[Timing]) -> float:
     """Tokens per second of all answers together, from the first token on; prompts should be short."""
     seconds = max(t.last for t in timings) - min(t.first for t in timings)
-    return sum(t.made - 1 for t in timings) / seconds if seconds > 0 else 0.0
+    return sum(t.generated_tokens - 1 for t in timings) / seconds if seconds > 0 else 0.0
 
 
-def reading_speed(timings: Sequence[Timing]) -> float:
-    """Prompt tokens per second of all answers together, up to the last first token."""
-    return sum(t.read for t in timings) / (max(t.first for t in timings) - min(t.begun for t in timings))
+def prefill_rate(timings: Sequence[Timing]) -> float:
+    """Prompt tokens per second of all answers together, up to the last answer's first token."""
+    return sum(t.prompt_tokens for t in timings) / (max(t.first for t in timings) - min(t.started for t in timings))
 
 
-def waiting(timings: Sequence[Timing]) -> float:
-    """Seconds to the first token, the median."""
-    return statistics.median(t.wait for t in timings)
+def median_time_to_first_token(timings: Sequence[Timing]) -> float:
+    """Seconds to the first token, the median of all answers."""
+    return statistics.median(t.time_to_first_token for t in timings)
 
 
 def random_prompts(ids: Sequence[int], count: int, length: int, seed: int) -> list[list[int]]:
-    """Prompts that share nothing, made of `ids`."""
+    """Prompts of random `ids`, which share no prefix."""
     source = random.Random(seed)
     return [source.choices(ids, k=length) for _ in range(count)]

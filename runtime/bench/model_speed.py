@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine. Every measurement has a process of its own, which tells its peak memory."""
+"""Measures how fast a model runs here. Every measurement is a child process, which reports its peak memory."""
 
 import json
 import statistics
@@ -13,24 +13,24 @@ from ...errors import BorealisError, EngineDied, InvalidInput
 from ..find import find_model
 from ..process.child_process import child_command, crash_name
 
-MORE = 16
-"""Tokens after a shared prefix, and of the short prompts that writing begins with."""
-CHILD = f"{__package__}.speed_worker"
+SHORT_PROMPT = 16
+"""Tokens after a shared prefix, and of the prompts before decoding is measured."""
+WORKER = f"{__package__}.speed_worker"
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """Of `parallel` answers at once: tokens per second of all together, seconds to the first token, bytes.
+class ModelSpeed:
+    """Speed of `parallel` answers at once: `prefill` and `decode` in tokens per second of all together.
 
-    `wait` is for a prompt never seen before, `wait_shared` for one of which all but the last tokens are known.
-    placement: where the model was put, and why, in one line.
+    Times are in seconds, `peak_memory` in bytes. time_to_first_token: after a new prompt; time_to_first_token_cached:
+    after a prompt of which all but the last tokens are in the KV cache. placement: as `Placement.describe`.
     """
 
     parallel: int
-    reading: float
-    writing: float
-    wait: float
-    wait_shared: float
+    prefill: float
+    decode: float
+    time_to_first_token: float
+    time_to_first_token_cached: float
     peak_memory: int
     loading: float
     placement: str
@@ -48,12 +48,12 @@ def bench_run(
     device: str = "auto",
     gpu_layers: int | str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
-) -> Iterator[Speed]:
-    """One `Speed` for each of `parallel`, medians of `repeats`. Raises what loading raises.
+) -> Iterator[ModelSpeed]:
+    """One `ModelSpeed` for each of `parallel`, medians of `repeats`. Raises what loading raises.
 
-    The answers are as long as asked for: an end that the model chooses is not heeded. `context` None is what is needed.
+    All answers have `tokens` tokens: end tokens are ignored. `context` None is the least that is needed.
     """
-    needed = max(prompt_tokens + MORE + 2, MORE + tokens + 2)
+    needed = max(prompt_tokens + SHORT_PROMPT + 2, SHORT_PROMPT + tokens + 2)
     if context is not None and context < needed:
         raise InvalidInput(f"a context of {context} tokens; {needed} are needed for this measurement")
     path = find_model(model)
@@ -66,27 +66,27 @@ def bench_run(
         yield _measured(request, on_progress)
 
 
-def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], None] | None) -> Speed:
+def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], None] | None) -> ModelSpeed:
     samples: list[dict[str, float]] = []
-    once: dict[str, Any] = {}
-    what = f"{request['parallel']} at once"
+    totals: dict[str, Any] = {}
+    label = f"{request['parallel']} at once"
     for message in _messages(request):
         if "sample" in message:
             samples.append(message["sample"])
             if on_progress is not None:
-                on_progress(what, len(samples) / request["repeats"])
-        elif "once" in message:
-            once |= message["once"]
-    if not (samples and once):
+                on_progress(label, len(samples) / request["repeats"])
+        elif "totals" in message:
+            totals |= message["totals"]
+    if not (samples and totals):
         raise EngineDied(f"{request['path']}: the measuring process ended before it had measured")
-    middle = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
-    return Speed(request["parallel"], **middle, **once)
+    medians = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
+    return ModelSpeed(request["parallel"], **medians, **totals)
 
 
 def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the child tells, to its end. Raises what it reports, EngineDied when it dies."""
-    with tempfile.TemporaryFile() as complaints, subprocess.Popen(
-        child_command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints
+    """The messages of the child until it ends. Raises the error that it sends, EngineDied when it crashes."""
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(
+        child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
     ) as process:  # fmt: skip
         try:
             if process.stdin is not None:
@@ -102,7 +102,7 @@ def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             process.kill()
             raise
         if process.wait():
-            complaints.seek(0)
-            said = complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-            why = crash_name(process.returncode) or process.returncode
-            raise EngineDied(f"{request['path']}: the measuring process died ({why}): {' '.join(said)}")
+            errors.seek(0)
+            last_line = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            crash = crash_name(process.returncode) or process.returncode
+            raise EngineDied(f"{request['path']}: the measuring process died ({crash}): {' '.join(last_line)}")

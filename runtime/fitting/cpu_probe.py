@@ -1,9 +1,9 @@
-"""Does this llama.cpp survive on this CPU? Asked once, in a child process, and remembered.
+"""Probes in a child process whether this llama.cpp crashes on this CPU, and caches the answer.
 
 A llama.cpp that GCC 12 compiled for a CPU with AMX dies with SIGSEGV in the first decode of any quantized model. The
 faulty kernels work on weights in "extra" buffers, which a model can be loaded without, at the price of the repacked
-kernels' speed. So: a child decodes batches through a tiny model with a tensor of each everyday type. If it dies,
-another tries without the extra buffers.
+kernels' speed. So a child decodes batches with a tiny model that has a tensor of each usual type. If it dies, another
+child tries without the extra buffers.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from ..process.child_process import child_command, crash_name, die_quietly
 
 WIDTH = 256
 ARCHITECTURE = "gemma3"
-NOTES = "probe"
+CACHE_FOLDER = "probe"
 PROBE_VERSION = 1
 TYPES = {
     "token_embd.weight": GGMLQuantizationType.Q8_0,
@@ -46,27 +46,27 @@ NORMS = ("output_norm", "blk.0.attn_norm", "blk.0.post_attention_norm", "blk.0.f
 
 
 def probe_command(extra_buffers: bool) -> list[str]:
-    """The child: ends with 0 when llama.cpp survived."""
+    """The child's command line; it exits with 0 when llama.cpp survived."""
     return child_command(__name__, "extra" if extra_buffers else "plain")
 
 
 def extra_buffers_work(
     command: Callable[[bool], Sequence[str]] = probe_command, timeout: float = 60.0, identity: Any = None
 ) -> bool:
-    """Whether models may be loaded with llama.cpp's extra buffers here; False: load them without.
+    """Whether models can be loaded with llama.cpp's extra buffers here; False: load them without.
 
     Raises BorealisError when llama.cpp dies, or cannot be loaded, either way.
     """
     identity = machine_identity() if identity is None else identity
     note = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    known = _recall(note, identity)
-    if known is not None:
-        return known
-    problem, crashed = _attempt(command(True), timeout)
+    cached = _cached_answer(note, identity)
+    if cached is not None:
+        return cached
+    problem, crashed = _run_probe(command(True), timeout)
     if problem is None:
-        _remember(note, identity, True)
+        _cache_answer(note, identity, True)
         return True
-    second, _ = _attempt(command(False), timeout)
+    second, _ = _run_probe(command(False), timeout)
     if second is not None:
         raise BorealisError(
             f"llama.cpp does not work on this machine: its probe {problem}, and without extra buffers it {second}; "
@@ -74,7 +74,7 @@ def extra_buffers_work(
             "llama-cpp-python llama-cpp-python)"
         )
     if crashed:
-        _remember(note, identity, False)
+        _cache_answer(note, identity, False)
     return False
 
 
@@ -86,23 +86,21 @@ def machine_identity() -> list[Any]:
 
 
 def _cpu() -> list[str]:
-    """What tells one kind of CPU from another."""
+    """The CPU's model and features."""
     names = [platform.machine(), platform.processor(), os.environ.get("PROCESSOR_IDENTIFIER", "")]
     if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        return [*names, asked.stdout.strip()]
+        brand = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return [*names, subprocess.run(brand, capture_output=True, text=True, check=False).stdout.strip()]
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return names
     first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    telling = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
-    return [*names, *(line for line in first.splitlines() if line.startswith(telling))]
+    fields = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
+    return [*names, *(line for line in first.splitlines() if line.startswith(fields))]
 
 
-def _attempt(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
-    """What went wrong (None: nothing), and whether it was a crash."""
+def _run_probe(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
+    """What went wrong in the child (None: nothing), and whether it was a crash."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -111,21 +109,21 @@ def _attempt(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
         return f"could not be started ({error})", False
     crash = crash_name(done.returncode)
     if crash is not None:
-        return f"died ({crash})", crash != "SIGKILL"  # SIGKILL comes from outside: no trait of the machine
+        return f"died ({crash})", crash != "SIGKILL"  # SIGKILL comes from outside, for example when memory is short
     if done.returncode:
         last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         return f"failed ({' '.join(last) or f'exit {done.returncode}'})", False
     return None, False
 
 
-def _recall(name: str, identity: Any) -> bool | None:
-    held = read_note(NOTES, name)
-    known = held.get("identity") == json.loads(json.dumps(identity))
-    return held["extra_buffers"] if known and isinstance(held.get("extra_buffers"), bool) else None
+def _cached_answer(name: str, identity: Any) -> bool | None:
+    note = read_note(CACHE_FOLDER, name)
+    same = note.get("identity") == json.loads(json.dumps(identity))
+    return note["extra_buffers"] if same and isinstance(note.get("extra_buffers"), bool) else None
 
 
-def _remember(name: str, identity: Any, answer: bool) -> None:
-    write_note(NOTES, name, {"identity": identity, "extra_buffers": answer})
+def _cache_answer(name: str, identity: Any, answer: bool) -> None:
+    write_note(CACHE_FOLDER, name, {"identity": identity, "extra_buffers": answer})
 
 
 def write_probe_model(path: Path) -> None:
@@ -154,7 +152,7 @@ def write_probe_model(path: Path) -> None:
 
 
 def main() -> None:
-    """The child: batches that take the matrix and the vector kernels, without and with leftovers."""
+    """The child: decodes batches that use the matrix and the vector kernels, of even and odd sizes."""
     die_quietly()
     from ..llama.engine import Engine
 
@@ -163,6 +161,6 @@ def main() -> None:
         write_probe_model(path)
         engine = Engine(path, context=WIDTH, threads=2, extra_buffers=sys.argv[1] == "extra", gpu_layers=0)
         for count in (64, 33, 1):
-            engine.read(0, 0, [1] * count)
-            engine.cut(0, 0)
+            engine.prefill(0, 0, [1] * count)
+            engine.truncate(0, 0)
         engine.close()

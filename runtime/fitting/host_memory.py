@@ -1,50 +1,45 @@
-"""How much memory this process may still take, on Linux, macOS and Windows.
+"""How much memory this process may still take: what the system has free, within the limits of its cgroups.
 
-llama.cpp says on Linux and macOS that all of it is free, and knows no cgroups.
+llama.cpp reports all memory as free on Linux and macOS, and ignores cgroups.
 """
 
-import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_VM_INFO64 = 4
-VM_INFO64_INTS = 64  # more than the structure has in any version
+import psutil
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes; `free` counts what the system would give back at once, such as cached files."""
+class HostMemory:
+    """Bytes; `free` includes what the system would reclaim at once, such as cached files."""
 
     total: int
     free: int
 
 
-def host_memory() -> Memory | None:
-    """What there is, at most what a container allows; None where the system does not say."""
+def host_memory() -> HostMemory | None:
+    """The host's memory, at most what a container allows; None where the system does not report it."""
     try:
-        if sys.platform == "win32":
-            return _windows()
-        return _macos() if sys.platform == "darwin" else linux_memory(Path("/proc"), Path("/sys/fs/cgroup"))
-    except (OSError, ValueError, AttributeError):
+        memory = psutil.virtual_memory()
+        found = HostMemory(memory.total, memory.available)
+        if sys.platform == "linux":
+            return within_cgroups(found, Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+        return found
+    except (OSError, ValueError, AttributeError, RuntimeError, KeyError):
         return None
 
 
-def linux_memory(proc: Path, cgroups: Path) -> Memory | None:
-    """From /proc/meminfo, and the limits of this process's cgroup and all above it, version 2 or 1."""
-    table = _numbers(proc / "meminfo", 1024)
-    if "MemTotal:" not in table or "MemAvailable:" not in table:
-        return None
-    found = Memory(table["MemTotal:"], table["MemAvailable:"])
-    for limit, used in _cgroup_limits(proc / "self" / "cgroup", cgroups):
-        if limit < found.total:
-            found = Memory(limit, found.free)
-        found = Memory(found.total, max(0, min(found.free, limit - used)))
-    return found
+def within_cgroups(memory: HostMemory, membership: Path, cgroups: Path) -> HostMemory:
+    """`memory` within the limits of this process's cgroup and its parents, version 2 or 1 (Linux)."""
+    total, free = memory.total, memory.free
+    for limit, used in _cgroup_limits(membership, cgroups):
+        total, free = min(total, limit), max(0, min(free, limit - used))
+    return HostMemory(total, free)
 
 
 def _cgroup_limits(membership: Path, cgroups: Path) -> list[tuple[int, int]]:
-    """(limit, bytes in use that are no cached files) of every cgroup that has a limit."""
+    """(limit, bytes in use without cached files) of every cgroup that has a limit."""
     limits = []
     for line in _text(membership).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -53,15 +48,19 @@ def _cgroup_limits(membership: Path, cgroups: Path) -> list[tuple[int, int]]:
         root = cgroups / "memory" if controllers else cgroups
         names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
         here = root / path.lstrip("/")
-        # In a container the path may be the host's, and only the root is there.
+        # In a container the path may be the host's, and only the root exists.
         for folder in {here, *(parent for parent in here.parents if parent.is_relative_to(root)), root}:
             limit, used = (_text(folder / f"memory.{name}").strip() for name in names)
             if limit.isdigit() and used.isdigit():
-                cached = _numbers(folder / "memory.stat", 1)
                 prefix = "total_" if controllers else ""
-                files = sum(cached.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-                limits.append((int(limit), max(0, int(used) - files)))
+                limits.append((int(limit), max(0, int(used) - _cached_files(folder / "memory.stat", prefix))))
     return limits
+
+
+def _cached_files(stat: Path, prefix: str) -> int:
+    """Bytes of cached files, which the kernel would drop."""
+    rows = dict(line.split(maxsplit=1) for line in _text(stat).splitlines() if " " in line)
+    return sum(int(rows.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def _text(path: Path) -> str:
@@ -69,40 +68,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _numbers(path: Path, unit: int) -> dict[str, int]:
-    """Lines of a name and a number."""
-    rows = (line.split() for line in _text(path).splitlines())
-    return {row[0]: int(row[1]) * unit for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _macos() -> Memory | None:
-    libc = ctypes.CDLL(None)
-    total, size = ctypes.c_uint64(), ctypes.c_size_t(8)
-    if libc.sysctlbyname(b"hw.memsize", ctypes.byref(total), ctypes.byref(size), None, ctypes.c_size_t(0)):
-        return None
-    counts, length = (ctypes.c_uint32 * VM_INFO64_INTS)(), ctypes.c_uint32(VM_INFO64_INTS)
-    libc.mach_host_self.restype = ctypes.c_uint32
-    host = ctypes.c_uint32(libc.mach_host_self())
-    if libc.host_statistics64(host, HOST_VM_INFO64, counts, ctypes.byref(length)):
-        return None
-    free, _active, inactive = counts[:3]
-    return Memory(total.value, (free + inactive) * libc.getpagesize())
-
-
-class _MemoryStatus(ctypes.Structure):
-    """MEMORYSTATUSEX."""
-
-    _fields_ = (
-        ("length", ctypes.c_uint32),
-        ("load", ctypes.c_uint32),
-        *((name, ctypes.c_uint64) for name in ("total", "free", "page", "free_page", "virtual", "free_virtual", "ext")),
-    )
-
-
-def _windows() -> Memory | None:
-    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
-    if sys.platform != "win32" or not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-        return None
-    return Memory(status.total, status.free)

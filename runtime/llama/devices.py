@@ -1,7 +1,7 @@
 """The devices the loaded llama.cpp can compute on.
 
-llama-cpp-python binds nothing of ggml's device list; the few functions are bound here. They must come from the very
-libggml that libllama uses: a folder may hold it under two names, and each would have a list of its own.
+llama-cpp-python does not bind ggml's device list, so its few functions are bound here. They must come from the libggml
+that libllama uses: a folder may hold it under two names, and each would have a device list of its own.
 """
 
 import ctypes
@@ -39,9 +39,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a model can be put on. `index` counts those of a `kind`; `name` is ggml's own, unique in this process.
+    """A device for a model. `index` counts the devices of a `kind`; `name` is ggml's own, unique in this process.
 
-    Memory is in bytes; `total` 0: the device does not say. `unified`: it is the host's memory too.
+    Memory is in bytes; `total` 0: unknown. `unified`: the device shares the host's memory.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Device:
 
     @property
     def label(self) -> str:
-        """As --device takes it, whatever the case: CPU, Metal, CUDA:1."""
+        """The name that --device takes, in any case: CPU, Metal, CUDA:1."""
         name = NAMES.get(self.kind, self.kind)
         return name if self.kind in ("cpu", "metal") and not self.index else f"{name}:{self.index}"
 
@@ -74,7 +74,7 @@ def devices() -> tuple[Device, ...]:
 
 
 def device_handle(name: str) -> int:
-    """The `ggml_backend_dev_t` of the device that ggml calls so. Raises BorealisError when there is none."""
+    """The `ggml_backend_dev_t` of the device with ggml's `name`. Raises BorealisError when there is none."""
     handle = ggml("ggml_backend_dev_by_name")(name.encode())
     if not handle:
         raise BorealisError(f"{name}: llama.cpp has no such device; see borealis-gguf devices")
@@ -85,16 +85,16 @@ def device_handle(name: str) -> int:
 def device_array(names: tuple[str, ...]) -> int:
     """The address of a NULL-terminated `ggml_backend_dev_t` array, for llama_model_params; it is never freed."""
     array = (ctypes.c_void_p * (len(names) + 1))(*map(device_handle, names), None)
-    _kept.append(array)
+    _device_arrays.append(array)
     return ctypes.addressof(array)
 
 
-_kept: list[Any] = []
+_device_arrays: list[Any] = []
 
 
 def _describe(handle: int, before: Sequence[Device]) -> Device:
     registry = ggml("ggml_backend_dev_backend_reg")(handle)
-    title = _text("ggml_backend_reg_name", registry)
+    title = _string("ggml_backend_reg_name", registry)
     kind = KINDS.get(title, title.lower())
     type = TYPES[ggml("ggml_backend_dev_type")(handle)]
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -103,8 +103,8 @@ def _describe(handle: int, before: Sequence[Device]) -> Device:
     return Device(
         kind,
         sum(device.kind == kind for device in before),
-        _text("ggml_backend_dev_name", handle),
-        _text("ggml_backend_dev_description", handle).strip(),
+        _string("ggml_backend_dev_name", handle),
+        _string("ggml_backend_dev_description", handle).strip(),
         memory.total if memory else total.value,
         memory.free if memory else free.value,
         type,
@@ -118,7 +118,7 @@ class _Feature(ctypes.Structure):
 
 
 def _features(registry: int) -> tuple[str, ...]:
-    """What a backend was compiled to use and found here, as it names it."""
+    """CPU features that a backend was compiled for and found here, as it names them."""
     address = ggml("ggml_backend_reg_get_proc_address")(registry, b"ggml_backend_get_features")
     if not address:
         return ()
@@ -128,14 +128,14 @@ def _features(registry: int) -> tuple[str, ...]:
     return tuple(name if value == "1" else f"{name}={value}" for name, value in pairs if value != "0")
 
 
-def _text(function: str, handle: int) -> str:
+def _string(function: str, handle: int) -> str:
     return (ggml(function)(handle) or b"").decode("utf-8", "replace")
 
 
 def ggml(name: str, signature: tuple[Any, list[Any]] | None = None) -> Any:
-    """A function of the loaded ggml, of `signature` (result, arguments) if it is none of those above.
+    """A function of the loaded ggml; `signature` (result, arguments) if it is not in _SIGNATURES.
 
-    Where libraries have one namespace each, they are asked in turn.
+    On Windows every library has its own symbols, so they are searched in turn.
     """
     for library in _libraries():
         function = getattr(library, name, None)
@@ -147,14 +147,14 @@ def ggml(name: str, signature: tuple[Any, list[Any]] | None = None) -> Any:
 
 @cache
 def _libraries() -> tuple[Any, ...]:
-    """llama.cpp's libraries, initialized, where ggml's functions can be found."""
+    """The loaded and initialized libraries that hold ggml's functions."""
     try:
         import llama_cpp.llama_cpp as llama
 
-        from .vocabulary import begin
+        from .vocabulary import init_llama
     except (ImportError, OSError, RuntimeError) as error:
         raise BorealisError(f"llama-cpp-python cannot be loaded ({error}); reinstall it") from error
-    begin()
+    init_llama()
     llama.llama_supports_gpu_offload()  # loads the backends where they are libraries of their own
     loaded = llama._lib  # searching it searches the libraries it was linked with
     if sys.platform != "win32":

@@ -1,7 +1,7 @@
-"""Which matrices llama.cpp lays out anew for this CPU, in "extra" buffers, and how large they are there.
+"""Which matrices llama.cpp repacks for this CPU, in "extra" buffers, and how large they are there.
 
-llama.cpp is asked itself, the way it asks when it loads a model: with an operation on a tensor that holds nothing.
-What it answers depends on the CPU, the type and the number of rows.
+ggml answers that, asked as llama.cpp asks when it loads a model: with an operation on a tensor without data. The answer
+depends on the CPU, the type and the number of rows.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ from .devices import device_handle
 
 T = GGMLQuantizationType
 F32 = 0
-COLUMNS = 512  # of the other factor, as llama.cpp asks
-ASKED = frozenset({
+COLUMNS = 512  # of the other factor, as in llama.cpp
+REPACKABLE = frozenset({
     T.Q2_K, T.Q3_K, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS, T.F16, T.BF16
 })  # fmt: skip
-"""Types worth asking about: with one it does not know, ggml would end the process."""
+"""Types that ggml may be asked about: with one it does not know, it would end the process."""
 
 
 class _InitParams(ctypes.Structure):  # ggml_init_params
@@ -43,13 +43,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 @cache
-def repacked(type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
-    """Bytes of the copy that llama.cpp multiplies with, of a matrix on the CPU; 0: it takes the matrix as it is."""
-    if type not in ASKED or len(shape) != 2:
+def repacked_nbytes(type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
+    """Bytes of the repacked copy of a matrix on the CPU; 0: llama.cpp multiplies with the matrix as it is."""
+    if type not in REPACKABLE or len(shape) != 2:
         return 0
     cpu = device_handle("CPU")
-    for kind in _extra_buffer_types(cpu):
-        if size := _size(cpu, kind, type, shape):
+    for buffer_type in _extra_buffer_types(cpu):
+        if size := _size(cpu, buffer_type, type, shape):
             return size
     return 0
 
@@ -66,8 +66,8 @@ def _extra_buffer_types(cpu: int) -> list[int]:
     return found
 
 
-def _size(cpu: int, kind: int, type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
-    """Bytes of the matrix in a buffer of this kind, if llama.cpp would put it there."""
+def _size(cpu: int, buffer_type: int, type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
+    """Bytes of the matrix in a buffer of this type; 0 where llama.cpp would not put it there."""
     rows, columns = shape
     context = _ggml("ggml_init")(_InitParams(8 * _ggml("ggml_tensor_overhead")(), None, True))
     try:
@@ -75,11 +75,11 @@ def _size(cpu: int, kind: int, type: GGMLQuantizationType, shape: tuple[int, ...
         other = _ggml("ggml_new_tensor_2d")(context, F32, columns, COLUMNS)
         product = _ggml("ggml_mul_mat")(context, matrix, other)
         head = _TensorHead.from_address(matrix)
-        head.buffer = _ggml("ggml_backend_buft_alloc_buffer")(kind, 0)
-        there = _ggml("ggml_backend_dev_supports_op")(cpu, product)
+        head.buffer = _ggml("ggml_backend_buft_alloc_buffer")(buffer_type, 0)
+        supported = _ggml("ggml_backend_dev_supports_op")(cpu, product)
         _ggml("ggml_backend_buffer_free")(head.buffer)
         head.buffer = None
-        return _ggml("ggml_backend_buft_get_alloc_size")(kind, matrix) if there else 0
+        return _ggml("ggml_backend_buft_get_alloc_size")(buffer_type, matrix) if supported else 0
     finally:
         _ggml("ggml_free")(context)
 

@@ -1,6 +1,6 @@
-"""Drawing the next token, in llama.cpp: the logits of a large vocabulary never pass through Python.
+"""Samples the next token in llama.cpp, so that the logits of a large vocabulary never pass through Python.
 
-A grammar is asked about one token, the drawn one; only if it refuses that, all tokens are looked at.
+A grammar checks the sampled token alone; only if it refuses that one, all tokens are filtered and sampled again.
 """
 
 import ctypes
@@ -13,18 +13,18 @@ import numpy as np
 from ...errors import BorealisError, InvalidInput
 from ..events import Candidate, Chosen
 from ..prompting.sampling_settings import Sampling
-from .vocabulary import Vocabulary, forget, reason
+from .vocabulary import Vocabulary, clear_errors, error_clause
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-low: Any = llama  # its declarations do not fit what its functions take
+untyped: Any = llama  # its declarations do not fit what its functions take
 NO_PENALTIES = (1.0, 0.0, 0.0)
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Sampler:
-    """The state of drawing for one answer; `close()` gives the memory back."""
+    """llama.cpp's sampler chain and grammar for one answer; `close()` frees the memory."""
 
     def __init__(self, engine: "Engine", sampling: Sampling, seed: int, grammar: str | None = None) -> None:
         """Raises InvalidInput for a grammar (GBNF) that llama.cpp does not take."""
@@ -32,13 +32,13 @@ class Sampler:
         self._grammar: Any = None
         self._chain: Any = None
         if grammar is not None:
-            forget()
+            clear_errors()
             self._grammar = llama.llama_sampler_init_grammar(engine.vocab, grammar.encode("utf-8"), b"root")
             if not self._grammar:
-                raise InvalidInput(f"the schema: llama.cpp cannot follow it{reason()}; make it simpler")
+                raise InvalidInput(f"the schema: llama.cpp cannot follow it{error_clause()}; make it simpler")
         self._chain = _new_chain(sampling, seed, engine.n_vocab)
-        self._greedy = grammar is None and _likeliest(sampling)
-        self._reach = sampling.repeat_last_n if _penalties(sampling) != NO_PENALTIES else 0
+        self._greedy = grammar is None and _is_greedy(sampling)
+        self._penalty_window = sampling.repeat_last_n if _penalties(sampling) != NO_PENALTIES else 0
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
@@ -47,38 +47,39 @@ class Sampler:
                 llama.llama_sampler_free(sampler)
         self._chain = self._grammar = None
 
-    def seen(self, ids: Sequence[int]) -> None:
-        """Tell the repeat penalty what the prompt ends with."""
-        for id in ids[-self._reach :] if self._reach > 0 else ():
+    def accept_prompt(self, ids: Sequence[int]) -> None:
+        """Show the repeat penalty the last tokens of the prompt."""
+        for id in ids[-self._penalty_window :] if self._penalty_window > 0 else ():
             llama.llama_sampler_accept(self._chain, id)
 
-    def draw(self, n: int) -> int:
-        """A token from the logits after cell `n` of the last computation."""
+    def sample(self, n: int) -> int:
+        """A token from the logits after token `n` of the last batch."""
         if self._greedy:
             return int(self.engine.logits_at(n).argmax())
         if self._grammar is None:
-            return self._drawn(n)
-        id = self._drawn(n) if not self._reach else self._pick(_all(self.engine.logits_at(n)))
-        if not self._allowed(id):
-            allowed = _all(self.engine.logits_at(n))
+            return self._sample_in_chain(n)
+        penalties = bool(self._penalty_window)  # then the chain must accept no token that the grammar refuses
+        id = self._select(_candidates(self.engine.logits_at(n))) if penalties else self._sample_in_chain(n)
+        if not self._grammar_allows(id):
+            allowed = _candidates(self.engine.logits_at(n))
             self._apply(self._grammar, allowed)
-            id = self._pick(allowed)
-            if not self._allowed(id):  # accepting it would end the process
+            id = self._select(allowed)
+            if not self._grammar_allows(id):  # accepting it would end the process
                 raise BorealisError("the answer cannot go on under its schema with the tokens of this model")
-        if self._reach:
+        if penalties:
             llama.llama_sampler_accept(self._chain, id)
         llama.llama_sampler_accept(self._grammar, id)
         return id
 
-    def _drawn(self, n: int) -> int:
-        """What the chain draws, all in llama.cpp. It counts as said: only a repeat penalty would mind."""
+    def _sample_in_chain(self, n: int) -> int:
+        """Sample in llama.cpp alone. The chain accepts the token at once, which only a repeat penalty would notice."""
         return llama.llama_sampler_sample(self._chain, self.engine.context, n)
 
-    def _pick(self, tokens: np.ndarray) -> int:
-        held = self._apply(self._chain, tokens)
-        return held.data[held.selected].id
+    def _select(self, tokens: np.ndarray) -> int:
+        array = self._apply(self._chain, tokens)
+        return array.data[array.selected].id
 
-    def _allowed(self, id: int) -> bool:
+    def _grammar_allows(self, id: int) -> bool:
         one = np.array([(id, 1.0, 0.0)], TOKEN)
         self._apply(self._grammar, one)
         return bool(np.isfinite(one["logit"][0]))
@@ -86,19 +87,19 @@ class Sampler:
     def _apply(self, sampler: Any, tokens: np.ndarray) -> Any:
         """Let `sampler` change, sort and choose among `tokens`, in place."""
         data = tokens.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
-        held = llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
-        low.llama_sampler_apply(sampler, ctypes.byref(held))
-        return held
+        array = llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+        untyped.llama_sampler_apply(sampler, ctypes.byref(array))
+        return array
 
 
-def _all(logits: np.ndarray) -> np.ndarray:
+def _candidates(logits: np.ndarray) -> np.ndarray:
     tokens = np.empty(len(logits), TOKEN)
     tokens["id"], tokens["logit"], tokens["p"] = np.arange(len(logits)), logits, 0
     return tokens
 
 
-def _likeliest(sampling: Sampling) -> bool:
-    """Whether it is the largest logit that is taken, and nothing else looked at."""
+def _is_greedy(sampling: Sampling) -> bool:
+    """Whether the largest logit is taken, whatever came before."""
     return sampling.temperature == 0 and _penalties(sampling) == NO_PENALTIES
 
 
@@ -124,7 +125,7 @@ def _new_chain(sampling: Sampling, seed: int, n_vocab: int) -> Any:
     return chain
 
 
-def chosen(vocabulary: Vocabulary, logits: np.ndarray, id: int, count: int) -> Chosen:
+def with_logprobs(vocabulary: Vocabulary, logits: np.ndarray, id: int, count: int) -> Chosen:
     """`id` and the `count` likeliest tokens with their log-probabilities, as the model has them before sampling."""
     scores = logits - logits.max()
     scores -= np.log(np.exp(scores, dtype=np.float64).sum())

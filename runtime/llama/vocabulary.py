@@ -13,40 +13,42 @@ _errors: list[str] = []
 
 
 @llama.llama_log_callback
-def keep_errors(level: int, text: bytes, _: Any) -> None:
+def collect_errors(level: int, text: bytes, _: Any) -> None:
+    """llama.cpp's log callback: keeps error messages, drops everything else."""
     if level == _ERROR_LEVEL:
         _errors.append(text.decode("utf-8", "replace").strip())
 
 
-def begin() -> None:
-    """Before a model is loaded: llama.cpp complains here, and nowhere else."""
-    llama.llama_log_set(keep_errors, ctypes.c_void_p(0))
+def init_llama() -> None:
+    """Initialize llama.cpp, and send its log to `collect_errors` only. To be called before a model is loaded."""
+    llama.llama_log_set(collect_errors, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    forget()
+    clear_errors()
 
 
-def forget() -> None:
-    """Before a call whose complaints are wanted."""
+def clear_errors() -> None:
+    """To be called before a llama.cpp function whose error messages are wanted."""
     _errors.clear()
 
 
-def reason() -> str:
-    """What llama.cpp first complained of, as a clause: later lines repeat it in general words."""
+def error_clause() -> str:
+    """llama.cpp's first error message since `clear_errors`, as a clause: later messages repeat it in general words."""
     return f": {_errors[0]}" if _errors else ""
 
 
 def open_vocabulary(path: Path) -> "Vocabulary":
     """The vocabulary of a GGUF alone: no weight is read. Raises BorealisError when llama.cpp cannot load it."""
-    begin()
+    init_llama()
     params = llama.llama_model_default_params()
     params.vocab_only = True
-    model = llama.llama_model_load_from_file(_encoded(path), params)
+    model = llama.llama_model_load_from_file(encoded_path(path), params)
     if model is None:
-        raise BorealisError(f"{path}: llama.cpp cannot load its vocabulary{reason()}")
+        raise BorealisError(f"{path}: llama.cpp cannot load its vocabulary{error_clause()}")
     return Vocabulary(model)
 
 
-def _encoded(path: Path) -> bytes:
+def encoded_path(path: Path) -> bytes:
+    """`path` as llama.cpp takes it."""
     return str(path).encode("utf-8", "surrogateescape")
 
 
@@ -68,12 +70,12 @@ class Vocabulary:
 
     @property
     def vocab(self) -> Any:
-        """llama.cpp's own, for `sampler`."""
+        """The `llama_vocab`, for `sampler`."""
         return self._vocab
 
     @property
     def bos(self) -> int | None:
-        """The id a prompt begins with, or None."""
+        """The id that prompts begin with, or None."""
         vocab: Any = self._vocab
         bos: Any = llama.llama_vocab_bos(vocab)  # an int, whatever the binding declares
         return bos if llama.llama_vocab_get_add_bos(vocab) else None
@@ -114,7 +116,7 @@ class Vocabulary:
             room = -count
 
     def is_end(self, id: int) -> bool:
-        """Whether generating ends at this token."""
+        """Whether generation ends at this token."""
         if (known := self._ends.get(id)) is None:
             known = self._ends[id] = bool(llama.llama_vocab_is_eog(self._vocab, id))
         return known

@@ -1,4 +1,4 @@
-/** Answers that are being written: one at most in a conversation, and any number of conversations at once. */
+/** Answers that are being streamed: at most one in a conversation, any number of conversations at once. */
 
 import { ApiError, streamChat } from "./api.js";
 import { getPicture } from "./pictures.js";
@@ -8,14 +8,14 @@ import { getPicture } from "./pictures.js";
  * @typedef {import("./store.js").Message} Message
  * @typedef {{conversation: Conversation, message: Message, controller: AbortController, began: number, wait: number,
  *   leaving: boolean}}
- *   Running `began` in milliseconds, `wait` are the seconds until the server is asked again; `leaving` when the page
- *   is left, which breaks the connection and is no problem to tell
+ *   Running `began` in milliseconds, `wait` seconds until the next try; `leaving` when the page is being left, which
+ *   breaks the connection and is no error to show
  * @typedef {{started: (running: Running) => void, progress: (running: Running) => void,
  *   ended: (running: Running) => void}} Listeners
  */
 
 /**
- * @param {() => {key: string, model: string, sees: boolean, sampling: object}} environment as it is when one begins
+ * @param {() => {key: string, model: string, hasVision: boolean, sampling: object}} environment read when an answer starts
  * @param {Listeners} on
  */
 export function createAnswers(environment, on) {
@@ -51,9 +51,9 @@ export function createAnswers(environment, on) {
 }
 
 /** @param {Running} entry @param {() => void} progress */
-async function receive(entry, { key, model, sees, sampling }, progress) {
+async function receive(entry, { key, model, hasVision, sampling }, progress) {
   const { conversation, message, controller } = entry;
-  const messages = await history(conversation.system, conversation.messages.slice(0, -1), sees);
+  const messages = await history(conversation.system, conversation.messages.slice(0, -1), hasVision);
   const waiting = (seconds) => {
     entry.wait = seconds;
     if (seconds === 0) entry.began = performance.now();
@@ -91,14 +91,14 @@ function fail(message, error, signal) {
 }
 
 /**
- * The conversation as the API wants it. Empty answers are left out and what then stands beside its like is joined:
- * models' templates want the roles to take turns.
- * @param {string} system @param {Message[]} messages @param {boolean} sees
+ * The conversation as messages of the API. Empty answers are left out, and neighbours of the same role are joined:
+ * chat templates want roles to alternate.
+ * @param {string} system @param {Message[]} messages @param {boolean} hasVision
  */
-async function history(system, messages, sees) {
+async function history(system, messages, hasVision) {
   const turns = system.trim() ? [{ role: "system", content: system }] : [];
   for (const { role, text, pictures } of messages) {
-    const images = sees ? await imageParts(pictures ?? []) : [];
+    const images = hasVision ? await imageParts(pictures ?? []) : [];
     if (!text && !images.length) continue;
     const content = images.length ? [...images, ...(text ? [{ type: "text", text }] : [])] : text;
     const last = turns.at(-1);

@@ -5,12 +5,12 @@
 /** @typedef {{completion: number, total: number}} Usage tokens */
 /** @typedef {{text: string} | {reason: string} | {usage: Usage}} Piece of an answer */
 
-const LONGEST_EVENT = 16 << 20;
-const MOST_WAITS = 60;
-const LONGEST_WAIT = 120;
-const USUAL_WAIT = 2;
+const MAX_EVENT_SIZE = 16 << 20;
+const MAX_RETRIES = 60;
+const MAX_WAIT = 120;
+const DEFAULT_WAIT = 2;
 
-/** What went wrong. `kind` chooses the page's own words, `message` is what the server said. */
+/** A failed request. `kind` chooses the page's own text, `message` is the server's. */
 export class ApiError extends Error {
   /** @param {Kind} kind @param {string} [message] */
   constructor(kind, message = "") {
@@ -21,7 +21,7 @@ export class ApiError extends Error {
 
 /** @param {string} key @returns {Promise<Model[]>} */
 export async function listModels(key) {
-  const response = await reach("v1/models", { headers: headers(key) });
+  const response = await fetchFromServer("v1/models", { headers: headers(key) });
   if (!response.ok) throw await failure(response);
   const { data } = await json(response);
   return (Array.isArray(data) ? data : []).map(({ id, meta }) => ({
@@ -32,7 +32,7 @@ export async function listModels(key) {
 }
 
 /**
- * Asks for an answer and yields its pieces. Waits where the server says that it is busy.
+ * Requests an answer and yields its pieces. Retries while the server says that it is busy.
  * @param {object} request body of the request, without what is about streaming
  * @param {{key: string, signal: AbortSignal, waiting: (seconds: number) => void}} options `waiting` hears every
  *   second how many are left, and 0 when the request goes out
@@ -41,7 +41,7 @@ export async function listModels(key) {
 export async function* streamChat(request, { key, signal, waiting }) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
   const init = { method: "POST", headers: headers(key), body, signal };
-  const response = await patiently(() => reach("v1/chat/completions", init), signal, waiting);
+  const response = await fetchWithRetries(() => fetchFromServer("v1/chat/completions", init), signal, waiting);
   if (!response.body) throw new ApiError("dropped");
   for await (const data of events(response.body, signal)) {
     if (data === "[DONE]") return;
@@ -57,7 +57,7 @@ function headers(key) {
 }
 
 /** @param {string} address @param {RequestInit} init */
-async function reach(address, init) {
+async function fetchFromServer(address, init) {
   try {
     return await fetch(address, { ...init, cache: "no-store", redirect: "error" });
   } catch (error) {
@@ -65,25 +65,25 @@ async function reach(address, init) {
   }
 }
 
-/** @param {() => Promise<Response>} ask @returns {Promise<Response>} the first answer that is not "later" */
-async function patiently(ask, signal, waiting) {
+/** @param {() => Promise<Response>} ask @returns {Promise<Response>} the first response without "retry later" */
+async function fetchWithRetries(ask, signal, waiting) {
   for (let waits = 0; ; waits++) {
     waiting(0);
     const response = await ask();
     if (response.ok) return response;
     const seconds = retryAfter(response);
-    if (seconds === null || waits >= MOST_WAITS) throw await failure(response);
+    if (seconds === null || waits >= MAX_RETRIES) throw await failure(response);
     await response.body?.cancel();
     await countDown(seconds, signal, waiting);
   }
 }
 
-/** Seconds to wait before asking again, or null if asking again is no use. @param {Response} response */
+/** Seconds to wait before the next try, or null if a retry is no use. @param {Response} response */
 function retryAfter(response) {
   const header = response.headers.get("Retry-After");
   if (response.status !== 429 && !(response.status === 503 && header)) return null;
   const seconds = /^\d+$/.test(header ?? "") ? Number(header) : (Date.parse(header ?? "") - Date.now()) / 1000;
-  return Math.min(Math.max(Math.ceil(Number.isFinite(seconds) ? seconds : USUAL_WAIT), 1), LONGEST_WAIT);
+  return Math.min(Math.max(Math.ceil(Number.isFinite(seconds) ? seconds : DEFAULT_WAIT), 1), MAX_WAIT);
 }
 
 async function countDown(seconds, signal, waiting) {
@@ -130,7 +130,7 @@ async function json(response) {
 }
 
 /**
- * The data of every event of a stream, whatever pieces its bytes arrive in.
+ * The data of every server-sent event of a stream, however its bytes are split.
  * @param {ReadableStream<Uint8Array>} stream
  * @param {AbortSignal} [signal]
  * @returns {AsyncGenerator<string>}
@@ -145,7 +145,7 @@ export async function* events(stream, signal) {
   }
 }
 
-/** Lines that have their end: one without is the rest of a broken connection. */
+/** Complete lines only: a line without its end is the rest of a broken connection. */
 async function* linesOf(stream, signal) {
   const decoder = new TextDecoder();
   const reader = stream.getReader();
@@ -162,7 +162,7 @@ async function* linesOf(stream, signal) {
         rest = lines.pop() ?? "";
         yield* lines;
       }
-      if (rest.length > LONGEST_EVENT) throw new ApiError("server");
+      if (rest.length > MAX_EVENT_SIZE) throw new ApiError("server");
     }
   } finally {
     reader.cancel().catch(() => {});

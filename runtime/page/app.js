@@ -1,4 +1,4 @@
-/** The page: which conversation is open, and what its parts tell each other. */
+/** The page's state: which conversation is open; connects sidebar, messages, composer, answers and settings. */
 
 import { createAnswers } from "./answers.js";
 import { createComposer } from "./composer.js";
@@ -28,9 +28,9 @@ let current = remembered() ?? fresh();
 
 const connection = createConnection();
 const { model } = connection;
-const sees = () => model()?.vision !== false;
+const hasVision = () => model()?.vision !== false;
 const answers = createAnswers(
-  () => ({ key: store.loadKey(), model: model()?.id ?? "borealis", sees: sees(), sampling: sampling(settings) }),
+  () => ({ key: store.loadKey(), model: model()?.id ?? "borealis", hasVision: hasVision(), sampling: sampling(settings) }),
   { started, progress, ended },
 );
 const messages = createMessages({
@@ -41,7 +41,7 @@ const messages = createMessages({
   actions: { again, edit, remove },
   context: () => model()?.context ?? null,
 });
-const composer = createComposer({ send, stop: () => answers.stop(current.id), sees, notify });
+const composer = createComposer({ send, stop: () => answers.stop(current.id), hasVision, notify });
 const sidebar = createSidebar({ open: (id) => open(conversations.get(id)), rename, remove: removeConversation });
 const dialog = createSettings({
   settings,
@@ -80,7 +80,7 @@ function openComposer() {
   composer.open(id);
 }
 
-/** Draws everything that is about the current conversation. */
+/** Renders the current conversation. */
 function show() {
   const entry = answers.get(current.id);
   messages.show(current, entry);
@@ -150,7 +150,7 @@ function send(text, pictures) {
 
 function answer() {
   notify("");
-  const unseen = !sees() && current.messages.some((message) => message.pictures?.length);
+  const unseen = !hasVision() && current.messages.some((message) => message.pictures?.length);
   if (!current.named) current.title = titleOf(current);
   current.changed = Date.now();
   answers.start(current);
@@ -164,7 +164,7 @@ function titleOf({ messages: [first] }) {
   return line.length <= LONGEST_TITLE ? line : `${line.slice(0, LONGEST_TITLE).trimEnd()} …`;
 }
 
-/** Asks once more for the last answer. */
+/** Regenerates the last answer. */
 function again() {
   while (current.messages.at(-1)?.role === "assistant") current.messages.pop();
   messages.show(current, undefined);

@@ -1,4 +1,4 @@
-/** Where a message is written: text, pictures from the clipboard, by drag and drop or from a file, send and stop. */
+/** The message composer: text, images from the clipboard, drag and drop or files, send and stop. */
 
 import { byId, el, iconButton } from "./dom.js";
 import { addPicture, deletePictures, getPicture } from "./pictures.js";
@@ -8,10 +8,10 @@ import { t } from "./texts.js";
 /** @typedef {import("./store.js").Picture} Picture */
 
 /**
- * @param {{send: (text: string, pictures: Picture[]) => void, stop: () => void, sees: () => boolean,
- *   notify: (text: string) => void}} page `sees` is whether the model can look at pictures
+ * @param {{send: (text: string, pictures: Picture[]) => void, stop: () => void, hasVision: () => boolean,
+ *   notify: (text: string) => void}} page `hasVision`: whether the model accepts images
  */
-export function createComposer({ send, stop, sees, notify }) {
+export function createComposer({ send, stop, hasVision, notify }) {
   const input = byId("input");
   /** @type {Map<string, Picture[]>} what is attached and not sent, by conversation */
   const attached = new Map();
@@ -51,7 +51,7 @@ export function createComposer({ send, stop, sees, notify }) {
 
   /** @param {Iterable<File>} files one after the other, in the order they came */
   function add(files) {
-    if (!sees()) return notify(t("cannotSee"));
+    if (!hasVision()) return notify(t("cannotSee"));
     const to = id;
     for (const file of files) reading = reading.then(() => addOne(to, file));
   }
@@ -88,7 +88,7 @@ export function createComposer({ send, stop, sees, notify }) {
   });
   byId("send").addEventListener("click", accept);
   byId("stop").addEventListener("click", stop);
-  byId("attach").addEventListener("click", () => (sees() ? byId("files").click() : notify(t("cannotSee"))));
+  byId("attach").addEventListener("click", () => (hasVision() ? byId("files").click() : notify(t("cannotSee"))));
   byId("files").addEventListener("change", () => {
     add([...byId("files").files]);
     byId("files").value = "";

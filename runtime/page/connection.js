@@ -1,4 +1,4 @@
-/** Whether the server is there, which model it has, and the key it may ask for. */
+/** The connection to the server: whether it responds, which model it has, and the API key it may need. */
 
 import { ApiError, listModels } from "./api.js";
 import { ask } from "./dialogs.js";
@@ -8,8 +8,8 @@ import { number, t } from "./texts.js";
 
 /** @typedef {import("./api.js").Model} Model */
 
-const ASK_AGAIN = 2000;
-const PASSING = new Set(["network", "busy", "loading"]);
+const RETRY_INTERVAL = 2000;
+const TEMPORARY = new Set(["network", "busy", "loading"]);
 
 export function createConnection() {
   /** @type {Model | null} */
@@ -29,7 +29,7 @@ export function createConnection() {
     show();
   }
 
-  /** Anew, with a question for the key if that is what is missing. */
+  /** Connects again; asks for the key if it is missing. */
   function retry() {
     state = "connecting";
     return connect();
@@ -57,6 +57,6 @@ export function createConnection() {
     return Boolean(key?.trim());
   }
 
-  setInterval(() => PASSING.has(state) && !document.hidden && connect(), ASK_AGAIN);
+  setInterval(() => TEMPORARY.has(state) && !document.hidden && connect(), RETRY_INTERVAL);
   return { connect, askForKey, show, model: () => model };
 }

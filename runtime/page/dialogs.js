@@ -1,4 +1,4 @@
-/** Small questions in a dialog of the browser's own: it keeps the focus inside and gives it back. */
+/** Modal dialogs with one question, in the browser's dialog element, which keeps and restores the focus. */
 
 import { el } from "./dom.js";
 import { t } from "./texts.js";
@@ -7,7 +7,7 @@ import { t } from "./texts.js";
 
 /**
  * @param {{title: string, text?: string, field?: Field, action: string}} question
- * @returns {Promise<string | null>} what is in the field, "" without one; null if the person thought better of it
+ * @returns {Promise<string | null>} what is in the field, "" without one; null if the dialog was cancelled
  */
 export function ask({ title, text, field, action }) {
   return new Promise((resolve) => {

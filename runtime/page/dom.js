@@ -1,4 +1,4 @@
-/** Building the page out of nodes: text is always a text node, so nothing a user or a model wrote becomes markup. */
+/** Builds DOM nodes. Text is always a text node, so that nothing a user or a model wrote becomes markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,10 +1,10 @@
-/** Pictures: read from files, made small enough for the model, and kept where there is room for them. */
+/** Images: read from files, scaled down to the model's size, kept in IndexedDB. */
 
 import { newId } from "./store.js";
 
 /** @typedef {import("./store.js").Picture} Picture */
 
-export const LARGEST_SIDE = 896; // what Gemma 3's encoder looks at; more is only more to send
+export const LARGEST_SIDE = 896; // the input size of Gemma 3's vision tower; a larger image only takes longer to send
 const LARGEST_FILE = 64 << 20;
 const UNCHANGED = new Set(["image/png", "image/jpeg"]);
 const QUALITY = 0.92;
@@ -41,7 +41,7 @@ export async function deletePictures(ids) {
   if (ids.length) await transact("readwrite", (store) => ids.forEach((id) => store.delete(id)));
 }
 
-/** Deletes what no conversation has, unless it is so new that another tab may be about to send it. */
+/** Deletes images that no conversation has, unless they are so new that another tab may be about to send them. */
 export async function deleteForgotten(needed) {
   const ids = (await transact("readonly", (store) => store.getAllKeys())) ?? [];
   const old = (id) => parseInt(String(id), 36) < Date.now() - DAY; // parseInt stops at the hyphen
@@ -85,7 +85,7 @@ function shrunk(bitmap, type) {
 /** @type {Promise<IDBDatabase> | undefined} */
 let database;
 
-/** Does something with the store; undefined where the browser keeps nothing, pictures then last until a reload. */
+/** Runs a transaction on the store; undefined where the browser stores nothing: images then last until a reload. */
 async function transact(mode, action) {
   try {
     database ??= opened();

@@ -1,6 +1,6 @@
-"""Child processes of this package: how they are started, and how their death is named.
+"""Starts the child processes of this package, and names the crash when one dies.
 
-Native code can die in ways Python cannot catch. What may die runs in a child; the parent says what happened.
+Native code can crash in ways that Python cannot catch. So it runs in a child, and the parent reports what happened.
 """
 
 import importlib
@@ -33,7 +33,7 @@ CHILDREN = tuple(
 )
 """The modules that run as children."""
 
-_asked = False
+_run_if_child_called = False
 
 
 def child_command(module: str, *args: str) -> list[str]:
@@ -44,7 +44,7 @@ def child_command(module: str, *args: str) -> list[str]:
     """
     if not getattr(sys, "frozen", False):
         return [sys.executable, "-c", BOOT.format(path=sys.path, module=module), *args]
-    if not _asked:
+    if not _run_if_child_called:
         raise BorealisError(
             f"this frozen app cannot start child processes; call {__name__}.run_if_child() first thing in its main "
             "script (PyInstaller does so by the hook that comes with the package)"
@@ -53,12 +53,12 @@ def child_command(module: str, *args: str) -> list[str]:
 
 
 def run_if_child() -> None:
-    """For a frozen app, before anything else: if it was started as a child, be that, and do not return.
+    """For a frozen app, to be called before anything else: where it was started as a child, run that and exit.
 
-    It imports nothing but what a child needs, and costs other starts a look at `sys.argv`.
+    Otherwise it only reads `sys.argv`.
     """
-    global _asked
-    _asked = True
+    global _run_if_child_called
+    _run_if_child_called = True
     if sys.argv[1:2] != [FROZEN]:
         return
     module = "".join(sys.argv[2:3])
@@ -70,7 +70,7 @@ def run_if_child() -> None:
 
 
 def crash_name(returncode: int) -> str | None:
-    """The signal (POSIX) or fault (Windows) a process died of; None when it ended by itself."""
+    """The signal (POSIX) or fault (Windows) that ended a process; None when it exited by itself."""
     if returncode < 0:
         try:
             return signal.Signals(-returncode).name
@@ -82,7 +82,7 @@ def crash_name(returncode: int) -> str | None:
 
 
 def die_quietly() -> None:
-    """For a child: no core file, no crash dialogue; the parent reports."""
+    """For a child: no core file, no crash dialogue; the parent reports the crash."""
     if sys.platform == "win32":
         import ctypes
 
@@ -94,7 +94,7 @@ def die_quietly() -> None:
 
 
 def private_stdout() -> IO[bytes]:
-    """For a child: the pipe to the parent. What native code prints there goes to standard error instead."""
+    """For a child: its pipe to the parent. From now on standard output goes to standard error, for native code too."""
     pipe = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     return pipe

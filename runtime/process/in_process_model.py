@@ -1,6 +1,5 @@
-"""A model in this process: from what is asked to jobs of the scheduler."""
+"""A model in this process: turns requests into jobs of the scheduler."""
 
-import ctypes
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import BorealisError, InvalidInput
-from ..events import Ask, Info, Options
+from ..events import EventSink, GenerationRequest, ModelInfo, Options
 from ..prompting.chat_template import ChatTemplate, Message
-from ..prompting.context_overflow import fitted, too_long
-from ..prompting.image_decoding import Image, read_image, read_image_data
+from ..prompting.context_overflow import encode_fitting, too_long
+from ..prompting.image_decoding import ImageFile, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
-from ..prompting.prompt import check, encode_chat, image_places, parts, with_bos
-from ..prompting.sampling_settings import Sampling, override
-from ..prompting.tool_calls import offered, tool_grammar, with_tools
-from ..scheduling.image_encoder import Eyes
+from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
+from ..prompting.sampling_settings import Sampling, override_sampling
+from ..prompting.tool_calls import add_tool_instructions, offered_tools, tool_grammar
+from ..scheduling.image_encoder import ImageEncoder
 from ..state_file import model_identity, read_state, write_state
 
 if TYPE_CHECKING:
     from ..llama.embedder import Embedder
     from ..llama.engine import Engine
-    from ..scheduling.scheduler import Job, Sink
+    from ..scheduling.job import Job
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 MAX_STOPS = 16
 MAX_TOP = 64
 
 
-class Local:
-    """A loaded model that answers. Every method may be called from any thread; `close()` gives the memory back."""
+class InProcessModel:
+    """A backend of `Model`. Every method may be called from any thread; `close()` frees the memory."""
 
     def __init__(
         self,
@@ -50,100 +49,99 @@ class Local:
         from ..scheduling.scheduler import Scheduler
 
         self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
-        self.info = Info(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
-        self.eyes = Eyes(engine, mmproj)
+        self._chat_encoder = None if template is None else ChatEncoder(engine, template)
+        self.info = ModelInfo(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
+        self.image_encoder = ImageEncoder(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
         self._embedder: Embedder | None = None
-        self._gate = threading.Condition()
-        self._users = 0
+        self._lock = threading.Condition()
+        self._callers = 0
         self._closed = False
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
-        """While a method runs: nothing is freed under it. Raises BorealisError when the model is closed."""
-        with self._gate:
+    def _in_use(self) -> Iterator[None]:
+        """Keeps `close` from freeing the model while a method uses it. Raises BorealisError when it is closed."""
+        with self._lock:
             if self._closed:
                 raise BorealisError("the model is closed")
-            self._users += 1
+            self._callers += 1
         try:
             yield
         finally:
-            with self._gate:
-                self._users -= 1
-                self._gate.notify_all()
+            with self._lock:
+                self._callers -= 1
+                self._lock.notify_all()
 
     def close(self) -> None:
         """End all answers and free the memory; a second call does nothing."""
-        with self._gate:
+        with self._lock:
             self._closed = True
         self._scheduler.close()
-        self.eyes.close()
-        with self._gate:
-            self._gate.wait_for(lambda: not self._users)
+        self.image_encoder.close()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._callers)
             if self._embedder is not None:
                 self._embedder.close()
             self._embedder = None
             self.engine.close()
 
-    def start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
-        """Begin an answer, whose events go to `sink`; what is returned cancels it. Raises InvalidInput, Busy."""
-        with self._open():
-            return self._start(ask, sink)
+    def start(self, request: GenerationRequest, sink: EventSink) -> Callable[[], None]:
+        """Start an answer whose events go to `sink`; returns a function that cancels it. Raises InvalidInput, Busy."""
+        with self._in_use():
+            return self._start(request, sink)
 
-    def _start(self, ask: Ask, sink: "Sink") -> Callable[[], None]:
+    def _start(self, request: GenerationRequest, sink: EventSink) -> Callable[[], None]:
         from ..llama.sampler import Sampler
-        from ..scheduling.scheduler import Job
+        from ..scheduling.job import Job
 
-        options = _checked(ask.options)
-        chosen = override(self.sampling, options.sampling)
+        options = _checked(request.options)
+        sampling = override_sampling(self.sampling, options.sampling)
         grammar = grammar_of(options.schema) if options.schema is not None else tool_grammar(options)
-        ids, images = self.encode(ask)
+        ids, images = self.encode(request)
         places = image_places(self.engine, ids, len(images)) if images else []
         seed = self.seed() if options.seed is None else checked_seed(options.seed)
-        sampler = Sampler(self.engine, chosen, seed, grammar)
-        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs, looking=bool(images))
+        sampler = Sampler(self.engine, sampling, seed, grammar)
+        job = Job(ids, {}, sampler, sink, options.max_tokens, options.stop, options.logprobs, bool(images))
         try:
             self._scheduler.submit(job)
         except BaseException:
             sampler.close()
             raise
         if images:
-            self._look(job, places, images)
+            self._encode_images(job, places, images)
         return lambda: self._scheduler.cancel(job)
 
-    def _look(self, job: "Job", places: Sequence[int], images: Sequence[Image]) -> None:
-        """The job has its place among those that wait; it may begin when its images have been looked at."""
-        scheduler, ids = self._scheduler, job.trace
-        self.eyes.look(
+    def _encode_images(self, job: "Job", places: Sequence[int], images: Sequence[ImageFile]) -> None:
+        """Queue the images of a waiting job, which can start when they are encoded."""
+        scheduler, ids = self._scheduler, job.tokens
+        self.image_encoder.submit(
             images,
-            lambda: scheduler.waits(job),
-            lambda features: scheduler.looked(job, *with_images(ids, places, features)),
+            lambda: scheduler.is_waiting(job),
+            lambda features: scheduler.attach_images(job, *with_images(ids, places, features)),
             lambda error: scheduler.drop(job, error),
         )
 
-    def encode(self, ask: Ask) -> tuple[list[int], list[Image]]:
-        """The token ids of a request as far as they fit, and its images. Raises InvalidInput."""
-        if ask.raw:
-            return self._fit(self._raw_ids(ask.prompt)), []
-        if isinstance(ask.prompt, str) or any(isinstance(message, int) for message in ask.prompt):
+    def encode(self, request: GenerationRequest) -> tuple[list[int], list[ImageFile]]:
+        """The token ids of a request, with overflowing messages left out, and its images. Raises InvalidInput."""
+        if request.raw:
+            return self._fit(self._raw_ids(request.prompt)), []
+        if isinstance(request.prompt, str) or any(isinstance(message, int) for message in request.prompt):
             raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
-        if self.template is None:
+        if self._chat_encoder is None:
             raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
-        template, options = self.template, ask.options
-        messages = with_tools(ask.prompt, options)  # type: ignore[arg-type]
-        check(messages)
-        images = {id(part): _image(part) for part in parts(messages) if part.get("type") == "image"}
-        each = self.eyes.tokens if images else 0
+        encoder, options = self._chat_encoder, request.options
+        messages = add_tool_instructions(request.prompt, options)  # type: ignore[arg-type]
+        check_messages(messages)
+        images = {id(part): _image(part) for part in image_parts(messages)}
+        image_tokens = self.image_encoder.tokens_per_image if images else 0
 
-        def length(of: Sequence[Message]) -> int:
-            count = sum(part.get("type") == "image" for part in parts(of))
-            return len(encode_chat(self.engine, template, of)) + count * each
+        def encode(some: Sequence[Message]) -> EncodedChat:
+            return encoder.encode(some, image_tokens)
 
         context = self.engine.n_context
-        room = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
-        left = fitted(messages, ask.overflow, context, room, length)
-        ids = encode_chat(self.engine, template, left)
-        return ids, [images[id(part)] for part in parts(left) if part.get("type") == "image"]
+        reserved = min(context // 4 if options.max_tokens is None else options.max_tokens, context // 2)
+        encoded = encode_fitting(messages, request.overflow, context, reserved, encode)
+        return encoded.ids, [images[id(part)] for part in image_parts(encoded.messages)]
 
     def _raw_ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -160,17 +158,17 @@ class Local:
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text, without BOS; names of control tokens stay text."""
-        with self._open():
+        with self._in_use():
             return self.engine.tokenize(text, special=False)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens have none."""
-        with self._open():
+        with self._in_use():
             return b"".join(map(self.engine.piece, self._raw_ids(ids))).decode("utf-8", "replace")
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
-        """One vector of length 1 a text, float32 [texts, n_embd], and how many tokens they are together."""
-        with self._open():
+        """One vector of length 1 per text, float32 [texts, n_embd], and how many tokens the texts are together."""
+        with self._in_use():
             prompts = [self._raw_ids(text) for text in texts]
             rows = [self._scheduler.call(lambda ids=ids: self._embed(ids)) for ids in prompts]
         return np.stack(rows) if rows else np.empty((0, self.engine.n_embd), np.float32), sum(map(len, prompts))
@@ -183,71 +181,53 @@ class Local:
         return self._embedder.embed(ids)
 
     def save(self, path: str, conversation: Mapping[str, Any]) -> None:
-        """Write a conversation and what is computed of it. `conversation` is JSON with "messages" and "overflow"."""
-        with self._open():
+        """Write a conversation and its KV cache. `conversation` is JSON with "messages" and "overflow"."""
+        with self._in_use():
             try:
-                ids, images = self.encode(Ask(list(conversation["messages"]), overflow=conversation["overflow"]))
-            except InvalidInput:  # nothing said yet, too long, or an image is gone: the messages are kept all the same
+                request = GenerationRequest(list(conversation["messages"]), overflow=conversation["overflow"])
+                ids, images = self.encode(request)
+            except InvalidInput:  # no message yet, too long, or an image is gone: the messages are saved all the same
                 ids, images = [], []
-            trace, state = self._scheduler.call(lambda: self._state([] if images else ids))
-        write_state(Path(path), self._identity(), dict(conversation), trace, state)
-
-    def _state(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
-        from ..scheduling.slots import common
-
-        slots = self._scheduler.sequences.all
-        best = max(slots, key=lambda slot: common(slot.trace, ids))
-        if not common(best.trace, ids) or best.busy or min(best.trace) < 0:
-            return [], b""
-        return best.trace, bytes(self.engine.state(best.id))
+            tokens, state = self._scheduler.call(lambda: self._scheduler.slots.state_of([] if images else ids))
+        write_state(Path(path), self._identity(), dict(conversation), tokens, state)
 
     def restore(self, path: str) -> dict[str, Any]:
-        """Take up what `save` wrote, and return the conversation. Raises InvalidInput for a file not of its making."""
-        conversation, trace, state = read_state(Path(path), self._identity(), self.engine.path.name)
-        with self._open():
-            if trace and len(trace) <= self.engine.n_context:
-                self._scheduler.call(lambda: self._take_up(trace, state))
+        """Restore the KV cache that `save` wrote; returns the conversation. Raises InvalidInput for any other file."""
+        conversation, tokens, state = read_state(Path(path), self._identity(), self.engine.path.name)
+        with self._in_use():
+            if tokens and len(tokens) <= self.engine.n_context:
+                self._scheduler.call(lambda: self._scheduler.slots.restore(tokens, state))
         return conversation
 
     def _identity(self) -> dict[str, Any]:
         return model_identity(self.engine.path, self.loras)
 
-    def _take_up(self, trace: list[int], state: bytes) -> None:
-        sequences = self._scheduler.sequences
-        idle = [slot for slot in sequences.all if not slot.busy]
-        if not idle:
-            return  # it will be computed again
-        slot = min(idle, key=lambda slot: slot.used)
-        sequences.lose(slot)
-        if self.engine.restore(slot.id, (ctypes.c_uint8 * len(state)).from_buffer_copy(state)):
-            slot.trace = trace
-        else:
-            sequences.lose(slot)
-
     def stats(self) -> dict[str, float]:
-        """Answers being made and waiting, tokens in memory, and totals since the start."""
+        """Answers running and waiting, tokens in the KV cache, and totals since the start."""
         return {**self._scheduler.stats(), "restarts_total": 0}
 
 
 def with_images(
     ids: Sequence[int], places: Sequence[int], features: Sequence[np.ndarray]
 ) -> tuple[list[int], dict[int, np.ndarray]]:
-    """The trace of a prompt opened at `places` (ascending) for its images, float32 [tokens, n_embd] each, and where
-    each of them is then."""
-    trace, images, shift = list(ids), {}, 0
+    """A prompt's tokens with its images inserted at `places` (ascending), and the images by their positions then.
+
+    An image, float32 [tokens, n_embd], becomes as many equal negative numbers, made from its digest.
+    """
+    tokens, images, shift = list(ids), {}, 0
     for place, image in zip(places, features, strict=True):
         name = -1 - int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
-        trace[place + shift : place + shift] = [name] * len(image)
+        tokens[place + shift : place + shift] = [name] * len(image)
         images[place + shift] = image
         shift += len(image)
-    return trace, images
+    return tokens, images
 
 
-MAX_SEED = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random one
+MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "random"
 
 
 def checked_seed(seed: int) -> int:
-    """`seed`, if it is one. Raises InvalidInput."""
+    """`seed`, if llama.cpp can take it. Raises InvalidInput."""
     if not 0 <= seed <= MAX_SEED:
         raise InvalidInput(f"seed: {seed} is not within 0 and {MAX_SEED}")
     return seed
@@ -258,14 +238,14 @@ def _checked(options: Options) -> Options:
         raise InvalidInput(f"max_tokens: {options.max_tokens} is not 0 or more")
     if options.logprobs is not None and not 0 <= options.logprobs <= MAX_TOP:
         raise InvalidInput(f"logprobs: {options.logprobs} is not within 0 and {MAX_TOP}")
-    if options.schema is not None and offered(options):
+    if options.schema is not None and offered_tools(options):
         raise InvalidInput("tools and a schema for the answer cannot be asked for together; leave one of them out")
     if len(options.stop) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in options.stop):
         raise InvalidInput(f"stop: at most {MAX_STOPS} texts, none of them empty")
     return options
 
 
-def _image(part: Message) -> Image:
+def _image(part: Message) -> ImageFile:
     data, path = part.get("data"), part.get("path")
     if isinstance(data, bytes):
         return read_image_data(data)

@@ -1,4 +1,4 @@
-"""A model in a process of its own: when native code dies, the app gets an exception, the next request a new one."""
+"""A model in a child process: a crash of native code is an exception for the app, and the next request restarts it."""
 
 import contextlib
 import subprocess
@@ -11,126 +11,125 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import BorealisError, Busy, EngineDied, InvalidInput
-from ..events import Ask, Event, Info, Text
+from ..events import EventSink, GenerationRequest, ModelInfo, Text
 from .child_process import child_command, crash_name
-from .wire_format import pack, pack_ask, unpack, unpack_event
+from .wire_format import pack, pack_request, unpack, unpack_event
 
 if TYPE_CHECKING:
-    from ..llama.engine import Progress
+    from ..llama.loading import LoadProgress
 
-CHILD = f"{__package__}.model_worker"
-Sink = Callable[[Event | BaseException], None]
+WORKER = f"{__package__}.model_worker"
 
 
-class Isolated:
+class IsolatedModel:
     """A backend of `Model`. Every method may be called from any thread."""
 
     def __init__(
         self,
         path: Path,
         load: Mapping[str, Any],
-        on_progress: "Progress | None" = None,
+        on_progress: "LoadProgress | None" = None,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`load` are the arguments of `load_here`; `command` replaces the child's. Raises what loading raises."""
+        """`load` are the fields of LoadOptions; `command` replaces the worker's. Raises what `load` raises."""
         files: dict[str, Any] = {"loras": [(_absolute(name), scale) for name, scale in load.get("loras", ())]}
         if load.get("mmproj"):
             files["mmproj"] = _absolute(load["mmproj"])
-        self._first = pack({"path": _absolute(path), "load": {**load, **files}})
-        self._command = list(command or child_command(CHILD))
+        self._load_message = pack({"path": _absolute(path), "load": {**load, **files}})
+        self._command = list(command or child_command(WORKER))
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._worker: _WorkerProcess | None = None
         self._closed = False
         self._restarts = 0
-        self._child = _Child(self._command, self._first, on_progress)
+        self._worker = _WorkerProcess(self._command, self._load_message, on_progress)
 
     @property
-    def info(self) -> Info:
-        child = self._child
-        if child is None:
+    def info(self) -> ModelInfo:
+        worker = self._worker
+        if worker is None:
             raise BorealisError("the model is closed")
-        return child.info
+        return worker.info
 
-    def _living(self) -> "_Child":
-        """The process, started again if it died."""
+    def _live_worker(self) -> "_WorkerProcess":
+        """The worker process, started again if it died."""
         with self._lock:
-            if self._closed or self._child is None:
+            if self._closed or self._worker is None:
                 raise BorealisError("the model is closed")
-            if self._child.dead is not None:
-                self._child.close()
+            if self._worker.dead is not None:
+                self._worker.close()
                 self._restarts += 1
-                self._child = _Child(self._command, self._first, None)
-            return self._child
+                self._worker = _WorkerProcess(self._command, self._load_message, None)
+            return self._worker
 
     def close(self) -> None:
         """End the process; a second call does nothing."""
         with self._lock:
             self._closed = True
-            if self._child is not None:
-                self._child.close()
+            if self._worker is not None:
+                self._worker.close()
 
-    def start(self, ask: Ask, sink: Sink) -> Callable[[], None]:
-        """Begin an answer, whose events go to `sink`; what is returned cancels it. Raises InvalidInput, Busy."""
-        child = self._living()
-        number = child.ask({"do": "start", "ask": pack_ask(ask)}, sink)
-        return lambda: child.cancel(number)
+    def start(self, request: GenerationRequest, sink: EventSink) -> Callable[[], None]:
+        """Start an answer whose events go to `sink`; returns a function that cancels it. Raises InvalidInput, Busy."""
+        worker = self._live_worker()
+        number = worker.stream({"do": "start", "request": pack_request(request)}, sink)
+        return lambda: worker.cancel(number)
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[np.ndarray, int]:
-        """See `Local.embed`."""
-        shape, data, count = self._living().call({"do": "embed", "texts": list(texts)})
+        """See `InProcessModel.embed`."""
+        shape, data, count = self._live_worker().call({"do": "embed", "texts": list(texts)})
         return np.frombuffer(data, "<f4").reshape(shape), count
 
     def tokenize(self, text: str) -> list[int]:
-        """See `Local.tokenize`."""
+        """See `InProcessModel.tokenize`."""
         return self._call("tokenize", text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """See `Local.detokenize`."""
+        """See `InProcessModel.detokenize`."""
         return self._call("detokenize", list(ids))
 
     def save(self, path: str, conversation: Mapping[str, Any]) -> None:
-        """See `Local.save`."""
+        """See `InProcessModel.save`."""
         self._call("save", path, conversation)
 
     def restore(self, path: str) -> dict[str, Any]:
-        """See `Local.restore`."""
+        """See `InProcessModel.restore`."""
         return self._call("restore", path)
 
     def stats(self) -> dict[str, float]:
-        """See `Local.stats`; `restarts_total` counts the processes that died."""
+        """See `InProcessModel.stats`; `restarts_total` counts the processes that died."""
         return {**self._call("stats"), "restarts_total": self._restarts}
 
     def _call(self, what: str, *arguments: Any) -> Any:
-        return self._living().call({"do": what, "with": arguments})
+        return self._live_worker().call({"do": what, "with": arguments})
 
 
-class _Child:
-    """One process, and the thread that listens to it."""
+class _WorkerProcess:
+    """The child process, and the thread that reads its messages."""
 
-    def __init__(self, command: Sequence[str], first: bytes, on_progress: "Progress | None") -> None:
+    def __init__(self, command: Sequence[str], load_message: bytes, on_progress: "LoadProgress | None") -> None:
         self.dead: str | None = None
         self._lock = threading.Lock()
-        self._sinks: dict[int, Sink] = {}
-        self._replies: dict[int, _Reply] = {}
-        self._last = 0
+        self._sinks: dict[int, EventSink] = {}
+        self._replies: dict[int, _PendingReply] = {}
+        self._last_number = 0
         self._phase = "starting"
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
             )
         except OSError as error:
             raise BorealisError(f"the model's process cannot be started ({error.strerror or error})") from error
         try:
-            self._write(first)
-            self.info = self._loaded(on_progress)
+            self._write(load_message)
+            self.info = self._wait_until_loaded(on_progress)
         except BaseException:
             self.close()
             raise
         self._listener = threading.Thread(target=self._listen, name="borealis-gguf listener", daemon=True)
         self._listener.start()
 
-    def _loaded(self, on_progress: "Progress | None") -> Info:
+    def _wait_until_loaded(self, on_progress: "LoadProgress | None") -> ModelInfo:
         for line in self._process.stdout or ():
             message = _parse(line)
             if message is None:
@@ -142,12 +141,12 @@ class _Child:
             elif "error" in message:
                 raise _error(message)
             elif "ready" in message:
-                return Info(**message["ready"])
-        raise EngineDied(self._obituary())
+                return ModelInfo(**message["ready"])
+        raise EngineDied(self._death_message())
 
-    def ask(self, request: dict[str, Any], sink: Sink) -> int:
-        """Begin what has events; the number it has from now on. Raises what the child answers."""
-        number = self._number()
+    def stream(self, request: dict[str, Any], sink: EventSink) -> int:
+        """Send a request whose events go to `sink`; returns its number. Raises the error that the child replies."""
+        number = self._next_number()
         if not self._sinks:
             self._phase = "reading the prompt"
         self._sinks[number] = sink
@@ -159,11 +158,11 @@ class _Child:
         return number
 
     def call(self, request: dict[str, Any]) -> Any:
-        """The answer to a request that has one. Raises what the child answers."""
-        return self._exchange(self._number(), request)
+        """The reply to a request. Raises the error that the child replies."""
+        return self._exchange(self._next_number(), request)
 
     def cancel(self, number: int) -> None:
-        """End an answer; it may have ended already."""
+        """Cancel an answer, which may have ended already."""
         self._write(pack({"id": number, "do": "cancel"}))
 
     def close(self) -> None:
@@ -171,31 +170,31 @@ class _Child:
         self._process.kill()
         self._process.wait()
         if self.dead is None:
-            self._die(BorealisError("the model is closed"))
+            self._end_all(BorealisError("the model is closed"))
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError, ValueError):
                 if pipe is not None and pipe is not self._process.stdout:
                     pipe.close()
 
-    def _number(self) -> int:
+    def _next_number(self) -> int:
         with self._lock:
-            self._last += 1
-            return self._last
+            self._last_number += 1
+            return self._last_number
 
     def _exchange(self, number: int, request: dict[str, Any]) -> Any:
-        reply = self._replies[number] = _Reply()
+        reply = self._replies[number] = _PendingReply()
         self._write(pack({"id": number, **request}))
         if self.dead is not None:
             self._replies.pop(number, None)
             raise EngineDied(self.dead)
-        reply.come.wait()
+        reply.arrived.wait()
         if reply.error is not None:
             raise reply.error
         return reply.value
 
     def _write(self, line: bytes) -> None:
         pipe = self._process.stdin
-        with self._lock, contextlib.suppress(OSError, ValueError):  # it died: the listener says why
+        with self._lock, contextlib.suppress(OSError, ValueError):  # it died: the listener thread reports why
             if pipe is not None:
                 pipe.write(line)
                 pipe.flush()
@@ -204,17 +203,17 @@ class _Child:
         for line in self._process.stdout or ():
             message = _parse(line)
             if message is None:
-                break  # cut short by its death, or not of our making
+                break  # truncated by a crash, or not from this package
             self._deliver(message)
         if self.dead is None:
-            self._die(EngineDied(self._obituary()))
+            self._end_all(EngineDied(self._death_message()))
 
     def _deliver(self, message: dict[str, Any]) -> None:
         number: Any = message.get("id")
-        reply = None if "event" in message else self._replies.pop(number, None)  # events may overtake the reply
+        reply = None if "event" in message else self._replies.pop(number, None)  # events may arrive before the reply
         if reply is not None:
             reply.value, reply.error = message.get("value"), _error(message) if "error" in message else None
-            reply.come.set()
+            reply.arrived.set()
         elif (sink := self._sinks.get(number)) is not None:
             event = _error(message) if "error" in message else unpack_event(message["event"])
             if isinstance(event, Text):
@@ -223,42 +222,42 @@ class _Child:
                 self._sinks.pop(number, None)
             sink(event)
 
-    def _die(self, error: BorealisError) -> None:
-        """Everybody who waits hears of it."""
+    def _end_all(self, error: BorealisError) -> None:
+        """End all pending requests and answers with `error`."""
         self.dead = str(error)
         while self._replies:
             with contextlib.suppress(KeyError):
                 reply = self._replies.pop(next(iter(self._replies)))
                 reply.error = error
-                reply.come.set()
+                reply.arrived.set()
         while self._sinks:
             with contextlib.suppress(KeyError):
                 self._sinks.pop(next(iter(self._sinks)))(error)
 
-    def _obituary(self) -> str:
+    def _death_message(self) -> str:
         returncode = self._process.wait()
-        self._complaints.seek(0)
-        lines = self._complaints.read(1_000_000).decode("utf-8", "replace").splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read(1_000_000).decode("utf-8", "replace").splitlines()
         crash = crash_name(returncode)
         if crash is None:
-            said = " ".join(lines[-1:]) or "it said nothing"
-            return f"the model's process ended ({returncode}) while {self._phase}: {said}"
-        why = next((f": {line.strip()}" for line in lines if "GGML_ASSERT" in line), "")
+            last_line = " ".join(lines[-1:]) or "it said nothing"
+            return f"the model's process ended ({returncode}) while {self._phase}: {last_line}"
+        assertion = next((f": {line.strip()}" for line in lines if "GGML_ASSERT" in line), "")
         hint = "memory may be short" if crash == "SIGKILL" else "this is a fault of llama.cpp or of the model file"
-        return f"llama.cpp died ({crash}) while {self._phase}{why}; {hint}"
+        return f"llama.cpp died ({crash}) while {self._phase}{assertion}; {hint}"
 
 
-class _Reply:
-    """Where one waits for the answer to a request."""
+class _PendingReply:
+    """Set by the listener thread when the reply to a request arrives."""
 
     def __init__(self) -> None:
-        self.come = threading.Event()
+        self.arrived = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
 
 
 def _absolute(path: str | Path) -> str:
-    """Nothing depends on where the child believes it is."""
+    """The child may have another working directory."""
     return str(Path(path).absolute())
 
 

@@ -1,4 +1,4 @@
-"""The model's process: reads requests from standard input, writes events, ends when its input does."""
+"""The model's process: reads requests from standard input and writes events, until its input ends."""
 
 import json
 import os
@@ -13,23 +13,22 @@ from typing import IO, Any
 from ...errors import BorealisError, Busy
 from ..events import Event
 from .child_process import die_quietly, private_stdout
-from .in_process_model import Local
-from .wire_format import pack, pack_ask, pack_event, unpack, unpack_ask
+from .in_process_model import InProcessModel
+from .model_loading import LoadOptions, load_in_process
+from .wire_format import pack, pack_event, unpack, unpack_request
 
-__all__ = ["main", "pack_ask"]
 
-
-class Child:
+class ModelWorker:
     """One model and the pipe to the parent."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.pipe = pipe
         self.lock = threading.Lock()
         self.running: dict[int, Callable[[], None] | None] = {}
-        self.local: Local | None = None
+        self.model: InProcessModel | None = None
 
     def send(self, **message: Any) -> None:
-        """Tell the parent; without one there is nothing left to do."""
+        """Write to the parent; exits when the parent is gone."""
         line = pack(message)
         try:
             with self.lock:
@@ -38,45 +37,42 @@ class Child:
             os._exit(1)
 
     def load(self, path: str, arguments: dict[str, Any]) -> None:
-        from ..model import load_here
-
-        loras = [(name, scale) for name, scale in arguments.pop("loras")]
-        self.local = load_here(Path(path), loras=loras, on_progress=lambda done: self.send(progress=done), **arguments)
-        info = self.local.info
+        self.model = load_in_process(Path(path), LoadOptions(**arguments), lambda done: self.send(progress=done))
+        info = self.model.info
         self.send(ready={name: getattr(info, name) for name in type(info).__slots__})  # type: ignore[attr-defined]
 
     def handle(self, request: dict[str, Any]) -> None:
-        """Do what one request says; every error is an answer."""
+        """Carry out one request and send its result or its error."""
         try:
             self.send(id=request["id"], value=self.do(request))
         except BorealisError as error:
-            self.send(id=request["id"], **described(error))
+            self.send(id=request["id"], **error_message(error))
         except MemoryError:
             self.send(id=request["id"], error="out of memory; use a smaller model or a smaller context", code=1)
         except Exception as error:
             self.send(id=request["id"], error=f"the model's process failed: {error!r}", code=1)
 
     def do(self, request: dict[str, Any]) -> Any:
-        local, number, what = self.local, request["id"], request["do"]
-        if local is None:
+        model, number, what = self.model, request["id"], request["do"]
+        if model is None:
             raise BorealisError("the model is not loaded")
         if what == "start":
             self.running[number] = None
-            stop = local.start(unpack_ask(request["ask"]), lambda event: self.event(number, event))
+            stop = model.start(unpack_request(request["request"]), lambda event: self.event(number, event))
             if number in self.running:  # it may have ended already
                 self.running[number] = stop
             return None
         if what == "embed":
-            vectors, count = local.embed(request["texts"])
+            vectors, count = model.embed(request["texts"])
             return [vectors.shape, vectors.astype("<f4").tobytes(), count]
         if what in ("tokenize", "detokenize", "save", "restore", "stats"):
-            return getattr(local, what)(*request["with"])
+            return getattr(model, what)(*request["with"])
         raise BorealisError(f"no such request: {what!r}")
 
     def event(self, number: int, event: Event | BaseException) -> None:
-        """Pass an event of answer `number` on."""
+        """Send an event of answer `number`."""
         if isinstance(event, BaseException):
-            self.send(id=number, **described(event))
+            self.send(id=number, **error_message(event))
         else:
             self.send(id=number, event=pack_event(event))
         if not hasattr(event, "text"):
@@ -87,33 +83,33 @@ class Child:
             stop()
 
 
-def described(error: BaseException) -> dict[str, Any]:
-    """An error as JSON."""
+def error_message(error: BaseException) -> dict[str, Any]:
+    """An error as the fields of a message."""
     code = error.exit_code if isinstance(error, BorealisError) else 1
     return {"error": str(error), "code": code, "retry_after": error.retry_after if isinstance(error, Busy) else None}
 
 
 def main() -> None:
-    """Never raises: every error is a line to the parent."""
+    """Serves one model. Never raises: every error is sent to the parent."""
     die_quietly()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
-    child = Child(private_stdout())
+    worker = ModelWorker(private_stdout())
     try:
         first = unpack(sys.stdin.buffer.readline())
-        child.load(first["path"], first["load"])
+        worker.load(first["path"], first["load"])
     except BorealisError as error:
-        child.send(**described(error))
+        worker.send(**error_message(error))
         return
     except MemoryError:
-        child.send(error="out of memory; use a smaller model or a smaller context", code=1)
+        worker.send(error="out of memory; use a smaller model or a smaller context", code=1)
         return
     except (ValueError, json.JSONDecodeError):
-        return  # the parent died while it wrote
-    with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(1) as pulse:
+        return  # the parent died while writing
+    with ThreadPoolExecutor(4) as threads, ThreadPoolExecutor(1) as stats_thread:
         for line in sys.stdin.buffer:
             request = unpack(line)
             if request["do"] == "cancel":
-                child.cancel(request["id"])
-            else:  # how the model is can be told at once, even when all workers wait
-                (pulse if request["do"] == "stats" else workers).submit(child.handle, request)
-        os._exit(0)  # whatever still runs, nobody waits for it
+                worker.cancel(request["id"])
+            else:  # statistics are answered at once, even when all other threads are busy
+                (stats_thread if request["do"] == "stats" else threads).submit(worker.handle, request)
+        os._exit(0)  # nobody waits for what still runs

@@ -1,7 +1,7 @@
 """Requests and events as lines of JSON, between the app's process and the model's.
 
-Both sides are this program, but the model's may have been overrun by a hostile file: what it sends is data, read by
-name, and never more than that. Bytes travel as {"$bytes": base64}.
+Both sides are this package, but a hostile file may have taken over the model's process: what it sends is parsed as
+data, field by field. Bytes are sent as {"$bytes": base64}.
 """
 
 import base64
@@ -9,16 +9,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from ..events import Ask, Candidate, Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
+from ..events import Candidate, Chosen, Event, Finished, GenerationRequest, Options, Text, Tool, ToolCall, Usage
 
 
 def pack(value: Any) -> bytes:
-    """One line."""
+    """`value` as one line of JSON."""
     return json.dumps(value, default=_plain).encode("ascii") + b"\n"
 
 
 def unpack(line: bytes) -> Any:
-    """What `pack` was given. Raises ValueError for a line that is none."""
+    """The value that `pack` was given. Raises ValueError for any other line."""
     return json.loads(line, object_hook=_bytes)
 
 
@@ -32,25 +32,25 @@ def _bytes(found: dict[str, Any]) -> Any:
     return base64.b64decode(found["$bytes"]) if found.keys() == {"$bytes"} else found
 
 
-def pack_ask(ask: Ask) -> dict[str, Any]:
+def pack_request(request: GenerationRequest) -> dict[str, Any]:
     """A request as JSON."""
-    options = {name: getattr(ask.options, name) for name in Options.__slots__}  # type: ignore[attr-defined]
-    options["tools"] = [asdict(tool) for tool in ask.options.tools]
-    return {"prompt": ask.prompt, "raw": ask.raw, "options": options, "overflow": ask.overflow}
+    options = {name: getattr(request.options, name) for name in Options.__slots__}  # type: ignore[attr-defined]
+    options["tools"] = [asdict(tool) for tool in request.options.tools]
+    return {"prompt": request.prompt, "raw": request.raw, "options": options, "overflow": request.overflow}
 
 
-def unpack_ask(found: dict[str, Any]) -> Ask:
-    """The request that `pack_ask` packed."""
+def unpack_request(found: dict[str, Any]) -> GenerationRequest:
+    """The request that `pack_request` packed."""
     options = dict(found["options"])
     options["tools"] = tuple(Tool(**tool) for tool in options["tools"])
-    return Ask(found["prompt"], found["raw"], Options(**options), found["overflow"])
+    return GenerationRequest(found["prompt"], found["raw"], Options(**options), found["overflow"])
 
 
 def pack_event(event: Event) -> list[Any]:
     """An event as JSON."""
     if isinstance(event, Text):
-        told = [[c.id, c.data, c.logprob, [[t.id, t.data, t.logprob] for t in c.top]] for c in event.logprobs]
-        return ["text", event.text, told]
+        logprobs = [[c.id, c.data, c.logprob, [[t.id, t.data, t.logprob] for t in c.top]] for c in event.logprobs]
+        return ["text", event.text, logprobs]
     if isinstance(event, ToolCall):
         return ["call", event.id, event.name, event.arguments]
     return ["end", event.reason, asdict(event.usage)]
@@ -60,8 +60,8 @@ def unpack_event(found: list[Any]) -> Event:
     """The event that `pack_event` packed. Raises ValueError for anything else."""
     kind, *rest = found
     if kind == "text":
-        text, told = rest
-        chosen = [Chosen(i, data, p, tuple(Candidate(*each) for each in top)) for i, data, p, top in told]
+        text, logprobs = rest
+        chosen = [Chosen(i, data, p, tuple(Candidate(*each) for each in top)) for i, data, p, top in logprobs]
         return Text(str(text), tuple(chosen))
     if kind == "call":
         return ToolCall(*map(str, rest))

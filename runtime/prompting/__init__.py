@@ -1,1 +1,1 @@
-"""From a request to token ids: chat template, images, tools, sampling, context overflow."""
+"""From a request to token ids: chat template, images, tool calls, sampling settings, context overflow."""

@@ -1,8 +1,7 @@
-"""Rendering a model's own chat template: code from strangers, so sandboxed and bounded.
+"""Renders a model's own chat template: untrusted code, so in a sandbox, with limits of time and memory.
 
-The environment is the one `transformers` renders chat templates in (immutable sandbox, trimmed blocks, loop controls,
-`generation`, `tojson`, `raise_exception`, `strftime_now`), with a budget: a template may count to a million, not for
-ever.
+The environment is the one in which `transformers` renders chat templates (immutable sandbox, trimmed blocks, loop
+controls, `generation`, `tojson`, `raise_exception`, `strftime_now`), with limits on steps, numbers and text.
 """
 
 import json
@@ -21,19 +20,21 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import InvalidInput
+from .template_analysis import prints_texts_unchanged
 
 Message = Mapping[str, Any]
 """`role` (system, user or assistant) and `content`: text, or a list of parts, each {"type": "text", "text": …} or
-{"type": "image", "path": …}, a PNG or JPEG file."""
+{"type": "image", "path": …}, a PNG, JPEG or WebP file."""
 
 ROLES = ("system", "user", "assistant")
 MAX_STEPS = 1_000_000
 MAX_NUMBER = 100_000
 MAX_TEXT = 16_000_000
+TOO_LONG = f"it makes more than {MAX_TEXT} characters"
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox keeps a template from reaching Python; this one also keeps it from eating time and memory."""
+    """Jinja's sandbox keeps a template from reaching Python; this one also limits its time and memory."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -74,7 +75,7 @@ def _refuse_large(*values: Any) -> None:
 
 def _refuse_long(size: int) -> None:
     if size > MAX_TEXT:
-        raise SecurityError(f"it makes more than {MAX_TEXT} characters")
+        raise SecurityError(TOO_LONG)
 
 
 def _raise_exception(message: str) -> None:
@@ -90,7 +91,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 
 class _Generation(Extension):
-    """`{% generation %}`, by which trainers find the model's own words in a conversation: just what stands in it."""
+    """The block `{% generation %}`, with which trainers mark the model's own text; here it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (as Extension declares it)
 
@@ -99,8 +100,8 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-@lru_cache(maxsize=8)
-def _compile(source: str) -> Template:
+@lru_cache(maxsize=1)
+def _environment() -> _Sandbox:
     # optimized=False: constants are not computed while compiling, where the bounds do not hold.
     extensions = ("jinja2.ext.loopcontrols", _Generation)
     env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
@@ -110,18 +111,31 @@ def _compile(source: str) -> Template:
         del env.filters[name]
     env.filters["tojson"] = _tojson
     env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    return env.from_string(source)
+    return env
+
+
+@lru_cache(maxsize=8)
+def _compile(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+@lru_cache(maxsize=8)
+def _prints_texts_unchanged(source: str) -> bool:
+    try:
+        return prints_texts_unchanged(_environment().parse(source))
+    except (TemplateError, RecursionError):
+        return False
 
 
 def _counted_range() -> Any:
-    """A `range` for one rendering: all of them together take at most MAX_STEPS steps."""
-    spent = 0
+    """A `range` function for one rendering: all its ranges together have at most MAX_STEPS steps."""
+    total = 0
 
     def limited(*args: int) -> range:
-        nonlocal spent
+        nonlocal total
         steps = range(*args)
-        spent += len(steps)
-        if spent > MAX_STEPS:
+        total += len(steps)
+        if total > MAX_STEPS:
             raise SecurityError(f"it counts further than {MAX_STEPS}")
         return steps
 
@@ -130,7 +144,7 @@ def _counted_range() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template and the two token texts it may name."""
+    """A chat template, and the texts of the two tokens that it may name."""
 
     source: str
     bos_token: str = ""
@@ -152,72 +166,95 @@ class ChatTemplate:
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InvalidInput(f"the model's chat template fails: {_one_line(error)}") from error
 
-    def pieces(self, messages: Sequence[Message]) -> list["Piece"]:
-        """The same prompt, cut where text of the template and text of the messages meet.
+    def segments(self, messages: Sequence[Message]) -> list["Segment"]:
+        """The same prompt as `render` gives, cut where text of the template and text of the messages meet.
 
-        The template is rendered with unguessable marks in place of the messages' texts, padded with white space so that
-        a template's trimming shows. Neighbouring texts of messages become one piece.
+        The template is rendered with unguessable markers in place of the messages' texts, padded with white space so
+        that a template's trimming shows. Neighbouring texts of messages become one segment.
         """
-        marked = _Marks()
-        return marked.cut(self.render([marked.mark(message) for message in messages]))
+        markers = _Markers()
+        return markers.cut(self.render(markers.mark(messages)))
+
+    def render_segments(self, messages: Sequence[Message]) -> tuple[str, list["Segment"]]:
+        """What `render` and `segments` give, from one rendering where the template prints texts as they are."""
+        markers = _Markers()
+        marked = markers.mark(messages)
+        if not _prints_texts_unchanged(self.source) or not all(text.strip() for text in markers.texts):
+            return self.render(messages), markers.cut(self.render(marked))
+        rendered = self.render(marked)
+        segments = markers.cut(rendered)
+        if markers.quoted(rendered):
+            return self.render(messages), segments
+        text = "".join(segment.text for segment in segments)
+        if len(text) > MAX_TEXT:
+            raise InvalidInput(f"the model's chat template refuses: {TOO_LONG}")
+        return text, segments
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a rendered prompt. `trusted` text is the template's: only there may a control token be meant."""
+class Segment:
+    """A part of a rendered prompt. `trusted` text is the template's: only there are names of control tokens tokens."""
 
     text: str
     trusted: bool
 
 
 @dataclass(slots=True)
-class _Marks:
-    """Stands in for the texts of messages, and puts them back."""
+class _Markers:
+    """Replaces the texts of messages by markers, and finds the markers again in the rendered prompt."""
 
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     texts: list[str] = field(default_factory=list)
 
-    def mark(self, message: Message) -> Message:
-        content = message["content"]
-        if isinstance(content, str):
-            return {**message, "content": self._stand_in(content)}
-        return {**message, "content": [self._mark_part(part) for part in content]}
+    def mark(self, messages: Sequence[Message]) -> list[Message]:
+        """`messages` with a marker in place of each of their texts."""
+        return [{**message, "content": self._mark_content(message["content"])} for message in messages]
 
-    def _mark_part(self, part: Message) -> Message:
-        return {**part, "text": self._stand_in(part["text"])} if isinstance(part.get("text"), str) else part
+    def _mark_content(self, content: Any) -> Any:
+        return self._marker(content) if isinstance(content, str) else [self._mark_part(part) for part in content]
 
-    def _stand_in(self, text: str) -> str:
+    def _mark_part(self, part: Any) -> Any:
+        if isinstance(part, str):
+            return self._marker(part)
+        return {**part, "text": self._marker(part["text"])} if isinstance(part.get("text"), str) else part
+
+    def _marker(self, text: str) -> str:
         self.texts.append(text)
         return f"\x1c\x1d{self.secret}:{len(self.texts) - 1}:\x1d\x1c"
 
-    def cut(self, rendered: str) -> list[Piece]:
+    def cut(self, rendered: str) -> list[Segment]:
+        """`rendered` in segments, with the texts back in their places, trimmed where the markers were."""
         found = re.split(rf"(\x1c\x1d)?{self.secret}:(\d+):(\x1d\x1c)?", rendered)
-        pieces = [Piece(found[0], True)]
+        segments = [Segment(found[0], True)]
         for left, number, right, after in zip(*(iter(found[1:]),) * 4, strict=True):
             text = self.texts[int(number)]
             text = text if left else text.lstrip()
-            pieces += [Piece(text if right else text.rstrip(), False), Piece(after, True)]
-        return list(_joined(piece for piece in pieces if piece.text))
+            segments += [Segment(text if right else text.rstrip(), False), Segment(after, True)]
+        return list(_joined(segment for segment in segments if segment.text))
+
+    def quoted(self, rendered: str) -> bool:
+        """Whether a marker was printed as part of a list or a message, with escapes as in Python's source."""
+        return f"\\x1d{self.secret}" in rendered
 
 
-def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    last: Piece | None = None
-    for piece in pieces:
-        if last is not None and last.trusted == piece.trusted:
-            last = Piece(last.text + piece.text, last.trusted)
+def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
+    last: Segment | None = None
+    for segment in segments:
+        if last is not None and last.trusted == segment.trusted:
+            last = Segment(last.text + segment.text, last.trusted)
             continue
         if last is not None:
             yield last
-        last = piece
+        last = segment
     if last is not None:
         yield last
 
 
 def _bounded(parts: Iterator[str]) -> Iterator[str]:
-    written = 0
+    length = 0
     for part in parts:
-        written += len(part)
-        _refuse_long(written)
+        length += len(part)
+        _refuse_long(length)
         yield part
 
 

@@ -17,11 +17,11 @@ COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 
 def grammar_of(schema: Mapping[str, Any]) -> str:
     """GBNF of the texts that follow `schema`, as llama-cpp-python makes it. Raises InvalidInput if it cannot."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
+    from ..llama.grammar import gbnf_of_json_schema
 
     text = _checked(schema)
     try:
-        grammar = json_schema_to_gbnf(text)
+        grammar = gbnf_of_json_schema(text)
     except RecursionError:
         raise InvalidInput("the schema refers to itself without an end; make it simpler") from None
     except Exception as error:  # whatever a stranger's schema makes the converter stumble over

@@ -1,19 +1,23 @@
 """From a conversation to token ids: one BOS, and no control token that a message brought along."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from ...errors import InvalidInput
-from .chat_template import ROLES, ChatTemplate, Message, Piece
+from .chat_template import ROLES, ChatTemplate, Message, Segment
 
 IMAGE_BEGIN, IMAGE_END = "<start_of_image>", "<end_of_image>"
 AROUND_IMAGE = f"\n\n{IMAGE_BEGIN}{IMAGE_END}\n\n"
 """What Gemma 3's processor puts in place of the template's `<start_of_image>`; the image comes between the two."""
 
+CACHED_SEGMENTS = 256
+"""Texts of a template whose control tokens are remembered; a template has about five."""
 
-class Vocabulary(Protocol):
-    """What tokenizing needs to know of a model."""
+
+class PromptTokenizer(Protocol):
+    """The tokenizer of a model, as far as prompts need it."""
 
     @property
     def bos(self) -> int | None:
@@ -27,51 +31,78 @@ class Vocabulary(Protocol):
     def is_control(self, id: int) -> bool: ...
 
 
-def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
-    """The ids of the rendered conversation, where `<end_of_turn>` in a message stays text.
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """A conversation as token ids. `n_tokens` also counts the tokens of its images, which `ids` does not hold yet."""
 
-    A prompt is tokenized whole, as other programs do, if that gives exactly the control tokens of the template. If a
-    message would add some, texts of template and messages are tokenized apart. Raises InvalidInput when that is
-    impossible because the template rewrites messages, and when a role is unknown.
-    """
-    check(messages)
-    text, pieces = template.render(messages), template.pieces(messages)
-    if count := sum(part.get("type") == "image" for part in parts(messages)):
-        text, pieces = _with_images(text, pieces, count)
-    whole = vocabulary.tokenize(text, special=True)
-    meant = [id for p in pieces if p.trusted for id in vocabulary.tokenize(p.text, True) if vocabulary.is_control(id)]
-    if [id for id in whole if vocabulary.is_control(id)] == meant:
-        return with_bos(vocabulary, whole)
-    if "".join(piece.text for piece in pieces) != text:
-        raise InvalidInput(
-            "a message holds the text of a control token, and this model's chat template rewrites messages, so it "
-            "cannot be kept as text; take that text out"
-        )
-    return with_bos(vocabulary, [id for p in pieces for id in vocabulary.tokenize(p.text, p.trusted)])
+    messages: Sequence[Message]
+    ids: list[int]
+    n_tokens: int
 
 
-def parts(messages: Sequence[Message]) -> list[Message]:
-    """The parts of all messages whose content is a list, in order."""
+class ChatEncoder:
+    """Turns conversations into token ids, with one tokenizer and one chat template."""
+
+    def __init__(self, tokenizer: PromptTokenizer, template: ChatTemplate) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self._control_ids = lru_cache(CACHED_SEGMENTS)(self._find_control_ids)
+
+    def encode(self, messages: Sequence[Message], image_tokens: int = 0) -> EncodedChat:
+        """The rendered conversation, in which each image takes `image_tokens`; `<end_of_turn>` in a message stays text.
+
+        A prompt is tokenized whole, as other programs do, if that gives exactly the control tokens of the template. If
+        a message would add some, texts of template and messages are tokenized apart. Raises InvalidInput when that is
+        impossible because the template rewrites messages, and when a role is unknown.
+        """
+        check_messages(messages)
+        text, segments = self.template.render_segments(messages)
+        if count := len(image_parts(messages)):
+            text, segments = _with_images(text, segments, count)
+        ids = with_bos(self.tokenizer, self._tokenize(text, segments))
+        return EncodedChat(messages, ids, len(ids) + count * image_tokens)
+
+    def _tokenize(self, text: str, segments: Sequence[Segment]) -> list[int]:
+        whole = self.tokenizer.tokenize(text, special=True)
+        intended = [id for segment in segments if segment.trusted for id in self._control_ids(segment.text)]
+        if list(filter(self.tokenizer.is_control, whole)) == intended:
+            return whole
+        if "".join(segment.text for segment in segments) != text:
+            raise InvalidInput(
+                "a message holds the text of a control token, and this model's chat template rewrites messages, so it "
+                "cannot be kept as text; take that text out"
+            )
+        return [id for segment in segments for id in self.tokenizer.tokenize(segment.text, segment.trusted)]
+
+    def _find_control_ids(self, text: str) -> list[int]:
+        return list(filter(self.tokenizer.is_control, self.tokenizer.tokenize(text, special=True)))
+
+
+def image_parts(messages: Sequence[Message]) -> list[Message]:
+    """The images of all messages, in order."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return [part for content in contents for part in content if not isinstance(part, str)]
+    return [part for content in contents for part in content if not isinstance(part, str) and _is_image(part)]
 
 
-def _with_images(text: str, pieces: Sequence[Piece], count: int) -> tuple[str, list[Piece]]:
+def _is_image(part: Message) -> bool:
+    return part.get("type") == "image"
+
+
+def _with_images(text: str, segments: Sequence[Segment], count: int) -> tuple[str, list[Segment]]:
     """Open every place where the template has an image. Raises InvalidInput when it has another number of places."""
-    places = sum(piece.text.count(IMAGE_BEGIN) for piece in pieces if piece.trusted)
+    places = sum(segment.text.count(IMAGE_BEGIN) for segment in segments if segment.trusted)
     if places != count:
         raise InvalidInput(f"this model's chat template has {places} places for {count} images; is it one that sees?")
-    opened = [replace(p, text=p.text.replace(IMAGE_BEGIN, AROUND_IMAGE)) if p.trusted else p for p in pieces]
-    if "".join(piece.text for piece in pieces) == text:
-        return "".join(piece.text for piece in opened), opened
+    opened = [replace(s, text=s.text.replace(IMAGE_BEGIN, AROUND_IMAGE)) if s.trusted else s for s in segments]
+    if "".join(segment.text for segment in segments) == text:
+        return "".join(segment.text for segment in opened), opened
     if text.count(IMAGE_BEGIN) == count:  # no message brought one along
         return text.replace(IMAGE_BEGIN, AROUND_IMAGE), opened
     raise InvalidInput(f"a message holds the text {IMAGE_BEGIN}, and so does the place of an image; take that text out")
 
 
-def image_places(vocabulary: Vocabulary, ids: Sequence[int], count: int) -> list[int]:
+def image_places(tokenizer: PromptTokenizer, ids: Sequence[int], count: int) -> list[int]:
     """Where in `ids` the `count` images belong: before an end that follows its beginning at once."""
-    begin, end = (vocabulary.tokenize(mark, special=True) for mark in (IMAGE_BEGIN, IMAGE_END))
+    begin, end = (tokenizer.tokenize(name, special=True) for name in (IMAGE_BEGIN, IMAGE_END))
     if len(begin) != 1 or len(end) != 1:
         raise InvalidInput(f"this model's vocabulary has no {IMAGE_BEGIN} or {IMAGE_END}: it cannot see")
     places = [i + 1 for i in range(len(ids) - 1) if list(ids[i : i + 2]) == [*begin, *end]]
@@ -80,13 +111,13 @@ def image_places(vocabulary: Vocabulary, ids: Sequence[int], count: int) -> list
     return places
 
 
-def with_bos(vocabulary: Vocabulary, ids: list[int]) -> list[int]:
+def with_bos(tokenizer: PromptTokenizer, ids: list[int]) -> list[int]:
     """`ids` with exactly one BOS in front (none for a model without)."""
-    bos = vocabulary.bos
+    bos = tokenizer.bos
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def check(messages: Sequence[Message]) -> None:
+def check_messages(messages: Sequence[Message]) -> None:
     """Raises InvalidInput for an unknown role, and for content that is neither text nor parts."""
     for number, message in enumerate(messages, 1):
         if message.get("role") not in ROLES:

@@ -1,4 +1,4 @@
-"""How the next token is drawn, and what a GGUF says about it (`general.sampling.*`)."""
+"""Settings of the sampler: defaults, ranges, and those that a GGUF brings along (`general.sampling.*`)."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from ...errors import InvalidInput
 
 
 class Metadata(Protocol):
-    """Anything that finds a metadata entry by its key."""
+    """Finds a metadata entry by its key, as `GGUFFile` does."""
 
     def find(self, key: str) -> KV | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The defaults are what the Gemma 3 authors recommend. Temperature 0 takes the likeliest token."""
+    """How the next token is sampled. The defaults are those of Gemma 3's authors. Temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 64
@@ -47,15 +47,17 @@ RANGES = {
     "frequency_penalty": (-100.0, 100.0),
     "presence_penalty": (-100.0, 100.0),
 }
+OPENAI_RANGES = RANGES | {"temperature": (0.0, 2.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
+"""What the server takes, as OpenAI's does; the settings of the chat page have the same limits."""
 
 
-def sampling_of(metadata: Metadata) -> Sampling:
-    """What the model's authors chose, over the defaults. Raises InvalidInput for a value out of range."""
+def sampling_from_metadata(metadata: Metadata) -> Sampling:
+    """The settings in a GGUF's metadata, over the defaults. Raises InvalidInput for a value out of range."""
     found = {name: entry.value for key, name in KEYS.items() if (entry := metadata.find(key)) is not None}
-    return override(Sampling(), found)
+    return override_sampling(Sampling(), found)
 
 
-def override(sampling: Sampling, given: Mapping[str, float]) -> Sampling:
+def override_sampling(sampling: Sampling, given: Mapping[str, float]) -> Sampling:
     """`sampling` with the fields in `given` replaced. Raises InvalidInput for an unknown name or a bad value."""
     known = [field.name for field in fields(Sampling)]
     for name, value in given.items():

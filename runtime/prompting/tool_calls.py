@@ -1,9 +1,8 @@
-"""Tool calls for models whose template knows none: an instruction, a grammar, and the way back to events.
+"""Tool calls for models whose template has none: an instruction, a grammar, and a parser of the answer.
 
 The model answers with text, or with {"name": …, "arguments": …}: an answer that begins with a brace, perhaps after
-blanks, is a call, and the grammar holds it to the schema of the function it names. A call that the model puts into a
-code fence of its own accord is taken for one too, though nothing has held it to the schema. An answer is at most one
-call.
+blanks, is a call, which the grammar constrains to the schema of its function. A call in a code fence is parsed too,
+though without the constraint. An answer is at most one call.
 """
 
 import contextlib
@@ -36,8 +35,8 @@ MAY_BE_CALL = re.compile(r"[ \t\n\r]*(?:`{0,2}|```(?:j|js|jso|json)?[ \t\n\r]*)"
 CLOSED = re.compile(r"(?:[ \t\n\r]*```)?[ \t\n\r]*\Z")
 
 
-def offered(options: Options) -> Sequence[Tool]:
-    """The tools the model may call. Raises InvalidInput for a choice that names none of them."""
+def offered_tools(options: Options) -> Sequence[Tool]:
+    """The tools that the model may call. Raises InvalidInput for a `tool_choice` that is none of them."""
     if options.tool_choice in ("auto", "required"):
         return options.tools
     chosen = [tool for tool in options.tools if tool.name == options.tool_choice]
@@ -48,7 +47,7 @@ def offered(options: Options) -> Sequence[Tool]:
 
 def tool_grammar(options: Options) -> str | None:
     """GBNF for an answer that may or must be a call; None without tools. Raises InvalidInput for a bad schema."""
-    tools = offered(options)
+    tools = offered_tools(options)
     if not tools:
         return None
     calls = grammar_of({"anyOf": [_call_schema(tool) for tool in tools]})
@@ -66,10 +65,10 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     }
 
 
-def with_tools(messages: Sequence[Message], options: Options) -> list[Message]:
-    """The conversation in roles that every template knows, with what the model must know of the tools."""
-    plain = _merged([_plain(message) for message in messages])
-    tools = offered(options)
+def add_tool_instructions(messages: Sequence[Message], options: Options) -> list[Message]:
+    """The conversation in roles that every template has, with a system message that describes the tools."""
+    plain = _merge_tool_results([_without_tool_role(message) for message in messages])
+    tools = offered_tools(options)
     if not tools:
         return plain
     functions = "\n".join(
@@ -83,25 +82,26 @@ def with_tools(messages: Sequence[Message], options: Options) -> list[Message]:
     return [{"role": "system", "content": text}, *plain]
 
 
-def _plain(message: Message) -> Message:
+def _without_tool_role(message: Message) -> Message:
+    """A tool's result as a message of the user, and a tool call as text of the assistant."""
     if message.get("role") == "tool":
         name = message.get("name") or "the function"
         return {"role": "user", "content": f"Result of {name}:\n{message.get('content') or ''}", "tool_call_id": True}
     if calls := message.get("tool_calls"):
-        said = [message["content"]] if isinstance(message.get("content"), str) and message["content"] else []
-        return {"role": "assistant", "content": "\n".join([*said, *map(_call_text, calls)])}
+        text = [message["content"]] if isinstance(message.get("content"), str) and message["content"] else []
+        return {"role": "assistant", "content": "\n".join([*text, *map(_call_text, calls)])}
     return message
 
 
 def _call_text(call: Any) -> str:
     arguments = call.get("arguments", "{}")
-    with contextlib.suppress(ValueError):  # what the model once wrote is shown to it as it was
+    with contextlib.suppress(ValueError):  # invalid JSON of the model stays as it was
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     return json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False)
 
 
-def _merged(messages: Sequence[Message]) -> list[Message]:
-    """Results that follow each other become one message, since templates want roles to alternate."""
+def _merge_tool_results(messages: Sequence[Message]) -> list[Message]:
+    """Joins results that follow each other to one message, since templates want roles to alternate."""
     merged: list[Message] = []
     for message in messages:
         if message.get("tool_call_id") is True and merged and merged[-1].get("tool_call_id") is True:
@@ -111,32 +111,32 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
-class Calls:
-    """Finds the call in the pieces of an answer: what may be the beginning of one is kept back, and all of a call."""
+class ToolCallParser:
+    """Finds the tool call in a streamed answer. Text that may be the beginning of a call is held back."""
 
     def __init__(self, options: Options) -> None:
-        self.names = {tool.name for tool in offered(options)}
+        self.names = {tool.name for tool in offered_tools(options)}
         self._held: list[Text] = []
-        self._call: bool | None = None if self.names else False  # None: not clear yet
+        self._call: bool | None = None if self.names else False  # None: not decided yet
 
     def push(self, piece: Text) -> Text | None:
-        """The piece to show, with what was kept back before it; None while a call is being written or may be."""
+        """The text to show, with what was held back before; None while the text is, or may be, a call."""
         if self._call is False:
             return piece
         self._held.append(piece)
         if self._call is None:
-            begun = _joined(self._held).text
-            self._call = True if CALL.match(begun) else None if MAY_BE_CALL.fullmatch(begun) else False
+            text = _joined(self._held).text
+            self._call = True if CALL.match(text) else None if MAY_BE_CALL.fullmatch(text) else False
         return _joined(self._held) if self._call is False else None
 
     def end(self) -> list[Text | ToolCall]:
-        """The call, or the text of one that was cut short."""
+        """At the end of the answer: the tool call, or the text of an incomplete one."""
         if self._call is False or not self._held:
             return []
         held = _joined(self._held)
-        return [self._found(held.text) or held]
+        return [self._parse(held.text) or held]
 
-    def _found(self, text: str) -> ToolCall | None:
+    def _parse(self, text: str) -> ToolCall | None:
         try:
             found = json.loads(CLOSED.sub("", CALL.sub("", text, count=1), count=1))
             name, arguments = found["name"], found["arguments"]

@@ -1,1 +1,1 @@
-"""A model behind HTTP, as OpenAI's API has it."""
+"""The HTTP server: OpenAI's API, and the chat page."""

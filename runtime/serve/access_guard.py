@@ -1,7 +1,7 @@
-"""What stands before every request: who may ask, from which page, and what every answer says to browsers.
+"""The outermost ASGI layer: checks Host, Origin and API key, adds security headers, turns exceptions into errors.
 
-A model on this machine must not be usable by any web page its owner visits. A page cannot forge the Host header, so one
-that has its own name resolve to 127.0.0.1 is found out by it; nor the Origin header, so one that posts here is too.
+A model on this machine must not be usable by any web page its owner visits. A page cannot forge the Host header, which
+shows DNS rebinding (a foreign name that resolves to 127.0.0.1), nor the Origin header, which shows cross-site requests.
 """
 
 import hmac
@@ -19,13 +19,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import BorealisError
-from .error_response import GONE, ClientGone, Refusal
-from .http_response import Reply
-from .service_state import Service, Settings
+from .error_response import CLIENT_CLOSED_REQUEST, ClientDisconnected, ErrorResponse
+from .http_response import HTTPResponse
+from .service_state import ServerSettings, Service
 
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+)(?::\d{1,5})?")
 NEEDS_KEY = ("/v1/", "/metrics")
-SECURITY = {
+SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -34,7 +34,7 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
-"""What a response says unless it says otherwise itself."""
+"""Headers of every response that does not set them itself."""
 
 PREFLIGHT = {
     "access-control-allow-methods": "GET, POST",
@@ -43,49 +43,49 @@ PREFLIGHT = {
 }
 
 
-class Guard:
-    """Lets requests through to `app`, and turns whatever is raised there into an answer."""
+class AccessGuard:
+    """Passes allowed requests to `app`, and turns exceptions into error responses."""
 
     def __init__(self, app: ASGIApp, service: Service, routes: Mapping[str, str]) -> None:
-        """`routes`: the paths that exist, each with the name it is counted under."""
+        """`routes`: the name in the metrics of each path that exists."""
         self.app, self.service, self.routes = app, service, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        reply = Reply(scope, receive, send, self._headers(scope))
-        begun = time.monotonic()
+        response = HTTPResponse(scope, receive, send, self._headers(scope))
+        started = time.monotonic()
         try:
-            await self._answer(scope, reply)
+            await self._answer(scope, response)
         finally:
-            self.service.let_go(scope)
-            self._count(scope, reply.status or GONE, time.monotonic() - begun)
+            self.service.release_body_bytes(scope)
+            self._count(scope, response.status or CLIENT_CLOSED_REQUEST, time.monotonic() - started)
 
-    async def _answer(self, scope: Scope, reply: Reply) -> None:
+    async def _answer(self, scope: Scope, response: HTTPResponse) -> None:
         try:
             settings, headers = self.service.settings, Headers(scope=scope)
             _check_host(headers, settings)
             _check_origin(headers, settings)
-            if _is_preflight(scope, headers):  # comes without a key
-                await _preflight(headers)(scope, reply.receive, reply.send)
+            if _is_preflight(scope, headers):  # browsers send it without a key
+                await _preflight(headers)(scope, response.receive, response.send)
                 return
             if settings.key is not None and scope["path"].startswith(NEEDS_KEY):
                 _check_key(headers.get("authorization", ""), settings.key)
-            scope["app"] = self  # the router then raises what it does not find
-            await self.app(scope, reply.receive, reply.send)
-        except ClientGone:
-            reply.status = GONE
+            scope["app"] = self  # so that the router raises HTTPException for unknown paths
+            await self.app(scope, response.receive, response.send)
+        except ClientDisconnected:
+            response.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
-            refusal = _refusal(self.service, error)
-            if refusal is None:
+            failure = _error_response_of(self.service, error)
+            if failure is None:
                 logging.getLogger(__name__).exception("%s %s failed", scope["method"], scope["path"])
-                refusal = Refusal(500, "an internal error")
-            if reply.status is not None:  # it began already: all that is left is to end it
+                failure = ErrorResponse(500, "an internal error")
+            if response.status is not None:  # the response has started: it can only be broken off
                 raise
-            await reply.refuse(refusal)
+            await response.send_error(failure)
 
     def _headers(self, scope: Scope) -> dict[str, str]:
-        headers = {**SECURITY, "x-request-id": f"req_{secrets.token_hex(12)}"}
+        headers = {**SECURITY_HEADERS, "x-request-id": f"req_{secrets.token_hex(12)}"}
         settings, origin = self.service.settings, Headers(scope=scope).get("origin")
         if settings.origins:
             headers["vary"] = "Origin"
@@ -102,20 +102,22 @@ class Guard:
             self.service.settings.log(f"{scope['method']} {route} {status} {seconds:.3f} s")
 
 
-def _refusal(service: Service, error: Exception) -> Refusal | None:
-    if isinstance(error, Refusal):
+def _error_response_of(service: Service, error: Exception) -> ErrorResponse | None:
+    if isinstance(error, ErrorResponse):
         return error
     if isinstance(error, BorealisError):
-        return service.refusal_of(error)
+        return service.error_response_of(error)
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         text = {404: "there is nothing at this path", 405: "this path does not take this method"}
-        return Refusal(error.status_code, text.get(error.status_code, error.detail), code=code, headers=error.headers)
+        return ErrorResponse(
+            error.status_code, text.get(error.status_code, error.detail), code=code, headers=error.headers
+        )
     return None
 
 
-def is_our_host(host: str, settings: Settings) -> bool:
-    """Whether a Host header names this server: by an address, which needs no resolving, or by a name known here."""
+def is_our_host(host: str, settings: ServerSettings) -> bool:
+    """Whether a Host header names this server: any IP address, which needs no DNS, or a name of this machine."""
     match = HOST.fullmatch(host)
     if match is None:
         return False
@@ -128,31 +130,35 @@ def is_our_host(host: str, settings: Settings) -> bool:
     return True
 
 
-def _check_host(headers: Headers, settings: Settings) -> None:
+def _check_host(headers: Headers, settings: ServerSettings) -> None:
     host = headers.get("host", "")
     if len(headers.getlist("host")) != 1 or not is_our_host(host, settings):
-        raise Refusal(421, f"the Host header {host[:100]!r} does not name this server; see --allow-host", code="host")
+        raise ErrorResponse(
+            421, f"the Host header {host[:100]!r} does not name this server; see --allow-host", code="host"
+        )
 
 
-def _check_origin(headers: Headers, settings: Settings) -> None:
-    """Programs have no origin; the page of this server has the one it was fetched from."""
+def _check_origin(headers: Headers, settings: ServerSettings) -> None:
+    """Allow requests without an Origin (from programs), of the server's own page, and of allowed origins."""
     origin = headers.get("origin")
-    own = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
-    if not own and not _is_allowed(origin or "", settings):
-        raise Refusal(403, f"pages of {(origin or '')[:100]!r} may not use this server; see --cors", code="origin")
+    same_origin = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    if not same_origin and not _is_allowed(origin or "", settings):
+        raise ErrorResponse(
+            403, f"pages of {(origin or '')[:100]!r} may not use this server; see --cors", code="origin"
+        )
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:
-    """Whether a browser asks if a page may ask."""
+    """Whether this is a CORS preflight request."""
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def _preflight(headers: Headers) -> Response:
-    asked = headers.get("access-control-request-headers", "")
-    return Response(status_code=204, headers=PREFLIGHT | {"access-control-allow-headers": asked})
+    requested = headers.get("access-control-request-headers", "")
+    return Response(status_code=204, headers=PREFLIGHT | {"access-control-allow-headers": requested})
 
 
-def _is_allowed(origin: str, settings: Settings) -> bool:
+def _is_allowed(origin: str, settings: ServerSettings) -> bool:
     return origin in settings.origins or "*" in settings.origins
 
 
@@ -161,4 +167,4 @@ def _check_key(given: str, key: str) -> None:
     right = hmac.compare_digest(token.strip().encode("utf-8"), key.encode("utf-8"))
     if scheme.lower() != "bearer" or not right:
         message = "a wrong API key" if token else "an API key is needed: Authorization: Bearer …"
-        raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        raise ErrorResponse(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

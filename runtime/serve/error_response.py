@@ -1,4 +1,4 @@
-"""Every request that is not answered is told why, in the shape OpenAI's clients know."""
+"""HTTP errors in the JSON format of OpenAI's API."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from starlette.responses import JSONResponse
 
 from ...errors import BorealisError, Busy, EngineDied, InvalidInput
 
-GONE = 499
-"""Status, for the log and the metrics alone, of a request whose client left before it was answered."""
+CLIENT_CLOSED_REQUEST = 499
+"""Status in the log and the metrics for a client that disconnected before the response; never sent."""
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before its request was answered."""
 
 
-class Refusal(Exception):
-    """An HTTP error. `param` names the field it is about; `code` is for programs."""
+class ErrorResponse(Exception):
+    """An HTTP error. `param` names the field of the request that is wrong; `code` is for programs."""
 
     def __init__(
         self,
@@ -35,30 +35,30 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        error = {"message": self.message, "type": _kind(self.status), "param": self.param, "code": self.code}
+        error = {"message": self.message, "type": _error_type(self.status), "param": self.param, "code": self.code}
         return {"error": error}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def wrong(param: str, message: str, code: str | None = None) -> Refusal:
-    """A field of the request that cannot be used."""
-    return Refusal(400, f"{param}: {message}" if param else message, param=param or None, code=code)
+def invalid_field(param: str, message: str, code: str | None = None) -> ErrorResponse:
+    """The error (400) for an invalid field of the request."""
+    return ErrorResponse(400, f"{param}: {message}" if param else message, param=param or None, code=code)
 
 
-def refusal_of(error: BorealisError) -> Refusal:
-    """What the library could not do, as an HTTP error."""
+def error_response_of(error: BorealisError) -> ErrorResponse:
+    """The HTTP error for an exception of this package."""
     if isinstance(error, InvalidInput):
-        return Refusal(400, str(error))
+        return ErrorResponse(400, str(error))
     if isinstance(error, Busy):
-        return Refusal(429, str(error), code="busy", headers={"retry-after": str(max(1, error.retry_after))})
+        return ErrorResponse(429, str(error), code="busy", headers={"retry-after": str(max(1, error.retry_after))})
     if isinstance(error, EngineDied):
-        return Refusal(503, str(error), code="engine_died", headers={"retry-after": "1"})
-    return Refusal(500, str(error))
+        return ErrorResponse(503, str(error), code="engine_died", headers={"retry-after": "1"})
+    return ErrorResponse(500, str(error))
 
 
-def _kind(status: int) -> str:
+def _error_type(status: int) -> str:
     if status == 401:
         return "authentication_error"
     if status == 429:

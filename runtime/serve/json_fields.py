@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .error_response import Refusal, wrong
+from .error_response import ErrorResponse, invalid_field
 
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000
@@ -19,20 +19,20 @@ HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(raw: bytes) -> "Fields":
-    """The JSON object in `raw`. Raises Refusal (400) for anything that is not plain, finite JSON in UTF-8."""
+    """The JSON object in `raw`. Raises ErrorResponse (400) for anything that is not plain, finite JSON in UTF-8."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise Refusal(400, f"the body has more than {MAX_VALUES} values")
+        raise ErrorResponse(400, f"the body has more than {MAX_VALUES} values")
     try:
         text = raw.decode("utf-8")
         found = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole)
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8: byte {error.start}") from None
+        raise ErrorResponse(400, f"the body is not UTF-8: byte {error.start}") from None
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {error}") from None
+        raise ErrorResponse(400, f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise Refusal(400, f"the body must be a JSON object, not {_kind(found)}")
+        raise ErrorResponse(400, f"the body must be a JSON object, not {_kind(found)}")
     _check(found, bool(HALF_CHARACTER.search(raw)))
     return Fields(found)
 
@@ -62,7 +62,7 @@ def _check(found: Any, texts: bool) -> None:
         if depth > MAX_DEPTH:
             raise _too_deep()
         if texts and any(_is_broken(value) for value in level if isinstance(value, str)):
-            raise Refusal(400, "a text in the body holds one half of a surrogate pair, which is no character")
+            raise ErrorResponse(400, "a text in the body holds one half of a surrogate pair, which is no character")
         level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value, texts)]
 
 
@@ -80,8 +80,8 @@ def _is_broken(text: str) -> bool:
     return False
 
 
-def _too_deep() -> Refusal:
-    return Refusal(400, f"the body is nested more than {MAX_DEPTH} deep")
+def _too_deep() -> ErrorResponse:
+    return ErrorResponse(400, f"the body is nested more than {MAX_DEPTH} deep")
 
 
 def _kind(value: Any) -> str:
@@ -101,8 +101,8 @@ class Fields:
     def path(self, name: str) -> str:
         return f"{self.place}.{name}" if self.place else name
 
-    def wrong(self, name: str, message: str) -> Refusal:
-        return wrong(self.path(name), message)
+    def invalid(self, name: str, message: str) -> ErrorResponse:
+        return invalid_field(self.path(name), message)
 
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
@@ -115,9 +115,9 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(name, f"must be a number, not {_kind(value)}")
+            raise self.invalid(name, f"must be a number, not {_kind(value)}")
         if not low <= value <= high:
-            raise self.wrong(name, f"{_short(value)} is not within {low:g} and {high:g}")
+            raise self.invalid(name, f"{_short(value)} is not within {low:g} and {high:g}")
         return float(value)
 
     def integer(self, name: str, low: int, high: int) -> int | None:
@@ -125,15 +125,15 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(name, f"must be a whole number, not {_kind(value)}")
+            raise self.invalid(name, f"must be a whole number, not {_kind(value)}")
         if not low <= value <= high:
-            raise self.wrong(name, f"{_short(value)} is not within {low} and {high}")
+            raise self.invalid(name, f"{_short(value)} is not within {low} and {high}")
         return value
 
     def flag(self, name: str) -> bool | None:
         value = self.any(name)
         if value is not None and not isinstance(value, bool):
-            raise self.wrong(name, f"must be true or false, not {_kind(value)}")
+            raise self.invalid(name, f"must be true or false, not {_kind(value)}")
         return value
 
     def text(self, name: str, most: int | None = None) -> str | None:
@@ -141,9 +141,9 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise self.wrong(name, f"must be a text, not {_kind(value)}")
+            raise self.invalid(name, f"must be a text, not {_kind(value)}")
         if most is not None and len(value) > most:
-            raise self.wrong(name, f"{len(value)} characters; {most} are the most")
+            raise self.invalid(name, f"{len(value)} characters; {most} are the most")
         return value
 
     def needed_text(self, name: str, most: int | None = None) -> str:
@@ -152,7 +152,7 @@ class Fields:
     def one_of(self, name: str, choices: Sequence[str]) -> str | None:
         value = self.text(name)
         if value is not None and value not in choices:
-            raise self.wrong(name, f"{_short(value)} is not one of {', '.join(choices)}")
+            raise self.invalid(name, f"{_short(value)} is not one of {', '.join(choices)}")
         return value
 
     def object(self, name: str) -> "Fields | None":
@@ -160,7 +160,7 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.wrong(name, f"must be an object, not {_kind(value)}")
+            raise self.invalid(name, f"must be an object, not {_kind(value)}")
         return Fields(value, self.path(name))
 
     def needed_object(self, name: str) -> "Fields":
@@ -171,9 +171,9 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, list):
-            raise self.wrong(name, f"must be an array, not {_kind(value)}")
+            raise self.invalid(name, f"must be an array, not {_kind(value)}")
         if len(value) > most:
-            raise self.wrong(name, f"{len(value)} entries; {most} are the most")
+            raise self.invalid(name, f"{len(value)} entries; {most} are the most")
         return value
 
     def objects(self, name: str, most: int) -> "list[Fields]":
@@ -182,13 +182,13 @@ class Fields:
         for number, value in enumerate(self.array(name, most) or ()):
             place = f"{self.path(name)}[{number}]"
             if not isinstance(value, dict):
-                raise wrong(place, f"must be an object, not {_kind(value)}")
+                raise invalid_field(place, f"must be an object, not {_kind(value)}")
             made.append(Fields(value, place))
         return made
 
     def _needed(self, name: str, value: Any) -> Any:
         if value is None:
-            raise self.wrong(name, "is missing")
+            raise self.invalid(name, "is missing")
         return value
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, in the two forms that OpenAI's clients read."""
+"""Log-probabilities of tokens, in the formats of OpenAI's chat and completion APIs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from ..events import Candidate, Chosen
 
 LOWEST = -9999.0
-"""What stands for minus infinity, which JSON does not have."""
+"""Stands for minus infinity, which JSON does not have."""
 
 
 def token_text(data: bytes) -> str:
-    """Readable even where a token is a part of a character: those bytes are written as \\xNN."""
+    """The text of a token; bytes that are no whole character are written as \\xNN."""
     return data.decode("utf-8", "backslashreplace")
 
 

@@ -22,7 +22,7 @@ Sample = tuple[Mapping[str, str], float]
 
 
 class Metrics:
-    """What the HTTP side counts. Routes are those that exist, so that no request can make new series."""
+    """Counts HTTP requests. Only routes that exist are counted, so that no request can add a series."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -33,9 +33,9 @@ class Metrics:
         self.seconds[route] += seconds  # pyright: ignore[reportArgumentType]
 
     def text(self, stats: Mapping[str, float]) -> str:
-        """All there is to know; `stats` are the model's, and may be empty."""
+        """All metrics as text; `stats` are `Model.stats`, and may be empty."""
         requests = [({"route": r, "status": str(s)}, float(n)) for (r, s), n in sorted(self.requests.items())]
-        seconds = [({"route": route}, float(spent)) for route, spent in sorted(self.seconds.items())]
+        seconds = [({"route": route}, float(total)) for route, total in sorted(self.seconds.items())]
         lines = [
             *_series("http_requests_total", "counter", "Requests answered; status 499: the client left.", requests),
             *_series("http_request_seconds_total", "counter", "Seconds from a request to its answer's end.", seconds),

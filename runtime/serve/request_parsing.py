@@ -1,4 +1,4 @@
-"""What a request asks for, field by field; nothing of it is believed before it was looked at."""
+"""Parses and checks the JSON bodies of chat, completion and embedding requests."""
 
 import re
 import secrets
@@ -8,78 +8,72 @@ from typing import Any
 
 from ..events import Options, Tool
 from ..process.in_process_model import MAX_SEED, MAX_STOPS
-from .chat_messages import Message, read_messages
-from .error_response import wrong
+from ..prompting.sampling_settings import OPENAI_RANGES
+from ..prompting.tool_calls import CHOICES
+from .chat_messages import Message, parse_messages
+from .error_response import invalid_field
 from .json_fields import Fields, parse_object
 
 MAX_ANSWERS = 16
 MAX_CHOICES = 128
-"""Of a completion: prompts times answers for each."""
+"""Answers of a completion request: prompts times `n`."""
 
 MAX_INPUTS = 2048
-LONGEST_STOP = 1000
+MAX_STOP_LENGTH = 1000
 MAX_TOOLS = 128
-MAX_TOP = 20
+MAX_TOP_LOGPROBS = 20
 MAX_INT = 2**31 - 1
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-SAMPLING = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repeat_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
-CHOICES = ("auto", "none", "required")
-UNSUPPORTED = ("logit_bias", "functions", "function_call", "audio")
-"""Fields that would change the answer. Others that are unknown are let pass, as OpenAI's clients send many."""
+SAMPLING_FIELDS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+UNSUPPORTED_FIELDS = ("logit_bias", "functions", "function_call", "audio")
+"""Fields that would change the answer. Other unknown fields are ignored, since OpenAI's clients send many."""
 
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What chats and completions share. `n` answers to each prompt."""
+class AnswerRequest:
+    """The fields that chat and completion requests share; `n` answers to each prompt."""
 
     options: Options
     n: int
     stream: bool
     include_usage: bool
 
-    def variants(self) -> list[Options]:
-        """The options of each of the `n` answers: the same but for the seeds, which follow upon each other."""
+    def options_per_answer(self) -> list[Options]:
+        """The options of each of the `n` answers, with consecutive seeds."""
         first = secrets.randbelow(MAX_SEED + 1) if self.options.seed is None else self.options.seed
         return [replace(self.options, seed=(first + i) % (MAX_SEED + 1)) for i in range(self.n)]
 
 
 @dataclass(frozen=True, slots=True)
-class Chat(Asked):
+class ChatRequest(AnswerRequest):
     messages: list[Message]
 
 
 @dataclass(frozen=True, slots=True)
-class Completion(Asked):
+class CompletionRequest(AnswerRequest):
     prompts: list[Prompt]
     echo: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Embedding:
+class EmbeddingRequest:
     inputs: list[Prompt]
     base64: bool
     dimensions: int | None
 
 
-def read_chat(raw: bytes, vision: bool) -> Chat:
-    """The body of /v1/chat/completions. Raises Refusal."""
+def parse_chat_request(raw: bytes, vision: bool) -> ChatRequest:
+    """The body of /v1/chat/completions. Raises ErrorResponse."""
     body = _body(raw)
-    messages = read_messages(body, vision)
+    messages = parse_messages(body, vision)
     tools = [_tool(tool) for tool in body.objects("tools", MAX_TOOLS)]
     if len({tool.name for tool in tools}) != len(tools):
-        raise wrong("tools", "two of them have the same name")
-    longest = body.integer("max_completion_tokens", 1, MAX_INT) or body.integer("max_tokens", 1, MAX_INT)
+        raise invalid_field("tools", "two of them have the same name")
+    max_tokens = body.integer("max_completion_tokens", 1, MAX_INT) or body.integer("max_tokens", 1, MAX_INT)
     options = Options(
-        max_tokens=longest,
+        max_tokens=max_tokens,
         seed=_seed(body),
         sampling=_sampling(body),
         stop=_stop(body),
@@ -89,54 +83,56 @@ def read_chat(raw: bytes, vision: bool) -> Chat:
         logprobs=_chat_logprobs(body),
     )
     if options.schema is not None and tools and options.tool_choice != "none":
-        raise wrong("response_format", "cannot be asked for together with tools; leave one of them out")
+        raise invalid_field("response_format", "cannot be asked for together with tools; leave one of them out")
     body.flag(
         "parallel_tool_calls"
     )  # true, OpenAI's default, allows several calls in an answer; here it is at most one
     if any(kind != "text" for kind in body.array("modalities", 8) or ()):
-        raise wrong("modalities", "this server answers in text alone")
-    return Chat(options, body.integer("n", 1, MAX_ANSWERS) or 1, *_streaming(body), messages)
+        raise invalid_field("modalities", "this server answers in text alone")
+    return ChatRequest(options, body.integer("n", 1, MAX_ANSWERS) or 1, *_streaming(body), messages)
 
 
-def read_completion(raw: bytes, most: int) -> Completion:
-    """The body of /v1/completions, which may ask for `most` answers. Raises Refusal."""
+def parse_completion_request(raw: bytes, max_answers: int) -> CompletionRequest:
+    """The body of /v1/completions, for at most `max_answers` answers. Raises ErrorResponse."""
     body = _body(raw)
     options = Options(
         max_tokens=body.integer("max_tokens", 0, MAX_INT) if body.has("max_tokens") else 16,
         seed=_seed(body),
         sampling=_sampling(body),
         stop=_stop(body),
-        logprobs=body.integer("logprobs", 0, MAX_TOP),
+        logprobs=body.integer("logprobs", 0, MAX_TOP_LOGPROBS),
     )
     prompts, n = _prompts(body, "prompt", MAX_CHOICES), body.integer("n", 1, MAX_CHOICES) or 1
-    if len(prompts) * n > min(most, MAX_CHOICES):
-        raise wrong("n", f"{len(prompts)} × {n} answers; {min(most, MAX_CHOICES)} are the most in one request")
+    if len(prompts) * n > min(max_answers, MAX_CHOICES):
+        raise invalid_field(
+            "n", f"{len(prompts)} × {n} answers; {min(max_answers, MAX_CHOICES)} are the most in one request"
+        )
     if body.text("suffix"):
-        raise wrong("suffix", "this server continues texts; it does not fill gaps")
+        raise invalid_field("suffix", "this server continues texts; it does not fill gaps")
     if (body.integer("best_of", 1, MAX_CHOICES) or n) != n:
-        raise wrong("best_of", "is not supported, unless it is the same as n")
+        raise invalid_field("best_of", "is not supported, unless it is the same as n")
     echo = body.flag("echo") or False
     if echo and options.logprobs is not None:
-        raise wrong("echo", "logprobs of the prompt are not known; leave out echo or logprobs")
-    return Completion(options, n, *_streaming(body), prompts, echo)
+        raise invalid_field("echo", "logprobs of the prompt are not known; leave out echo or logprobs")
+    return CompletionRequest(options, n, *_streaming(body), prompts, echo)
 
 
-def read_embedding(raw: bytes) -> Embedding:
-    """The body of /v1/embeddings. Raises Refusal."""
+def parse_embedding_request(raw: bytes) -> EmbeddingRequest:
+    """The body of /v1/embeddings. Raises ErrorResponse."""
     body = _body(raw)
     inputs = _prompts(body, "input", MAX_INPUTS)
     if not all(inputs):
-        raise wrong("input", "an empty text has no embedding")
+        raise invalid_field("input", "an empty text has no embedding")
     encoding = body.one_of("encoding_format", ("float", "base64"))
-    return Embedding(inputs, encoding == "base64", body.integer("dimensions", 1, MAX_INT))
+    return EmbeddingRequest(inputs, encoding == "base64", body.integer("dimensions", 1, MAX_INT))
 
 
 def _body(raw: bytes) -> Fields:
     body = parse_object(raw)
     body.text("model", 512)
-    for name in UNSUPPORTED:
+    for name in UNSUPPORTED_FIELDS:
         if body.any(name):
-            raise wrong(name, "is not supported" + ("; use tools" if name.startswith("function") else ""))
+            raise invalid_field(name, "is not supported" + ("; use tools" if name.startswith("function") else ""))
     return body
 
 
@@ -147,13 +143,13 @@ def _streaming(body: Fields) -> tuple[bool, bool]:
 
 
 def _seed(body: Fields) -> int | None:
-    """Any 64-bit number, as OpenAI has them, brought into the range that there is."""
+    """Any 64-bit number, as in OpenAI's API, reduced to llama.cpp's range."""
     seed = body.integer("seed", -(2**63), 2**63 - 1)
     return None if seed is None else seed % (MAX_SEED + 1)
 
 
 def _sampling(body: Fields) -> dict[str, float]:
-    given: dict[str, float | None] = {name: body.number(name, *limits) for name, limits in SAMPLING.items()}
+    given: dict[str, float | None] = {name: body.number(name, *OPENAI_RANGES[name]) for name in SAMPLING_FIELDS}
     given["top_k"] = body.integer("top_k", 0, MAX_INT)
     return {name: value for name, value in given.items() if value is not None}
 
@@ -166,16 +162,16 @@ def _stop(body: Fields) -> tuple[str, ...]:
     else:
         texts = body
     stops = texts.array("stop", MAX_STOPS) or []
-    if not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
-        raise wrong("stop", f"each must be a text of 1 to {LONGEST_STOP} characters")
+    if not all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
+        raise invalid_field("stop", f"each must be a text of 1 to {MAX_STOP_LENGTH} characters")
     return tuple(stops)
 
 
 def _chat_logprobs(body: Fields) -> int | None:
-    top = body.integer("top_logprobs", 0, MAX_TOP)
+    top = body.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if not body.flag("logprobs"):
         if top:
-            raise wrong("top_logprobs", "needs logprobs to be true")
+            raise invalid_field("top_logprobs", "needs logprobs to be true")
         return None
     return top or 0
 
@@ -186,7 +182,7 @@ def _schema(body: Fields) -> dict[str, Any] | None:
         return None
     kind = form.one_of("type", ("text", "json_object", "json_schema"))
     if kind is None:
-        raise form.wrong("type", "is missing")
+        raise form.invalid("type", "is missing")
     if kind == "text":
         return None
     if kind == "json_object":
@@ -198,13 +194,13 @@ def _schema(body: Fields) -> dict[str, Any] | None:
 
 def _tool(tool: Fields) -> Tool:
     if tool.one_of("type", ("function",)) is None:
-        raise tool.wrong("type", "is missing")
+        raise tool.invalid("type", "is missing")
     function = tool.needed_object("function")
     name = function.needed_text("name")
     if not NAME.fullmatch(name):
-        raise function.wrong("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -")
+        raise function.invalid("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -")
     if name in CHOICES:
-        raise function.wrong("name", f"{name} has a meaning of its own in tool_choice; take another name")
+        raise function.invalid("name", f"{name} has a meaning of its own in tool_choice; take another name")
     parameters = function.object("parameters")
     return Tool(
         name, function.text("description") or "", {"type": "object"} if parameters is None else parameters.values
@@ -222,12 +218,12 @@ def _tool_choice(body: Fields, tools: Sequence[Tool]) -> str:
         return function.one_of("name", [tool.name for tool in tools]) or _missing_name(function)
     choice = body.one_of("tool_choice", CHOICES) or "auto"
     if choice == "required" and not tools:
-        raise wrong("tool_choice", "there are no tools to choose from")
+        raise invalid_field("tool_choice", "there are no tools to choose from")
     return choice
 
 
 def _missing_name(function: Fields) -> str:
-    raise function.wrong("name", "is missing")
+    raise function.invalid("name", "is missing")
 
 
 def _prompts(body: Fields, name: str, most: int) -> list[Prompt]:
@@ -236,16 +232,16 @@ def _prompts(body: Fields, name: str, most: int) -> list[Prompt]:
     if isinstance(value, str):
         return [value]
     if value is None:
-        raise wrong(name, "is missing")
+        raise invalid_field(name, "is missing")
     if not isinstance(value, list) or not value:
-        raise wrong(name, "must be a text, texts, token ids, or arrays of token ids, and not empty")
+        raise invalid_field(name, "must be a text, texts, token ids, or arrays of token ids, and not empty")
     if _are_ids(value):
         return [value]
     if len(value) > most:
-        raise wrong(name, f"{len(value)} entries; {most} are the most")
+        raise invalid_field(name, f"{len(value)} entries; {most} are the most")
     texts = all(isinstance(one, str) for one in value)
     if not texts and not all(isinstance(one, list) and _are_ids(one) for one in value):
-        raise wrong(name, "must be a text, texts, token ids (0 or more), or arrays of them")
+        raise invalid_field(name, "must be a text, texts, token ids (0 or more), or arrays of them")
     return value
 
 

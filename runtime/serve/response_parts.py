@@ -1,4 +1,4 @@
-"""What chats and completions have in common: answers gathered as they come, and what they took."""
+"""Parts of chat and completion responses: collected answers, the common head, token usage."""
 
 import secrets
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..events import Chosen, Event, Finished, Text, ToolCall, Usage
-from .http_stream import merged
+from .http_stream import merge_events
 from .service_state import Service
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Gathered:
-    """One answer, as far as it has come."""
+class CollectedAnswer:
+    """The text, tool calls and tokens of one answer."""
 
     texts: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
@@ -41,17 +41,17 @@ class Gathered:
         return None if self.finished is None else self.finished.reason
 
 
-async def gather(service: Service, answers: "Sequence[Answer]") -> list[Gathered]:
-    """Wait for whole answers."""
-    gathered = [Gathered() for _ in answers]
-    async for events in merged(answers, service.settings.ping):
+async def collect_answers(service: Service, answers: "Sequence[Answer]") -> list[CollectedAnswer]:
+    """Wait until all answers are complete."""
+    collected = [CollectedAnswer() for _ in answers]
+    async for events in merge_events(answers, service.settings.ping):
         for number, event in events:
-            gathered[number].add(event)
-    return gathered
+            collected[number].add(event)
+    return collected
 
 
-def header(service: Service, prefix: str, kind: str) -> dict[str, Any]:
-    """The beginning of a response, the same in all chunks of it."""
+def response_head(service: Service, prefix: str, kind: str) -> dict[str, Any]:
+    """The fields id, object, created and model, the same in all chunks of a response."""
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "object": kind,
@@ -60,12 +60,12 @@ def header(service: Service, prefix: str, kind: str) -> dict[str, Any]:
     }
 
 
-def usage(finished: Sequence[Finished | None], n: int) -> dict[str, Any]:
-    """What the answers took, `n` to each prompt, which counts once: as the first of them found it."""
-    took = [Usage() if one is None else one.usage for one in finished]
-    prompt = sum(one.prompt_tokens for one in took[::n])
-    cached = sum(one.cached_tokens for one in took[::n])
-    completion = sum(one.completion_tokens for one in took)
+def token_usage(finished: Sequence[Finished | None], n: int) -> dict[str, Any]:
+    """The tokens of `n` answers to each prompt; a prompt counts once, with the cached tokens of its first answer."""
+    usages = [Usage() if one is None else one.usage for one in finished]
+    prompt = sum(one.prompt_tokens for one in usages[::n])
+    cached = sum(one.cached_tokens for one in usages[::n])
+    completion = sum(one.completion_tokens for one in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

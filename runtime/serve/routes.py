@@ -1,4 +1,4 @@
-"""The routes."""
+"""The HTTP routes: OpenAI's API, health, metrics, and the files of the chat page."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -10,13 +10,13 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from ...errors import BorealisError
-from .access_guard import Guard
+from .access_guard import AccessGuard
 from .chat_completions import chat_completions
 from .completions import completions
 from .embeddings import embeddings
-from .error_response import Refusal
+from .error_response import ErrorResponse
 from .service_state import Service
-from .static_files import read_page, show
+from .static_files import read_page_files, serve_file
 
 Endpoint = Callable[[Service, Request], Awaitable[ASGIApp]]
 
@@ -28,21 +28,21 @@ POSTS: dict[str, Endpoint] = {
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The whole application, as uvicorn takes it."""
+    """The ASGI application."""
     gets: dict[str, Endpoint] = {"/v1/models": models, "/health": health, "/metrics": metrics}
-    pages = {} if service.settings.page is None else read_page(service.settings.page)
+    pages = {} if service.settings.page is None else read_page_files(service.settings.page)
     routes = [
         *(Route(path, partial(endpoint, service), methods=["POST"]) for path, endpoint in POSTS.items()),
         *(Route(path, partial(endpoint, service), methods=["GET"]) for path, endpoint in gets.items()),
         Route("/v1/models/{id:path}", partial(one_model, service), methods=["GET"]),
-        *(Route(path, partial(show, file), methods=["GET"]) for path, file in pages.items()),
+        *(Route(path, partial(serve_file, file), methods=["GET"]) for path, file in pages.items()),
     ]
     names = {path: path for path in (*POSTS, *gets)} | dict.fromkeys(pages, "page")
-    return Guard(Router(routes, redirect_slashes=False), service, names)
+    return AccessGuard(Router(routes, redirect_slashes=False), service, names)
 
 
-def _described(service: Service) -> dict[str, Any]:
-    model = service.ready()
+def _model_description(service: Service) -> dict[str, Any]:
+    model = service.loaded_model()
     return {
         "id": service.name,
         "object": "model",
@@ -54,22 +54,22 @@ def _described(service: Service) -> dict[str, Any]:
 
 async def models(service: Service, request: Request) -> Response:
     """GET /v1/models."""
-    return JSONResponse({"object": "list", "data": [_described(service)]})
+    return JSONResponse({"object": "list", "data": [_model_description(service)]})
 
 
 async def one_model(service: Service, request: Request) -> Response:
-    """GET /v1/models/{id}. Raises Refusal (404) for another model."""
+    """GET /v1/models/{id}. Raises ErrorResponse (404) for another model."""
     if request.path_params["id"] != service.name:
-        raise Refusal(404, f"there is one model here: {service.name}", param="model", code="model_not_found")
-    return JSONResponse(_described(service))
+        raise ErrorResponse(404, f"there is one model here: {service.name}", param="model", code="model_not_found")
+    return JSONResponse(_model_description(service))
 
 
 async def health(service: Service, request: Request) -> Response:
-    """GET /health: 200 when questions are answered, 503 before, and while the model's process starts again."""
-    state = await service.state()
+    """GET /health: 200 when the model answers, 503 while it is loaded or restarted."""
+    state = await service.health()
     if state == "ok":
         return JSONResponse({"status": "ok"})
-    return JSONResponse({"status": state, "progress": round(service.loaded, 3)}, 503, {"retry-after": "1"})
+    return JSONResponse({"status": state, "progress": round(service.load_progress, 3)}, 503, {"retry-after": "1"})
 
 
 async def metrics(service: Service, request: Request) -> Response:
@@ -77,7 +77,7 @@ async def metrics(service: Service, request: Request) -> Response:
     stats: dict[str, float] = {}
     if service.model is not None:
         try:
-            stats = await service.work(service.model.stats)
-        except BorealisError:  # it is being started again
+            stats = await service.run_in_thread(service.model.stats)
+        except BorealisError:  # the model's process is being restarted
             stats = {}
     return Response(service.metrics.text(stats), media_type="text/plain; version=0.0.4; charset=utf-8")

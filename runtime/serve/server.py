@@ -1,4 +1,4 @@
-"""Listening, loading, and ending."""
+"""The server process: listens, loads the model in a thread, shuts down."""
 
 import ipaddress
 import os
@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ...errors import Cancelled, InvalidInput
-from .connection_timeout import Connection
+from .connection_timeout import TimeoutConnection
 from .routes import make_app
-from .service_state import Service, Settings
+from .service_state import ServerSettings, Service
 
 if TYPE_CHECKING:
     from ..model import Model
 
-Progress = Callable[[float], None]
-Load = Callable[[Progress], "Model"]
+ProgressCallback = Callable[[float], None]
+LoadFunction = Callable[[ProgressCallback], "Model"]
 
-CONNECTIONS = 1000
-KEEP_ALIVE = 60
-ENDING = 1
-"""Seconds for running answers to be cancelled, and for their clients to be told."""
+MAX_CONNECTIONS = 1000
+KEEP_ALIVE_SECONDS = 60
+SHUTDOWN_SECONDS = 1
+"""Time for running answers to be cancelled, and for their clients to get the error."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address of this machine. Raises InvalidInput when there is none to be had."""
+def listen(host: str, port: int, *, local_only: bool = False) -> socket.socket:
+    """A listening socket. Raises InvalidInput when the address or the port cannot be used.
+
+    With `local_only`, also for an address that other machines reach.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -45,30 +48,33 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise InvalidInput(f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port") from None
+    if local_only and not is_loopback(listener):
+        listener.close()
+        raise InvalidInput(f"--host {host}: other machines could use the model; give an --api-key, or say --insecure")
     return listener
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only programs of this machine reach it."""
+    """Whether only programs of this machine reach `listener`."""
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a browser on this machine, or for all addresses on another, finds it."""
+    """The server's URL: for a browser on this machine, or on any other if it listens at all addresses."""
     address, port = listener.getsockname()[:2]
     host = socket.gethostname() if ipaddress.ip_address(address.partition("%")[0]).is_unspecified else address
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):
-    """Answers from the first moment on; with 503 until `load` has given the model, which is closed in the end."""
+    """Responds at once, with 503 until `load` has returned the model, and closes the model at shutdown."""
 
     def __init__(
         self,
-        load: Load,
-        settings: Settings,
+        load: LoadFunction,
+        settings: ServerSettings,
         on_ready: Callable[["Model"], None] | None = None,
-        on_progress: Progress | None = None,
+        on_progress: ProgressCallback | None = None,
     ) -> None:
         self.service = Service(settings)
         self.failure: BaseException | None = None
@@ -76,7 +82,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(self.service),
-                http=Connection,
+                http=TimeoutConnection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -84,28 +90,28 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=ENDING,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
         )
 
     def run_until_end(self, listener: socket.socket) -> None:
-        """Serve until a signal, or `should_exit`. Raises what loading the model raised."""
+        """Serve until a signal, or until `should_exit` is set. Raises what loading the model raised."""
         try:
             self.run(sockets=[listener])
         finally:
             listener.close()
-            self._end().join(ENDING)
+            self._close_model().join(SHUTDOWN_SECONDS)
         if self.failure is not None:
             raise self.failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # A daemon: an end in the middle of loading does not wait for it.
-        threading.Thread(target=self._get_model, name="borealis-gguf loading", daemon=True).start()
+        # a daemon, so that shutdown does not wait for loading
+        threading.Thread(target=self._load_model, name="borealis-gguf loading", daemon=True).start()
 
-    def _get_model(self) -> None:
+    def _load_model(self) -> None:
         try:
             model = self._load(self._progress)
             self.service.model = model
@@ -122,18 +128,18 @@ class Server(uvicorn.Server):
     def _progress(self, fraction: float) -> None:
         if self.should_exit:
             raise Cancelled("the server is ending")
-        self.service.loaded = fraction
+        self.service.load_progress = fraction
         if self._on_progress is not None:
             self._on_progress(fraction)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._end()
+        self._close_model()
         await super().shutdown(sockets)
 
-    def _end(self) -> threading.Thread:
-        """Cancel all answers, so that their clients are told; and free the model, which may be starting again."""
+    def _close_model(self) -> threading.Thread:
+        """Close the model in a thread, which cancels all answers; it may just be restarting."""
         self.service.stopping = True
         model = self.service.model
-        ending = threading.Thread(target=lambda: model and model.close(), daemon=True)
-        ending.start()
-        return ending
+        closing = threading.Thread(target=lambda: model and model.close(), daemon=True)
+        closing.start()
+        return closing

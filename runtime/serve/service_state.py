@@ -1,4 +1,4 @@
-"""What all requests share: the settings, the model once it is loaded, and what is counted."""
+"""State shared by all requests: settings, the loaded model, metrics, limits of threads and memory."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ...errors import BorealisError
-from .error_response import Refusal, refusal_of
+from .error_response import ErrorResponse, error_response_of
 from .metrics import Metrics
 
 if TYPE_CHECKING:
@@ -23,26 +23,25 @@ PAGE = Path(__file__).parents[1] / "page"
 
 BODY_LIMIT = 4 << 20
 BODY_LIMIT_WITH_IMAGES = 20 << 20
-"""More than any context takes as text; images in base64 are larger."""
+"""Bytes. Text of this size fills any context; images in base64 need more."""
 
-BODIES = 8
-"""Bodies of the largest size that may be held at once, all requests together."""
+MAX_LARGE_BODIES = 8
+"""Limit of all bodies together, in bodies of the largest size."""
 
-STARTING = 32
-EMBEDDING = 2
-"""Threads that wait for the engine; the engine's process has four, and embedding must not take them all."""
+START_THREADS = 32
+EMBEDDING_THREADS = 2
+"""Threads that wait for the engine. Its process has four workers, and embedding must not occupy them all."""
 
-PULSE = 0.5
-"""Seconds that a model in good health needs at most to tell how it is."""
+HEALTH_TIMEOUT = 0.5
+"""Seconds within which a healthy model reports its statistics."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How a server behaves. `hosts` and `origins` are let in beside the local ones.
+class ServerSettings:
+    """Settings of a server. `hosts` and `origins` are allowed in addition to the local ones.
 
-    name: the model's in answers; None takes the file's.
-
-    body_limit: bytes; None chooses by whether the model sees. page: the folder of the page at `/`. Times are seconds.
+    name: the model's name in responses; None is the file's. body_limit: bytes; None depends on whether the model has
+    vision. page: the folder of the page at `/`. Times are in seconds.
     """
 
     name: str | None = None
@@ -59,44 +58,44 @@ class Settings:
 
 
 class Service:
-    """The state of one server."""
+    """The state of one server, shared by all its requests."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.model: Model | None = None
-        self.loaded = 0.0
+        self.load_progress = 0.0
         self.created = int(time.time())
         self.stopping = False
-        self.held = 0
-        self.embedding = 0
-        self._pulse: asyncio.Future[dict[str, float]] | None = None
-        self._starters = CapacityLimiter(STARTING)
-        self._embedders = CapacityLimiter(EMBEDDING)
+        self.held_bytes = 0
+        self.embedding_requests = 0
+        self._health_check: asyncio.Future[dict[str, float]] | None = None
+        self._start_limiter = CapacityLimiter(START_THREADS)
+        self._embedding_limiter = CapacityLimiter(EMBEDDING_THREADS)
 
-    def ready(self) -> "Model":
-        """The model. Raises Refusal (503) while there is none."""
+    def loaded_model(self) -> "Model":
+        """The model. Raises ErrorResponse (503) while it is loaded or closed."""
         if self.stopping:
-            raise Refusal(503, ENDING, code="stopping")
+            raise ErrorResponse(503, ENDING, code="stopping")
         if self.model is None:
-            raise Refusal(503, "the model is being loaded", code="loading", headers={"retry-after": "1"})
+            raise ErrorResponse(503, "the model is being loaded", code="loading", headers={"retry-after": "1"})
         return self.model
 
-    async def state(self) -> str:
-        """For /health: "ok", or why not. Asking a model's process that died starts it again."""
+    async def health(self) -> str:
+        """For /health: "ok", or why not. A request to a model's process that died restarts it."""
         if self.stopping:
             return "stopping"
         if self.model is None:
             return "loading"
-        if self._pulse is None or self._pulse.done():
-            self._pulse = asyncio.ensure_future(self.work(self.model.stats))
-        await asyncio.wait({self._pulse}, timeout=PULSE)
-        alive = self._pulse.done() and self._pulse.exception() is None
+        if self._health_check is None or self._health_check.done():
+            self._health_check = asyncio.ensure_future(self.run_in_thread(self.model.stats))
+        await asyncio.wait({self._health_check}, timeout=HEALTH_TIMEOUT)
+        alive = self._health_check.done() and self._health_check.exception() is None
         return "ok" if alive else "restarting"
 
     @property
     def name(self) -> str:
-        """The model's, as clients see it."""
+        """The model's name in responses."""
         return self.settings.name or ("" if self.model is None else self.model.path.stem)
 
     @property
@@ -105,39 +104,40 @@ class Service:
             return self.settings.body_limit
         return BODY_LIMIT_WITH_IMAGES if self.model is not None and self.model.vision else BODY_LIMIT
 
-    def refusal_of(self, error: BorealisError) -> Refusal:
-        """What to tell of an error; in the end every answer fails, and for one reason."""
-        return Refusal(503, ENDING, code="stopping") if self.stopping else refusal_of(error)
+    def error_response_of(self, error: BorealisError) -> ErrorResponse:
+        """The HTTP error for an exception; during shutdown always the same one."""
+        return ErrorResponse(503, ENDING, code="stopping") if self.stopping else error_response_of(error)
 
-    def hold(self, scope: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes of a body for as long as its request lives. Raises Refusal (429) when all hold too much."""
-        if self.held + size > BODIES * self.body_limit:
-            raise Refusal(429, "requests being worked on are too large together", code="busy", headers=SOON)
-        self.held += size
-        scope[HELD] = scope.get(HELD, 0) + size
+    def hold_body_bytes(self, scope: MutableMapping[str, Any], size: int) -> None:
+        """Count bytes of a body until its request ends. Raises ErrorResponse (429) above the limit of all requests."""
+        if self.held_bytes + size > MAX_LARGE_BODIES * self.body_limit:
+            raise ErrorResponse(429, "requests being worked on are too large together", code="busy", headers=RETRY_SOON)
+        self.held_bytes += size
+        scope[HELD_BYTES] = scope.get(HELD_BYTES, 0) + size
 
-    def let_go(self, scope: MutableMapping[str, Any]) -> None:
-        self.held -= scope.pop(HELD, 0)
+    def release_body_bytes(self, scope: MutableMapping[str, Any]) -> None:
+        """Stop counting the body of a request that has ended."""
+        self.held_bytes -= scope.pop(HELD_BYTES, 0)
 
-    async def begin(self, calls: "Sequence[Callable[[], Answer]]") -> "list[Answer]":
-        """Start all these answers, or none. Raises what the first one that cannot start raises."""
-        return await to_thread.run_sync(_started, calls, limiter=self._starters)
+    async def start_answers(self, calls: "Sequence[Callable[[], Answer]]") -> "list[Answer]":
+        """Start all answers, or none. Raises what the first one that cannot start raises."""
+        return await to_thread.run_sync(_start_all, calls, limiter=self._start_limiter)
 
-    async def work(self, function: Callable[[], T]) -> T:
-        """Run something short in a thread, so that other requests go on."""
+    async def run_in_thread(self, function: Callable[[], T]) -> T:
+        """Run a short function in a thread, so that other requests continue."""
         return await to_thread.run_sync(function)
 
-    async def embed(self, function: Callable[[], T]) -> T:
-        """Run something that keeps the engine busy in a thread."""
-        return await to_thread.run_sync(function, limiter=self._embedders)
+    async def run_embedding(self, function: Callable[[], T]) -> T:
+        """Run a function that occupies the engine in a thread."""
+        return await to_thread.run_sync(function, limiter=self._embedding_limiter)
 
 
 ENDING = "the server is ending"
-HELD = "borealis_gguf.held"
-SOON = {"retry-after": "1"}
+HELD_BYTES = "borealis_gguf.held"
+RETRY_SOON = {"retry-after": "1"}
 
 
-def _started(calls: "Sequence[Callable[[], Answer]]") -> "list[Answer]":
+def _start_all(calls: "Sequence[Callable[[], Answer]]") -> "list[Answer]":
     answers: list[Answer] = []
     try:
         for call in calls:

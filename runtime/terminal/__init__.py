@@ -1,1 +1,1 @@
-"""Chatting in a terminal."""
+"""The chat in a terminal: loop, slash commands, input and output."""

@@ -1,4 +1,4 @@
-"""What can be typed with a slash."""
+"""The slash commands of the chat in a terminal: /system, /image, /save, /set and others."""
 
 import difflib
 import os
@@ -13,11 +13,11 @@ from ...errors import InvalidInput
 from ..conversation import Conversation
 from ..process.in_process_model import checked_seed
 from ..prompting.image_decoding import read_image
-from ..prompting.sampling_settings import Sampling, override
+from ..prompting.sampling_settings import Sampling, override_sampling
 from ..state_file import MAGIC
 
 if TYPE_CHECKING:
-    from .chat_loop import Chat
+    from .chat_loop import ChatLoop
 
 SAMPLING = tuple(field.name for field in fields(Sampling))
 COUNTS = ("max_tokens", "seed")
@@ -28,16 +28,16 @@ A message that begins with a slash is written with two. Ctrl-C stops the answer,
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`run` gets the chat and what follows the name."""
+    """A slash command. `run` is called with the chat and the text after the command's name."""
 
     name: str
     argument: str
     help: str
-    run: Callable[["Chat", str], None]
+    run: Callable[["ChatLoop", str], None]
 
 
-def run_command(chat: "Chat", line: str) -> None:
-    """Do what `line`, which begins with a slash, says. Raises BorealisError."""
+def run_command(chat: "ChatLoop", line: str) -> None:
+    """Run the command in `line`, which begins with a slash. Raises BorealisError."""
     name, _, argument = line[1:].partition(" ")
     if (command := COMMANDS.get(name)) is None:
         close = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
@@ -49,64 +49,64 @@ def run_command(chat: "Chat", line: str) -> None:
     command.run(chat, argument)
 
 
-def _system(chat: "Chat", text: str) -> None:
+def _system(chat: "ChatLoop", text: str) -> None:
     messages = chat.conversation.messages
-    had = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    current = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     if not text:
-        chat.screen.note("No system message." if had is None else f"System message: {had}")
+        chat.screen.note("No system message." if current is None else f"System message: {current}")
         return
-    rest = messages if had is None else messages[1:]
+    rest = messages if current is None else messages[1:]
     text = "" if text in ('""', "''") else text
     chat.conversation.messages = [{"role": "system", "content": text}, *rest] if text else list(rest)
     chat.screen.note("System message set." if text else "System message removed.")
 
 
-def _image(chat: "Chat", text: str) -> None:
+def _image(chat: "ChatLoop", text: str) -> None:
     if not chat.model.vision:
         wanted = f"mmproj-{model_stem(chat.model.path)}-F16.gguf"
         raise InvalidInput(f"this model cannot see: there is no {wanted} beside it; give one with --mmproj")
-    path = given_path(text)
+    path = typed_path(text)
     read_image(path)
     chat.images.append(path)
     chat.screen.note(f"{path.name} goes with the next message.")
 
 
-def _save(chat: "Chat", text: str) -> None:
-    path = given_path(text)
+def _save(chat: "ChatLoop", text: str) -> None:
+    path = typed_path(text)
     if path.is_dir():
         raise InvalidInput(f"{path}: a folder; name a file in it")
-    if path.exists() and not _ours(path):
+    if path.exists() and not _is_saved_conversation(path):
         raise InvalidInput(f"{path}: is there already, and no saved conversation; choose another name")
     chat.conversation.save(path)
     chat.screen.note(f"Saved {_count(chat)} to {path}.")
 
 
-def _ours(path: Path) -> bool:
+def _is_saved_conversation(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _load(chat: "Chat", text: str) -> None:
-    path = given_path(text)
-    chat.use(chat.model.load_conversation(path))
+def _load(chat: "ChatLoop", text: str) -> None:
+    path = typed_path(text)
+    chat.switch_to(chat.model.load_conversation(path))
     chat.screen.note(f"Loaded {_count(chat)} from {path}.")
 
 
-def _count(chat: "Chat") -> str:
+def _count(chat: "ChatLoop") -> str:
     count = sum(message["role"] != "system" for message in chat.conversation.messages)
     return f"{count} message{'s' * (count != 1)}"
 
 
-def _regenerate(chat: "Chat", _: str) -> None:
-    chat.again()
+def _regenerate(chat: "ChatLoop", _: str) -> None:
+    chat.regenerate()
 
 
-def _stats(chat: "Chat", _: str) -> None:
+def _stats(chat: "ChatLoop", _: str) -> None:
     chat.stats = not chat.stats
     chat.screen.note(f"Figures after every answer: {'on' if chat.stats else 'off'}.")
 
 
-def _set(chat: "Chat", text: str) -> None:
+def _set(chat: "ChatLoop", text: str) -> None:
     if not text:
         chat.screen.note(_settings(chat))
         return
@@ -115,59 +115,58 @@ def _set(chat: "Chat", text: str) -> None:
     if not value:
         raise InvalidInput(f"/set {name} to what? A number, or default")
     if name in COUNTS:
-        chat.options = replace(options, **{name: None if value == "default" else _count_of(name, value)})
-        chat.reseed()
+        chat.options = replace(options, **{name: None if value == "default" else _parse_count(name, value)})
+        chat.restart_seeds()
     else:
-        sampling = {key: old for key, old in options.sampling.items() if key != name}
-        override(Sampling(), {name: _number(name, value) if value != "default" else getattr(Sampling(), name, 0)})
-        chat.options = replace(
-            options, sampling=sampling if value == "default" else sampling | {name: _number(name, value)}
-        )
+        number = None if value == "default" else _parse_number(name, value)
+        override_sampling(Sampling(), {name: getattr(Sampling(), name, 0) if number is None else number})  # a check
+        others = {key: other for key, other in options.sampling.items() if key != name}
+        chat.options = replace(options, sampling=others if number is None else others | {name: number})
     chat.screen.note(f"{name} is {value}.")
 
 
-def _settings(chat: "Chat") -> str:
+def _settings(chat: "ChatLoop") -> str:
     given = {**chat.options.sampling, **{n: v for n in COUNTS if (v := getattr(chat.options, n)) is not None}}
-    told = ", ".join(f"{name} {value:g}" for name, value in given.items()) or "nothing"
-    return f"Set: {told}. There are {', '.join((*SAMPLING, *COUNTS))}; without a value the model's own holds."
+    shown = ", ".join(f"{name} {value:g}" for name, value in given.items()) or "nothing"
+    return f"Set: {shown}. There are {', '.join((*SAMPLING, *COUNTS))}; without a value the model's own holds."
 
 
-def _number(name: str, value: str) -> float:
+def _parse_number(name: str, value: str) -> float:
     try:
         return float(value.replace(",", "."))
     except ValueError:
         raise InvalidInput(f"{name}: {value!r} is not a number") from None
 
 
-def _count_of(name: str, value: str) -> int:
-    number = _number(name, value)
+def _parse_count(name: str, value: str) -> int:
+    number = _parse_number(name, value)
     if number < (name == "max_tokens") or not number.is_integer():
         raise InvalidInput(f"{name}: {value!r} is not a whole number, {int(name == 'max_tokens')} or more")
     return checked_seed(int(number)) if name == "seed" else int(number)
 
 
-def _clear(chat: "Chat", _: str) -> None:
+def _clear(chat: "ChatLoop", _: str) -> None:
     old = chat.conversation
     system = [message for message in old.messages[:1] if message["role"] == "system"]
-    chat.use(Conversation(chat.model, system, overflow=old.overflow, options=old.options))
+    chat.switch_to(Conversation(chat.model, system, overflow=old.overflow, options=old.options))
     chat.screen.note("A new conversation." + " The system message stays." * bool(system))
 
 
-def _help(chat: "Chat", _: str) -> None:
+def _help(chat: "ChatLoop", _: str) -> None:
     rows = [(f"/{command.name} {command.argument}", command.help) for command in COMMANDS.values()]
     width = max(len(left) for left, _ in rows)
     chat.screen.note("\n".join([*(f"{left.ljust(width)}  {right}" for left, right in rows), KEYS]))
 
 
-def _quit(chat: "Chat", _: str) -> None:
-    chat.left = True
+def _quit(chat: "ChatLoop", _: str) -> None:
+    chat.ended = True
 
 
-def given_path(text: str) -> Path:
-    """The file that was typed, pasted or dropped: perhaps in quotes, with escaped spaces, or from `~`; absolute."""
-    typed, meant = _expanded(text), _expanded(_unquoted(text))
+def typed_path(text: str) -> Path:
+    """The absolute path of a file name that was typed, pasted or dropped: quoted, escaped or from `~` as in a shell."""
+    literal, unquoted = _expanded(text), _expanded(_unquoted(text))
     try:
-        return typed if typed.exists() else meant
+        return literal if literal.exists() else unquoted
     except OSError as error:
         raise InvalidInput(f"{text[:80]}: not a file name ({error.strerror or error})") from None
 
@@ -193,7 +192,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("system", "[TEXT]", 'say how to answer; "" takes it back, without TEXT it is shown', _system),
-        Command("image", "FILE", "a PNG or JPEG that goes with the next message", _image),
+        Command("image", "FILE", "a PNG, JPEG or WebP that goes with the next message", _image),
         Command("regenerate", "", "another answer to the last message", _regenerate),
         Command("clear", "", "begin anew; the system message stays", _clear),
         Command("save", "FILE", "keep the conversation", _save),

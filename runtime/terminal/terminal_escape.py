@@ -1,16 +1,16 @@
-"""Text of a model, safe to show in a terminal."""
+"""Escapes control characters in a model's text, so that it cannot command the terminal."""
 
 import re
 
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and newline, and what turns the direction of the text around it."""
+"""Control characters except tab and newline, and the marks that change the direction of text."""
 
 
-def visible(text: str) -> str:
-    """`text` with every character that would command the terminal spelled out: `^[` for ESC, `<U+202E>`, …
+def escape_terminal(text: str) -> str:
+    """`text` with control characters spelled out: `^[` for ESC, `<U+202E>`, …
 
-    A terminal obeys what a program prints: it can be made to overwrite lines, to change its title or the clipboard, to
-    answer as if somebody typed. A model's text may come from anywhere.
+    Escape sequences can overwrite lines, change the title or the clipboard, or send input as if somebody typed; and a
+    model may repeat text from anywhere.
     """
     return UNSAFE.sub(lambda found: _spelled(ord(found[0])), text)
 

@@ -1,4 +1,4 @@
-"""A terminal, or what stands in for it: lines come in, answers go to standard output, remarks to standard error."""
+"""Input and output of the chat: lines from a keyboard or a pipe, answers to stdout, remarks and errors to stderr."""
 
 import codecs
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO
 
 from ...machine_cache import cache_dir
-from .terminal_escape import visible
+from .terminal_escape import escape_terminal
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -18,12 +18,12 @@ QUOTES = '"""'
 DIM, RED = "2", "31"
 
 
-class Reader(Protocol):
-    """Where lines come from."""
+class InputReader(Protocol):
+    """A source of input lines: a keyboard or a pipe."""
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody sits there."""
+        """Whether lines are typed at a terminal."""
         ...
 
     def line(self, prompt: str) -> str:
@@ -32,19 +32,19 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One input; with `quoted` it stood between triple quotes and is never a command."""
+class UserInput:
+    """One input of one or more lines; `quoted`: it stood between triple quotes, so it is never a command."""
 
     text: str
     quoted: bool = False
 
 
-def read_input(reader: Reader, prompt: str) -> Said:
-    """The next line, with those it goes on in: after a final backslash, or up to closing triple quotes."""
+def read_input(reader: InputReader, prompt: str) -> UserInput:
+    """The next input: a line, continued after a final backslash, or all lines between triple quotes."""
     line = reader.line(prompt)
     more = "… ".rjust(len(prompt))
     if line.lstrip().startswith(QUOTES):
-        return Said(_quoted(line.lstrip()[len(QUOTES) :], lambda: reader.line(more)), True)
+        return UserInput(_quoted(line.lstrip()[len(QUOTES) :], lambda: reader.line(more)), True)
     lines = [line]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
@@ -52,7 +52,7 @@ def read_input(reader: Reader, prompt: str) -> Said:
             lines.append(reader.line(more))
         except EOFError:
             break
-    return Said("\n".join(lines))
+    return UserInput("\n".join(lines))
 
 
 def _quoted(line: str, more: Callable[[], str]) -> str:
@@ -66,8 +66,8 @@ def _quoted(line: str, more: Callable[[], str]) -> str:
     return "\n".join(lines).strip("\n")
 
 
-class Pipe:
-    """Lines of a file or another program, UTF-8."""
+class PipeReader:
+    """Reads lines of UTF-8 from a file or another program."""
 
     interactive = False
 
@@ -82,21 +82,21 @@ class Pipe:
         return raw.decode("utf-8", "replace").rstrip("\r\n")
 
 
-class Keyboard:
-    """Somebody at a terminal: line editing, history over sessions, pasting of many lines, Tab for `words`."""
+class KeyboardReader:
+    """Reads lines typed at a terminal, with line editing, a history over sessions, and Tab completion of `words`."""
 
     interactive = True
 
     def __init__(self, words: Sequence[str], *, colour: bool, history: Path | None) -> None:
-        """`history` is a file that only its owner can read; None keeps none."""
+        """`history` is the file of typed lines; None keeps no history."""
         self._style = "bold ansigreen" if colour else ""
-        self._session = _session(words, history)
+        self._session = _prompt_session(words, history)
 
     def line(self, prompt: str) -> str:
         return self._session.prompt([(self._style, prompt)])
 
 
-def _session(words: Sequence[str], history: Path | None) -> "PromptSession[str]":
+def _prompt_session(words: Sequence[str], history: Path | None) -> "PromptSession[str]":
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory
@@ -109,13 +109,13 @@ def _session(words: Sequence[str], history: Path | None) -> "PromptSession[str]"
         complete_while_typing=False,
         multiline=True,
         prompt_continuation=lambda width, _line, _wrapped: "… ".rjust(width),
-        key_bindings=_keys(),
+        key_bindings=_key_bindings(),
         reserve_space_for_menu=4,
     )
 
 
-def _keys() -> Any:
-    """Enter sends; Alt-Enter begins a line; Ctrl-C throws away what is typed, or is told when nothing is."""
+def _key_bindings() -> Any:
+    """Enter sends; Alt-Enter begins a line; Ctrl-C deletes the typed text, or raises KeyboardInterrupt without any."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
@@ -129,7 +129,7 @@ def _keys() -> Any:
         event.current_buffer.insert_text("\n")
 
     @keys.add("c-c")
-    def _throw_away(event: Any) -> None:
+    def _delete_input(event: Any) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
         else:
@@ -139,7 +139,7 @@ def _keys() -> Any:
 
 
 def history_file() -> Path | None:
-    """Where typed lines are kept, for their owner alone; None where that is impossible."""
+    """The history file, readable by its owner alone; None where it cannot be made."""
     path = cache_dir() / "chat-history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def history_file() -> Path | None:
 
 
 class Screen:
-    """Where answers and remarks go. Nothing of a model reaches a terminal that would command it."""
+    """Writes answers, remarks, errors and progress. Control characters are escaped before they reach a terminal."""
 
     def __init__(self, out: TextIO, err: TextIO, *, colour: bool | None = None) -> None:
         """`colour` None: on a terminal, unless NO_COLOR is set."""
@@ -160,34 +160,34 @@ class Screen:
         self._width = 0
 
     def answer(self, text: str) -> None:
-        """A piece of an answer, at once."""
-        self.out.write(visible(text) if self._escapes else text)
+        """Write a part of an answer and flush it."""
+        self.out.write(escape_terminal(text) if self._escapes else text)
         self.out.flush()
 
     def note(self, text: str) -> None:
-        """A remark."""
-        self._remark(text, DIM)
+        """Write a remark."""
+        self._write_remark(text, DIM)
 
-    def fault(self, text: str) -> None:
-        """What went wrong."""
-        self._remark(text, RED)
+    def show_error(self, text: str) -> None:
+        """Write an error message."""
+        self._write_remark(text, RED)
 
-    def _remark(self, text: str, style: str) -> None:
+    def _write_remark(self, text: str, style: str) -> None:
         self.out.flush()
-        shown = visible(text)
+        shown = escape_terminal(text)
         self.err.write(f"\x1b[{style}m{shown}\x1b[0m\n" if self.colour else f"{shown}\n")
         self.err.flush()
 
     def progress(self, what: str, fraction: float) -> None:
-        """A line that is written over; `clear` takes it away. Nobody watches, nothing is written."""
+        """Write a progress line over the last one, if stderr is a terminal; `clear` removes it."""
         if self.err.isatty():
-            line = visible(f"{what} {fraction:4.0%}")
+            line = escape_terminal(f"{what} {fraction:4.0%}")
             self.err.write(f"\r{line.ljust(self._width)}")
             self.err.flush()
             self._width = len(line)
 
     def clear(self) -> None:
-        """Take the progress line away."""
+        """Remove the progress line."""
         if self._width:
             self.err.write(f"\r{' ' * self._width}\r")
             self.err.flush()
@@ -195,14 +195,14 @@ class Screen:
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether colours may be written there."""
+    """Whether `stream` is a terminal that shows colours, and the user has not turned them off."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return _obeys_escapes() if sys.platform == "win32" else True
+    return _enable_windows_escapes() if sys.platform == "win32" else True
 
 
-def _obeys_escapes() -> bool:
-    """Have a Windows console obey escape sequences, as others do; False when it cannot."""
+def _enable_windows_escapes() -> bool:
+    """Turn on escape sequences in a Windows console; False when it has none."""
     import ctypes
 
     kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined]
@@ -212,8 +212,8 @@ def _obeys_escapes() -> bool:
     return bool(kernel.SetConsoleMode(handle, mode.value | 0x0004))  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
 
 
-def open_reader(stdin: Any, words: Iterable[str], *, colour: bool, keep_history: bool) -> Reader:
-    """The keyboard if `stdin` is one, else its lines."""
+def open_reader(stdin: Any, words: Iterable[str], *, colour: bool, keep_history: bool) -> InputReader:
+    """A keyboard reader if `stdin` is a terminal, else a pipe reader."""
     if not stdin.isatty():
-        return Pipe(stdin.buffer)
-    return Keyboard(list(words), colour=colour, history=history_file() if keep_history else None)
+        return PipeReader(stdin.buffer)
+    return KeyboardReader(list(words), colour=colour, history=history_file() if keep_history else None)

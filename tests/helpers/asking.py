@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from borealis_gguf.runtime.events import Ask, Options, Text
+from borealis_gguf.runtime.events import GenerationRequest, Options, Text
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.in_process_model import Local
+from borealis_gguf.runtime.process.in_process_model import InProcessModel
 
 Prompt = str | Sequence[dict[str, Any]]
 
 
-def local(model: Model) -> Local:
+def local(model: Model) -> InProcessModel:
     """The model's inside, of one that lives in this process."""
-    assert isinstance(model.backend, Local)
+    assert isinstance(model.backend, InProcessModel)
     return model.backend
 
 
@@ -23,7 +23,7 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 def encode(model: Model, prompt: Prompt, raw: bool = False) -> list[int]:
     """The ids of a conversation, without those of its images."""
-    return local(model).encode(Ask(prompt if raw else messages(prompt), raw))[0]
+    return local(model).encode(GenerationRequest(prompt if raw else messages(prompt), raw))[0]
 
 
 def stream(model: Model, prompt: Prompt, raw: bool = False, **options: Any) -> list[str]:

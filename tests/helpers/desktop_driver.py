@@ -68,7 +68,7 @@ def drive(app: App, model: Path) -> None:
     wait(app, lambda: not window.answering)
     seen["stopped"] = time.monotonic() - begun
     seen["kept"] = shown(window).startswith(before.rstrip("\n"))
-    os.kill(app.model.backend._child._process.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+    os.kill(app.model.backend._worker._process.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
     ask(app, other, "Er du der?")
     wait(app, lambda: not other.answering)
     seen["error"] = shown(other)
@@ -76,7 +76,7 @@ def drive(app: App, model: Path) -> None:
         press_return(app, other)
         wait(app, lambda: not other.answering)
     seen["again"] = len(other.conversation.messages)
-    child = app.model.backend._child._process
+    child = app.model.backend._worker._process
     ask(app, window, "Skriv mykje.")
     wait(app, lambda: window.answering)
     for each in (window, other):

@@ -8,7 +8,7 @@ from typing import Any
 import llama_cpp as llama
 import numpy as np
 
-from borealis_gguf.runtime.llama.engine import add_adapters
+from borealis_gguf.runtime.llama.loading import add_adapters
 
 F32_CACHE = 0
 

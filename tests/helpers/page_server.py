@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from borealis_gguf.runtime.serve.access_guard import SECURITY
+from borealis_gguf.runtime.serve.access_guard import SECURITY_HEADERS
 from borealis_gguf.runtime.serve.service_state import PAGE
-from borealis_gguf.runtime.serve.static_files import File, read_page, show
+from borealis_gguf.runtime.serve.static_files import StaticFile, read_page_files, serve_file
 
 Step = bytes | float | threading.Event | Literal["drop"]
 """Bytes to send, seconds to wait, what to wait for, or the connection broken."""
@@ -119,14 +119,14 @@ def _app(page: PageServer) -> Starlette:
     routes = [
         Route("/v1/models", models),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        *(Route(path, partial(_show, file)) for path, file in read_page(PAGE).items()),
+        *(Route(path, partial(_show, file)) for path, file in read_page_files(PAGE).items()),
     ]
     return Starlette(routes=routes)
 
 
-async def _show(file: File, request: Request) -> Response:
-    response = await show(file, request)
-    response.headers.update({name: value for name, value in SECURITY.items() if name not in response.headers})
+async def _show(file: StaticFile, request: Request) -> Response:
+    response = await serve_file(file, request)
+    response.headers.update({name: value for name, value in SECURITY_HEADERS.items() if name not in response.headers})
     return response
 
 

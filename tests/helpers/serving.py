@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from borealis_gguf import load
 from borealis_gguf.runtime.serve.server import Server, listen
-from borealis_gguf.runtime.serve.service_state import Settings
+from borealis_gguf.runtime.serve.service_state import ServerSettings
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -96,7 +96,7 @@ def serving(
         lambda progress: load(
             model, parallel=parallel, threads=1, isolate=True, max_queue=queue, on_progress=progress, device="cpu"
         ),
-        Settings(name=model.stem, queue=queue, **settings),
+        ServerSettings(name=model.stem, queue=queue, **settings),
         lambda model: ready.set(),
     )
     port = listener.getsockname()[1]

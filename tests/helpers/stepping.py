@@ -9,18 +9,18 @@ from typing import Any
 import llama_cpp as llama
 
 from borealis_gguf.runtime.llama.engine import Engine
-from borealis_gguf.runtime.process.in_process_model import Local
+from borealis_gguf.runtime.process.in_process_model import InProcessModel
 
 low: Any = llama
 
 
 @contextmanager
-def between_steps(inside: Engine | Local, act: Callable[[int], object]) -> Iterator[None]:
+def between_steps(inside: Engine | InProcessModel, act: Callable[[int], object]) -> Iterator[None]:
     """`act` is called with the number of each step, from 0 on; then the engine is asked, as ever, whether to go on.
 
-    With a Local, the callback is put in and out between two steps of its scheduler.
+    With a InProcessModel, the callback is put in and out between two steps of its scheduler.
     """
-    engine = inside.engine if isinstance(inside, Local) else inside
+    engine = inside.engine if isinstance(inside, InProcessModel) else inside
     count = 0
 
     @llama.ggml_abort_callback
@@ -34,7 +34,7 @@ def between_steps(inside: Engine | Local, act: Callable[[int], object]) -> Itera
         low.llama_set_abort_callback(engine.context, callback, ctypes.addressof(engine._abort))
 
     def safely(callback: Any) -> None:
-        inside._scheduler.call(lambda: put(callback)) if isinstance(inside, Local) else put(callback)
+        inside._scheduler.call(lambda: put(callback)) if isinstance(inside, InProcessModel) else put(callback)
 
     safely(asked)
     try:

@@ -249,7 +249,7 @@ def test_logits_of_one_batch_and_of_several_are_those_that_answers_come_from(nan
         rows = engine.logits(ids, [0, 511, 512, len(ids) - 1])
         assert rows.shape == (4, 4096)
         assert np.isfinite(rows).all()
-        engine.cut(0, 0)  # the answer's thread knows nothing of what was computed beside it
+        engine.truncate(0, 0)  # the answer's thread knows nothing of what was computed beside it
         said = model.complete(ids, Options(max_tokens=1, logprobs=1))
         assert next(said).logprobs[0].id == rows[3].argmax()  # type: ignore[union-attr]
         again = engine.logits(ids[:5], [0, 4])

@@ -188,14 +188,14 @@ def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(tmp_path))
     monkeypatch.setattr(ggml_digest_cache, "_in_memory", {})
     ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
-    (note,) = (tmp_path / ggml_digest_cache.NOTES).iterdir()
+    (note,) = (tmp_path / ggml_digest_cache.CACHE_FOLDER).iterdir()
     ggml_digest_cache._in_memory.clear()
     assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") == "digest"
     assert ggml_digest_cache.read_digest(T.IQ3_S, b"another sample") is None
     note.write_text(content)
     assert ggml_digest_cache.read_digest(T.IQ3_S, b"sample") is None
     ggml_digest_cache.write_digest(T.IQ3_S, b"sample", "digest")
-    assert machine_cache.read_note(ggml_digest_cache.NOTES, note.stem)["IQ3_S"] == "digest"
+    assert machine_cache.read_note(ggml_digest_cache.CACHE_FOLDER, note.stem)["IQ3_S"] == "digest"
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

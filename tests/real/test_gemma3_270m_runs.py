@@ -15,7 +15,7 @@ from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Chosen, Finished, Options, Text
 from borealis_gguf.runtime.llama.engine import Engine
 from borealis_gguf.runtime.model import Model
-from borealis_gguf.runtime.scheduling.slots import common
+from borealis_gguf.runtime.scheduling.slots import common_prefix
 
 from ..cli.test_cli import run
 from ..helpers.asking import encode, local
@@ -34,7 +34,7 @@ def model(gemma_270m_q8: Path) -> Iterator[Model]:
 
 def greedy(path: Path) -> Model:
     """Loaded so that what is computed does not depend on what was computed before."""
-    return load(path, sampling={"temperature": 0}, context=4096, threads=1, steady=True)
+    return load(path, sampling={"temperature": 0}, context=4096, threads=1, batch_invariant=True)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_a_conversation_beyond_the_windows(gemma_270m_q8: Path) -> None:
             chosen, finished = said(conversation.send(TURN.format(n, 37 * n + 5, 1700 + 13 * n, n * n + 7)))
             prompt = encode(model, conversation.messages[:-1])
             assert finished.reason == "length" and finished.usage.prompt_tokens == len(prompt)
-            assert finished.usage.cached_tokens == common(held, prompt)
+            assert finished.usage.cached_tokens == common_prefix(held, prompt)
             assert len(prompt) - finished.usage.cached_tokens < 130
             held = [*prompt, *(each.id for each in chosen[:-1])]  # the last one was drawn, and not computed
         assert len(prompt) > 2 * local(model).engine.window == 1024
-        assert local(model).engine.first_held(0) > 0
+        assert local(model).engine.first_position(0) > 0
     with greedy(gemma_270m_q8) as model:
         assert said(model.chat(conversation.messages[:-1], options))[0] == chosen != []
 
@@ -120,7 +120,7 @@ def test_a_conversation_beyond_the_windows(gemma_270m_q8: Path) -> None:
 def test_the_terminal_chat(model: Model, gemma_270m_q8: Path) -> None:
     seen = talk(model, "/system Svar på norsk.", "Hva heter hovedstaden i Norge?", "/stats", "Og i Sverige?")
     assert [message["role"] for message in seen.messages] == ["system", *["user", "assistant"] * 2]
-    assert all(message["content"].strip() for message in seen.messages) and not seen.chat.faults
+    assert all(message["content"].strip() for message in seen.messages) and not seen.chat.errors_shown
     assert "cached" in seen.err.splitlines()[-1]
     done = run("chat", gemma_270m_q8, "--temperature", "0", text="/set max_tokens 12\nHei!\n")
     assert done.returncode == 0, done.stderr

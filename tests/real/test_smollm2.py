@@ -36,7 +36,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Iterator[Model]:
-    with load(smollm2, sampling={"temperature": 0}, context=2048, threads=1, steady=True) as loaded:
+    with load(smollm2, sampling={"temperature": 0}, context=2048, threads=1, batch_invariant=True) as loaded:
         yield loaded
 
 
@@ -95,7 +95,7 @@ def test_a_prompt_is_what_its_template_says(model: Model) -> None:
 
 def test_chat(model: Model, smollm2: Path) -> None:
     seen = talk(model, ASKED[0]["content"], "/stats", "And 3+3?")
-    assert SUM in seen.messages[1]["content"] and len(seen.messages) == 4 and not seen.chat.faults
+    assert SUM in seen.messages[1]["content"] and len(seen.messages) == 4 and not seen.chat.errors_shown
     assert "cached" in seen.err.splitlines()[-1]
     text = f"/set max_tokens 24\n{ASKED[0]['content']}\n"
     done = run("chat", smollm2, "--temperature", "0", text=text)

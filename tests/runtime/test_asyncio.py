@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from borealis_gguf.runtime.conversation import Conversation
-from borealis_gguf.runtime.events import Finished, Info, Options, Text, Tool, Usage
+from borealis_gguf.runtime.events import Finished, ModelInfo, Options, Text, Tool, Usage
 from borealis_gguf.runtime.model import Model, aload, load
 
 from ..helpers.asking import messages
@@ -26,7 +26,7 @@ CALLED: list[dict[str, Any]] = [
 class Late:
     """A backend in which everything takes until the event loop has gone on."""
 
-    info = Info(9, 1, False, True)
+    info = ModelInfo(9, 1, False, True)
 
     def __init__(self) -> None:
         self.gone_on = threading.Event()

@@ -1,4 +1,4 @@
-"""`bench run`: real measurements of a small model, and the arithmetic of clocks."""
+"""`bench run`: real measurements of a small model, and the arithmetic of timings."""
 
 import json
 import re
@@ -13,31 +13,31 @@ from borealis_gguf.errors import BorealisError, EngineDied, InvalidInput
 from borealis_gguf.runtime.bench import model_speed
 from borealis_gguf.runtime.bench.answer_timing import (
     Timing,
+    decode_rate,
+    median_time_to_first_token,
+    prefill_rate,
     random_prompts,
-    reading_speed,
-    timed,
-    together,
-    waiting,
-    writing_speed,
+    timed_answer,
+    timed_concurrently,
 )
-from borealis_gguf.runtime.bench.model_speed import Speed, bench_run
+from borealis_gguf.runtime.bench.model_speed import ModelSpeed, bench_run
 from borealis_gguf.runtime.bench.peak_memory import peak_memory
-from borealis_gguf.runtime.bench.speed_worker import asking, never_end, plain_ids
+from borealis_gguf.runtime.bench.speed_worker import disable_end_tokens, generator_of, text_token_ids
 from borealis_gguf.runtime.model import load
 
 from ..cli.test_cli import run
 from ..helpers.asking import encode, local
 
 
-def test_speeds_are_those_of_the_clock() -> None:
+def test_rates_and_times_of_answers() -> None:
     timings = [Timing(0.0, 1.0, 5.0, 100, 41), Timing(0.5, 2.0, 3.0, 60, 21), Timing(0.5, 0.75, 3.0, 40, 1)]
-    assert writing_speed(timings) == (40 + 20) / (5.0 - 0.75)
-    assert reading_speed(timings) == 200 / 2.0
-    assert waiting(timings) == 1.0
-    assert writing_speed([Timing(0.0, 1.0, 1.0, 9, 1)]) == 0.0
+    assert decode_rate(timings) == (40 + 20) / (5.0 - 0.75)
+    assert prefill_rate(timings) == 200 / 2.0
+    assert median_time_to_first_token(timings) == 1.0
+    assert decode_rate([Timing(0.0, 1.0, 1.0, 9, 1)]) == 0.0
 
 
-def test_answers_are_asked_for_together() -> None:
+def test_answers_are_timed_concurrently() -> None:
     def ask(prompt: Sequence[int], tokens: int) -> Iterator[int]:
         time.sleep(0.1 * prompt[0])
         yield 1
@@ -45,12 +45,12 @@ def test_answers_are_asked_for_together() -> None:
         yield tokens
 
     began = time.perf_counter()
-    timings = together(ask, [[1], [2, 2], [3]], 7)
+    timings = timed_concurrently(ask, [[1], [2, 2], [3]], 7)
     assert time.perf_counter() - began < 0.8  # one after another they take 0.9
-    assert [(t.read, t.made) for t in timings] == [(1, 7), (2, 7), (1, 7)]
-    assert all(0.099 * n <= t.wait < 0.1 * n + 0.4 for n, t in enumerate(timings, 1))
+    assert [(t.prompt_tokens, t.generated_tokens) for t in timings] == [(1, 7), (2, 7), (1, 7)]
+    assert all(0.099 * n <= t.time_to_first_token < 0.1 * n + 0.4 for n, t in enumerate(timings, 1))
     assert all(0.099 <= t.last - t.first < 0.5 for t in timings)
-    assert timed(ask, [0], 3).made == 3
+    assert timed_answer(ask, [0], 3).generated_tokens == 3
 
 
 def test_random_prompts_share_nothing() -> None:
@@ -62,14 +62,14 @@ def test_random_prompts_share_nothing() -> None:
 
 def test_answers_are_as_long_as_asked_for(nano_q8: Path) -> None:
     with load(nano_q8, context=256, parallel=3, seed=1) as model:
-        ids = plain_ids(local(model))
+        ids = text_token_ids(local(model))
         assert len(ids) > 1000 and all(local(model).engine.piece(id) for id in ids)
         prompts = [encode(model, "Skriv om Norge.")] * 3
-        assert timed(asking(local(model)), prompts[0], 150).made < 150
-        never_end(local(model))
-        timings = together(asking(local(model)), prompts, 150)
-        assert [t.made for t in timings] == [150] * 3
-        assert all(t.begun < t.first < t.last for t in timings)
+        assert timed_answer(generator_of(local(model)), prompts[0], 150).generated_tokens < 150
+        disable_end_tokens(local(model))
+        timings = timed_concurrently(generator_of(local(model)), prompts, 150)
+        assert [t.generated_tokens for t in timings] == [150] * 3
+        assert all(t.started < t.first < t.last for t in timings)
 
 
 def test_a_model_is_measured(nano_q8: Path) -> None:
@@ -83,11 +83,11 @@ def test_a_model_is_measured(nano_q8: Path) -> None:
     assert told == [("1 at once", 0.5), ("1 at once", 1.0), ("3 at once", 0.5), ("3 at once", 1.0)]
     assert (alone.parallel, three.parallel) == (1, 3)
     for speed in (alone, three):
-        assert 20 / seconds < speed.writing < 100_000 and 200 / seconds < speed.reading < 1_000_000
-        assert 0 < speed.wait_shared < speed.wait < seconds
+        assert 20 / seconds < speed.decode < 100_000 and 200 / seconds < speed.prefill < 1_000_000
+        assert 0 < speed.time_to_first_token_cached < speed.time_to_first_token < seconds
         assert 0 < speed.loading < seconds
         assert nano_q8.stat().st_size < speed.peak_memory < 500_000_000
-    assert 0.5 < alone.reading * alone.wait / 200 < 2
+    assert 0.5 < alone.prefill * alone.time_to_first_token / 200 < 2
 
 
 def test_the_table_and_the_json(nano_q8: Path) -> None:
@@ -96,11 +96,11 @@ def test_the_table_and_the_json(nano_q8: Path) -> None:
     assert shown.returncode == 0
     assert re.fullmatch(r"(\d at once: all layers on CPU, context (2 x )?5\d: .*; .*\n){2}", shown.stderr), shown.stderr
     head, *lines = shown.stdout.splitlines()
-    assert head.split()[:5] == ["At", "once", "Reading", "Writing", "First"]
+    assert head.split()[:5] == ["At", "once", "Prefill", "Decode", "First"]
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert all(line.count(" t/s") == 2 and line.count(" MB") == 1 for line in lines)
     (found,) = json.loads(run(*short, "--parallel", "2", "--json").stdout)
-    assert set(found) == set(Speed.__slots__) and found["parallel"] == 2  # type: ignore[attr-defined]
+    assert set(found) == set(ModelSpeed.__slots__) and found["parallel"] == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_errors_on_the_command_line(nano_q8: Path, tmp_path: Path) -> None:
     assert run("bench", "run", nano_q8, "--parallel", "1,x").returncode == 2
 
 
-def test_the_death_of_the_measuring_process_is_told(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_measuring_process_is_reported(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies = [sys.executable, "-c", "import faulthandler; faulthandler._sigsegv()"]
     monkeypatch.setattr(model_speed, "child_command", lambda module: dies)
     with pytest.raises(EngineDied, match=r"the measuring process died \((SIGSEGV|SIGBUS|access violation)\)"):

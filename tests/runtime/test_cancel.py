@@ -1,4 +1,4 @@
-"""Cancelling leaves a computation in the middle, and nobody else notices. Time is counted in llama.cpp's steps."""
+"""Cancelling aborts a computation without changing other answers. Time is counted in llama.cpp's steps."""
 
 import threading
 from collections.abc import Iterator
@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from borealis_gguf.runtime.events import Ask, Chosen, Event, Finished, Options, Text
-from borealis_gguf.runtime.llama.engine import BATCH, Cell, Engine
+from borealis_gguf.runtime.events import Chosen, Event, Finished, GenerationRequest, Options, Text
+from borealis_gguf.runtime.llama.engine import BatchToken, Engine
+from borealis_gguf.runtime.llama.limits import BATCH
 from borealis_gguf.runtime.model import Model, load
 
 from ..helpers.asking import local
 from ..helpers.stepping import between_steps, elsewhere
 
 GREEDY = {"temperature": 0.0}
-WHOLE = [Cell(0, n, 300 + n, n == BATCH - 1) for n in range(BATCH)]
-"""A batch as large as any."""
+WHOLE = [BatchToken(0, n, 300 + n, n == BATCH - 1) for n in range(BATCH)]
+"""A batch of the largest size."""
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 class Asked:
-    """An answer as the scheduler makes it: its events, as far as they have come."""
+    """An answer's events, as the scheduler emits them."""
 
     def __init__(self, model: Model, ids: list[int], count: int | None = None) -> None:
         self.events: list[Event | BaseException] = []
         self.done = threading.Event()
         options = Options(max_tokens=count, logprobs=2)
-        self.cancel = local(model).start(Ask(ids, True, options), self.take)
+        self.cancel = local(model).start(GenerationRequest(ids, True, options), self.take)
 
     def take(self, event: Event | BaseException) -> None:
         self.events.append(event)
@@ -65,25 +66,25 @@ class Asked:
 
 def alone(model: Model, ids: list[int], count: int) -> list[Chosen]:
     inside = local(model)
-    inside._scheduler.call(lambda: [inside._scheduler.sequences.lose(each) for each in inside._scheduler.sequences.all])
+    inside._scheduler.call(lambda: [inside._scheduler.slots.clear(each) for each in inside._scheduler.slots.all])
     return Asked(model, ids, count).chosen()
 
 
 def steps(engine: Engine) -> list[int]:
-    """The numbers of all steps of a whole batch."""
+    """The numbers of all steps of a full batch."""
     seen: list[int] = []
-    engine.cut(0, 0)
+    engine.truncate(0, 0)
     with between_steps(engine, seen.append):
         assert engine.decode(WHOLE)
     return seen
 
 
-def test_a_computation_ends_at_the_step_where_it_is_told_to(engine: Engine) -> None:
+def test_abort_ends_a_computation_at_that_step(engine: Engine) -> None:
     every = steps(engine)
     assert every == list(range(len(every))) and len(every) > 100
     whole = engine.logits_at(-1).copy()
     for place in (0, 1, len(every) // 2, len(every) - 1):
-        engine.cut(0, 0)
+        engine.truncate(0, 0)
         seen: list[int] = []
 
         def act(number: int, place: int = place, seen: list[int] = seen) -> None:
@@ -94,19 +95,19 @@ def test_a_computation_ends_at_the_step_where_it_is_told_to(engine: Engine) -> N
         with between_steps(engine, act):
             assert not engine.decode(WHOLE)
         assert seen == every[: place + 1]
-        assert engine.first_held(0) == -1  # as it was before
+        assert engine.first_position(0) == -1  # as it was before
         engine.abort(False)
         assert engine.decode(WHOLE)
         assert np.array_equal(engine.logits_at(-1), whole)
 
 
-def test_another_thread_ends_it(engine: Engine) -> None:
-    """Without a hand in llama.cpp: batches are computed one after the other until one is left in the middle."""
+def test_abort_from_another_thread(engine: Engine) -> None:
+    """Without the callback of `between_steps`: batches are computed one after another until one is aborted."""
     begun, made = threading.Event(), []
 
     def work() -> None:
         for _ in range(40):
-            engine.cut(0, 0)
+            engine.truncate(0, 0)
             begun.set()
             made.append(engine.decode(WHOLE))
             if not made[-1]:
@@ -119,17 +120,17 @@ def test_another_thread_ends_it(engine: Engine) -> None:
     thread.join()
     engine.abort(False)
     assert made[-1] is False and len(made) <= 2
-    assert engine.first_held(0) == -1
+    assert engine.first_position(0) == -1
 
 
-def test_cancelled_inside_a_prompt(shared: Model) -> None:
-    """In its second batch: the first stays, the second is not computed to its end."""
+def test_cancel_during_prefill(shared: Model) -> None:
+    """In its second batch: the tokens of the first stay in the slot, the second is aborted."""
     inside = local(shared)
-    slot = inside._scheduler.sequences.all[0]
+    slot = inside._scheduler.slots.all[0]
     seen: list[int] = []
 
     def act(number: int) -> None:
-        if len(slot.trace) == BATCH:
+        if len(slot.tokens) == BATCH:
             seen.append(number)
             if len(seen) == 50:
                 elsewhere(answer.cancel)
@@ -138,19 +139,19 @@ def test_cancelled_inside_a_prompt(shared: Model) -> None:
         answer = Asked(shared, prompt(1, 1900))
         assert answer.chosen() == []
     assert answer.reason == "cancelled" and len(seen) == 50
-    assert len(slot.trace) == BATCH and shared.stats()["kv_tokens"] == BATCH
-    assert inside.engine.first_held(0) >= 0
+    assert len(slot.tokens) == BATCH and shared.stats()["kv_tokens"] == BATCH
+    assert inside.engine.first_position(0) >= 0
 
 
-def test_one_who_writes_is_done_at_once_while_others_prompts_are_read(shared: Model) -> None:
-    """In the middle of a step that others share: theirs is computed to its end, and they notice nothing."""
+def test_cancel_during_decode_while_others_prefill(shared: Model) -> None:
+    """During a step that other answers share: the step is completed, and their tokens do not change."""
     inside = local(shared)
-    slots = inside._scheduler.sequences.all
+    slots = inside._scheduler.slots.all
     asked: dict[str, Asked] = {}
     told: list[tuple[str | None, int]] = []
 
     def act(number: int) -> None:
-        if not told and "reader" in asked and sum(slot.busy and len(slot.trace) >= 256 for slot in slots):
+        if not told and "reader" in asked and sum(slot.busy and len(slot.tokens) >= 256 for slot in slots):
             writer = asked["writer"]
             before = len(writer.events)
             elsewhere(writer.cancel)
@@ -172,13 +173,13 @@ def test_one_who_writes_is_done_at_once_while_others_prompts_are_read(shared: Mo
     assert len(writer.events) == count
 
 
-def test_a_prompt_cancelled_at_any_step_is_taken_up_again(shared: Model) -> None:
-    """Where it was left, also beyond the windows: what follows is what it is in an empty sequence."""
+def test_a_prompt_cancelled_at_any_step_is_continued(shared: Model) -> None:
+    """From the aborted batch on, also beyond the windows: the answer equals that in an empty slot."""
     ids = prompt(5, 900)
     wanted, inside = alone(shared, ids, 8), local(shared)
     scheduler, cached = inside._scheduler, []
     for place in range(5, 700, 61):
-        scheduler.call(lambda: [scheduler.sequences.lose(each) for each in scheduler.sequences.all])
+        scheduler.call(lambda: [scheduler.slots.clear(each) for each in scheduler.slots.all])
         first: list[Asked] = []
 
         def act(number: int, place: int = place, first: list[Asked] = first) -> None:
@@ -196,7 +197,7 @@ def test_a_prompt_cancelled_at_any_step_is_taken_up_again(shared: Model) -> None
     assert {0, BATCH, 768} <= set(cached)
 
 
-def test_one_who_waits_is_done_at_once(nano_q8: Path) -> None:
+def test_cancel_while_waiting(nano_q8: Path) -> None:
     with load(nano_q8, sampling=GREEDY, threads=1, max_queue=1) as model:
         waiting: list[Asked] = []
         told: list[str | None] = []
@@ -216,7 +217,7 @@ def test_one_who_waits_is_done_at_once(nano_q8: Path) -> None:
         assert model.stats()["cancelled_total"] == 1 and model.stats()["waiting"] == 0
 
 
-def test_one_who_cancels_from_its_own_events_is_told_once(shared: Model) -> None:
+def test_cancel_from_the_event_sink(shared: Model) -> None:
     events: list[Event | BaseException] = []
     done = threading.Event()
 
@@ -228,7 +229,7 @@ def test_one_who_cancels_from_its_own_events_is_told_once(shared: Model) -> None
             done.set()
 
     stop: list[Any] = [lambda: None]
-    stop[0] = local(shared).start(Ask(prompt(10, 30), True, Options(max_tokens=50)), take)
+    stop[0] = local(shared).start(GenerationRequest(prompt(10, 30), True, Options(max_tokens=50)), take)
     assert done.wait(60)
     shared.stats()
     alone(shared, prompt(10, 30), 2)

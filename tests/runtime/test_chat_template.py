@@ -1,11 +1,13 @@
 """Chat templates: rendered as transformers does, bounded, and cut where messages begin and end."""
 
+import contextlib
 import time
+from collections.abc import Callable
 
 import pytest
 
 from borealis_gguf.errors import InvalidInput
-from borealis_gguf.runtime.prompting.chat_template import ChatTemplate, Piece
+from borealis_gguf.runtime.prompting.chat_template import ChatTemplate, Segment
 
 USER = [{"role": "user", "content": "Hei"}]
 
@@ -78,25 +80,129 @@ def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "pieces"),
+    ("source", "content", "segments"),
     [
-        ("<a>{{ messages[0].content }}<b>", " x ", [Piece("<a>", True), Piece(" x ", False), Piece("<b>", True)]),
-        ("<a>{{ messages[0].content | trim }}<b>", " x ", [Piece("<a>", True), Piece("x", False), Piece("<b>", True)]),
-        ("{{ messages[0].content.lstrip() }}<b>", " x ", [Piece("x ", False), Piece("<b>", True)]),
-        ("<a>{{ messages[0].content.rstrip() }}", " x ", [Piece("<a>", True), Piece(" x", False)]),
-        ("<a>{{ messages[0].content }}{{ messages[0].content }}", "x", [Piece("<a>", True), Piece("xx", False)]),
-        ("<a> \n{{ messages[0].content | trim }} \n", " ", [Piece("<a> \n ", True)]),
+        ("<a>{{ messages[0].content }}<b>", " x ", [Segment("<a>", True), Segment(" x ", False), Segment("<b>", True)]),
+        (
+            "<a>{{ messages[0].content | trim }}<b>",
+            " x ",
+            [Segment("<a>", True), Segment("x", False), Segment("<b>", True)],
+        ),
+        ("{{ messages[0].content.lstrip() }}<b>", " x ", [Segment("x ", False), Segment("<b>", True)]),
+        ("<a>{{ messages[0].content.rstrip() }}", " x ", [Segment("<a>", True), Segment(" x", False)]),
+        ("<a>{{ messages[0].content }}{{ messages[0].content }}", "x", [Segment("<a>", True), Segment("xx", False)]),
+        ("<a> \n{{ messages[0].content | trim }} \n", " ", [Segment("<a> \n ", True)]),
     ],
 )
-def test_pieces(source: str, content: str, pieces: list[Piece]) -> None:
+def test_segments(source: str, content: str, segments: list[Segment]) -> None:
     messages = [{"role": "user", "content": content}]
     template = ChatTemplate(source)
-    assert template.pieces(messages) == pieces
-    assert "".join(piece.text for piece in pieces) == template.render(messages)
+    assert template.segments(messages) == segments
+    assert "".join(segment.text for segment in segments) == template.render(messages)
 
 
-def test_pieces_of_a_list_of_parts_become_one() -> None:
+def test_segments_of_a_list_of_parts_become_one() -> None:
     source = "<a>{% for part in messages[0].content %}{{ part.text }}{% endfor %}<b>"
     parts = [{"type": "text", "text": "<end_of"}, {"type": "text", "text": "_turn>"}]
-    pieces = ChatTemplate(source).pieces([{"role": "user", "content": parts}])
-    assert pieces == [Piece("<a>", True), Piece("<end_of_turn>", False), Piece("<b>", True)]
+    segments = ChatTemplate(source).segments([{"role": "user", "content": parts}])
+    assert segments == [Segment("<a>", True), Segment("<end_of_turn>", False), Segment("<b>", True)]
+
+
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- set role = "model" -%}
+    {%- else -%}
+        {%- set role = message['role'] -%}
+    {%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"""
+"""As google/gemma-3-4b-it has it."""
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+ONCE = [GEMMA, CHATML, "{{ messages }}", "{% set c = messages[-1] %}{{ c }}", "{{ messages[0].content.x }}"]
+TWICE = [
+    "{{ messages[0].content | replace('H', 'h') }}",
+    "{{ messages[0].content | length }}",
+    "{{ messages[0].content.upper() }}",
+    "{{ messages[0].content[0] }}",
+    "{{ messages[0].content[1:] }}",
+    "{{ messages[0].content * 2 }}",
+    "{{ messages[0].content % 2 if messages[0].content == '%d' else 'no' }}",
+    "{{ 'Hei' in messages[0].content }}",
+    "{{ 'short' if messages[0].content < 'J' else 'long' }}",
+    "{{ {'Hei': 1}[messages[0].content] }}",
+    "{{ messages[0].content is eq('Hei') }}",
+    "{{ messages[0] | tojson }}",
+    "{{ [messages[0].content] }}",
+    "{{ messages[0].content ~ '!' }}",
+    "{% macro m(x) %}{{ x[0] }}{% endmacro %}{{ m(messages[0].content) }}",
+    "{% filter upper %}{{ messages[0].content }}{% endfilter %}",
+    "{% if messages[0].content %}{{ messages[0].content }}{% else %}empty{% endif %}{{ 'x' | upper }}",
+]
+TEXTS = ("Hei", " Hei\n", "%d", "", " ", "<end_of_turn>", "\x1c", "æ" * 1000)
+
+
+@pytest.mark.parametrize("source", [*ONCE, *TWICE])
+def test_text_and_segments_of_one_rendering_are_those_of_two(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "c0ffee" * count)  # some templates print it
+    template = ChatTemplate(source, "<bos>", "<eos>")
+    for text in TEXTS:
+        user, parts = (
+            {"role": "user", "content": text},
+            [{"type": "image", "path": "x"}, {"type": "text", "text": text}],
+        )
+        system = {"role": "system", "content": text}
+        answer = {"role": "assistant", "content": "Ja"}
+        for messages in ([user], [system, user, answer, user], [{"role": "user", "content": parts}, answer]):
+            assert outcome(lambda m=messages: template.render_segments(m)) == outcome(
+                lambda m=messages: (template.render(m), template.segments(m))
+            )
+
+
+def outcome(work: Callable[[], tuple[str, list[Segment]]]) -> object:
+    """What `work` gives or raises."""
+    try:
+        return work()
+    except InvalidInput as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"), [*((one, 1) for one in ONCE[:2]), *((two, 2) for two in [*ONCE[2:4], *TWICE])]
+)
+def test_how_often_a_template_is_rendered(source: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered, render = [], ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given: rendered.append(1) or render(*given))
+    with contextlib.suppress(InvalidInput):
+        ChatTemplate(source).render_segments(USER)
+        assert len(rendered) == count

@@ -15,7 +15,8 @@ from borealis_gguf.machine_cache import cache_dir
 from borealis_gguf.runtime import state_file
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
 from borealis_gguf.runtime.model import Model, aload, load
-from borealis_gguf.runtime.prompting.context_overflow import fitted
+from borealis_gguf.runtime.prompting.context_overflow import encode_fitting
+from borealis_gguf.runtime.prompting.prompt import EncodedChat
 from borealis_gguf.runtime.state_file import MAGIC, SEAL
 
 from ..helpers.asking import encode, local, messages
@@ -100,16 +101,16 @@ ORDER = "S u0 a0 u1 a1 u2 a2 u3 a3 u4 a4 u5 a5 u6"
 TURNS = [{"role": NAMES[text[0]], "content": text} for text in ORDER.split()]
 
 
-def count(found: Sequence[Any]) -> int:
-    return 10 * len(found)
+def encoded(messages: Sequence[Any]) -> EncodedChat:
+    return EncodedChat(messages, [], 10 * len(messages))
 
 
-def said(found: Sequence[Any]) -> str:
-    return " ".join(message["content"] for message in found)
+def texts(messages: Sequence[Any]) -> str:
+    return " ".join(message["content"] for message in messages)
 
 
 @pytest.mark.parametrize(
-    ("policy", "limit", "room", "expected"),
+    ("policy", "limit", "reserved", "expected"),
     [
         ("error", 141, 100, "S u0 a0 u1 a1 u2 a2 u3 a3 u4 a4 u5 a5 u6"),
         ("roll", 141, 1, "S u0 a0 u1 a1 u2 a2 u3 a3 u4 a4 u5 a5 u6"),
@@ -121,16 +122,16 @@ def said(found: Sequence[Any]) -> str:
         ("roll", 21, 15, "S u6"),
     ],
 )
-def test_what_is_left_out(policy: Overflow, limit: int, room: int, expected: str) -> None:
-    assert said(fitted(TURNS, policy, limit, room, count)) == expected
+def test_what_is_left_out(policy: Overflow, limit: int, reserved: int, expected: str) -> None:
+    assert texts(encode_fitting(TURNS, policy, limit, reserved, encoded).messages) == expected
 
 
 def test_what_cannot_be_left_out() -> None:
     for policy in ("error", "roll", "truncate_middle"):
         with pytest.raises(InvalidInput, match="shorten it or ask for more context"):
-            fitted(TURNS, policy, 20, 0, count)  # type: ignore[arg-type]
+            encode_fitting(TURNS, policy, 20, 0, encoded)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="'drop' is not one of error, roll, truncate_middle"):
-        fitted(TURNS, "drop", 20, 0, count)  # type: ignore[arg-type]
+        encode_fitting(TURNS, "drop", 20, 0, encoded)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ["roll", "truncate_middle"])
@@ -143,7 +144,7 @@ def test_a_conversation_longer_than_the_context(nano_q8: Path, policy: Overflow)
             answer.text()
             assert answer.finished is not None and answer.finished.usage.prompt_tokens <= 152
         assert len(conversation.messages) == 25
-        trace = local(model)._scheduler.sequences.all[0].trace
+        trace = local(model)._scheduler.slots.all[0].tokens
         shown = model.detokenize([id for id in trace if id > 3])
         assert "Svar kort." in shown and "nummer 11 av" in shown and "nummer 3 av" not in shown
         assert ("nummer 0 av" in shown) == (policy == "truncate_middle")

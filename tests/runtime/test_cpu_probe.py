@@ -105,7 +105,7 @@ def test_a_damaged_note_is_asked_anew(cache: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("first", [FAILS, HANGS])
-def test_what_may_pass_is_not_remembered(cache: Path, first: list[str]) -> None:
+def test_transient_failures_are_not_cached(cache: Path, first: list[str]) -> None:
     assert extra_buffers_work(children(first), timeout=1) is False
     assert not cache.exists()
 

@@ -1,16 +1,16 @@
 """What there is to compute on, and how much memory is free."""
 
-import ctypes
 import json
 import os
 import sys
 from pathlib import Path
 
 import llama_cpp
+import psutil
 import pytest
 
 from borealis_gguf.runtime.fitting import host_memory
-from borealis_gguf.runtime.fitting.host_memory import Memory, linux_memory
+from borealis_gguf.runtime.fitting.host_memory import HostMemory, within_cgroups
 from borealis_gguf.runtime.llama.devices import devices
 
 from ..cli.test_cli import run
@@ -69,18 +69,22 @@ def files(root: Path, contents: dict[str, str]) -> None:
         (root / name).write_text(text, encoding="utf-8")
 
 
-MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\nHugePages_Total:  0\n"
+def limited(root: Path, membership: str, limits: dict[str, str]) -> HostMemory:
+    """32 GiB of memory, half of them free, within the cgroups of `root`."""
+    files(root, {"membership": membership, **limits})
+    return within_cgroups(HostMemory(32 * GIB, 16 * GIB), root / "membership", root / "cgroup")
 
 
-def linux(root: Path, membership: str, limits: dict[str, str]) -> Memory | None:
-    files(root, {"proc/meminfo": MEMINFO, "proc/self/cgroup": membership, **limits})
-    return linux_memory(root / "proc", root / "cgroup")
+def test_no_cgroup_has_a_limit(tmp_path: Path) -> None:
+    assert limited(tmp_path, "0::/\n", {}) == HostMemory(32 * GIB, 16 * GIB)
 
 
-def test_linux(tmp_path: Path) -> None:
-    assert linux(tmp_path, "0::/\n", {}) == Memory(32 * GIB, 16 * GIB)
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 5 kB\n", encoding="utf-8")
-    assert linux_memory(tmp_path / "proc", tmp_path / "cgroup") is None
+def test_a_system_that_does_not_report_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise OSError("no /proc")
+
+    monkeypatch.setattr(psutil, "virtual_memory", fails)
+    assert host_memory.host_memory() is None
 
 
 def test_a_cgroup_has_the_last_word(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_a_cgroup_has_the_last_word(tmp_path: Path) -> None:
         "cgroup/app/inner/memory.max": "max\n",
         "cgroup/app/inner/memory.current": "1\n",
     }
-    assert linux(tmp_path, "0::/app/inner\n", limits) == Memory(8 * GIB, 6 * GIB)
+    assert limited(tmp_path, "0::/app/inner\n", limits) == HostMemory(8 * GIB, 6 * GIB)
 
 
 def test_the_first_version_of_cgroups(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_the_first_version_of_cgroups(tmp_path: Path) -> None:
     }
     # As in a container: the path is the host's, and not to be found here.
     membership = "5:cpu:/x\n4:memory:/docker/0123\n0::/\n"
-    assert linux(tmp_path, membership, limits) == Memory(4 * GIB, 2 * GIB)
+    assert limited(tmp_path, membership, limits) == HostMemory(4 * GIB, 2 * GIB)
 
 
 def test_a_limit_that_is_none(tmp_path: Path) -> None:
@@ -111,9 +115,4 @@ def test_a_limit_that_is_none(tmp_path: Path) -> None:
         "cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
         "cgroup/memory/memory.usage_in_bytes": "12345",
     }
-    assert linux(tmp_path, "4:memory:/\n", limits) == Memory(32 * GIB, 16 * GIB)
-
-
-def test_the_layout_windows_expects() -> None:
-    assert ctypes.sizeof(host_memory._MemoryStatus) == 64
-    assert (host_memory._MemoryStatus.total.offset, host_memory._MemoryStatus.free.offset) == (8, 16)
+    assert limited(tmp_path, "4:memory:/\n", limits) == HostMemory(32 * GIB, 16 * GIB)

@@ -1,4 +1,4 @@
-"""Many answers at once, shared prefixes, cancelling: always the answer the same request gets alone."""
+"""Continuous batching, shared prefixes, cancelling: every answer equals that of the same request alone."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from borealis_gguf.errors import Busy, InvalidInput
 from borealis_gguf.runtime.events import Chosen, Finished, Options, Text, Tool, ToolCall
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.scheduling.slots import common
+from borealis_gguf.runtime.scheduling.slots import common_prefix
 
 from ..helpers.asking import generate, local, messages
 
@@ -22,8 +22,8 @@ STORY = "".join(f"{n}. Det bur {n * 37} menneske i bygda nummer {n * n}, og dei 
 
 @pytest.fixture(scope="module")
 def fresh(nano_q8: Path) -> Iterator[Model]:
-    """One sequence, emptied before every request by `alone`."""
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+    """A model with one slot, which `alone` clears before every request."""
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         yield model
 
 
@@ -34,7 +34,7 @@ def shared(nano_q8: Path) -> Iterator[Model]:
 
 
 def told(model: Model, ids: list[int], count: int = 8) -> tuple[list[Chosen], int]:
-    """The tokens of a greedy answer, and how much of the prompt was known."""
+    """The tokens of a greedy answer, and how many of the prompt were in the KV cache."""
     answer = model.complete(ids, Options(max_tokens=count, logprobs=4))
     chosen = [each for event in answer if isinstance(event, Text) for each in event.logprobs]
     assert answer.finished is not None
@@ -43,7 +43,7 @@ def told(model: Model, ids: list[int], count: int = 8) -> tuple[list[Chosen], in
 
 def alone(fresh: Model, ids: list[int], count: int = 8) -> list[Chosen]:
     inside = local(fresh)
-    inside._scheduler.call(lambda: inside._scheduler.sequences.lose(inside._scheduler.sequences.all[0]))
+    inside._scheduler.call(lambda: inside._scheduler.slots.clear(inside._scheduler.slots.all[0]))
     chosen, cached = told(fresh, ids, count)
     assert cached == 0
     return chosen
@@ -71,38 +71,38 @@ def test_a_prefix_is_computed_once(shared: Model, fresh: Model) -> None:
         same(chosen, alone(fresh, ids))
 
 
-def test_windows_that_are_gone_are_computed_again_or_restored(nano_q8: Path, fresh: Model) -> None:
-    """One sequence: what lies before the windows cannot be had from it, unless a copy was kept."""
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+def test_lost_windows_are_computed_again_or_restored(nano_q8: Path, fresh: Model) -> None:
+    """With one slot, tokens before the windows must be computed again, unless there is a checkpoint."""
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         told(model, prompt(model, 300, " Hei"), 8)
         long = prompt(model, 1600, " Ja")
         told(model, long, 8)
-        slot = local(model)._scheduler.sequences.all[0]
-        assert sorted(slot.marks)[-1] == len(long)
+        slot = local(model)._scheduler.slots.all[0]
+        assert sorted(slot.checkpoints)[-1] == len(long)
         again = prompt(model, 1600, " Nei")
         chosen, cached = told(model, again)
         assert cached >= 1500
         same(chosen, alone(fresh, again))
         middle = prompt(model, 700, " Nei")
         chosen, cached = told(model, middle)
-        assert cached == 0 or cached in slot.marks
+        assert cached == 0 or cached in slot.checkpoints
         same(chosen, alone(fresh, middle))
 
 
-def test_a_copy_of_the_windows_is_put_back(nano_q8: Path, fresh: Model) -> None:
-    with load(nano_q8, sampling=GREEDY, steady=True) as model:
+def test_a_checkpoint_is_restored(nano_q8: Path, fresh: Model) -> None:
+    with load(nano_q8, sampling=GREEDY, batch_invariant=True) as model:
         ids = prompt(model, 600, " Hei")
         answer, _ = told(model, ids, 900)
-        slot = local(model)._scheduler.sequences.all[0]
+        slot = local(model)._scheduler.slots.all[0]
         if len(answer) < 700:  # it ended early: go on with more of the story
             told(model, [*ids, *(each.id for each in answer), *model.tokenize(STORY)[:900]], 4)
-        assert local(model).engine.first_held(0) > len(ids) - 128
+        assert local(model).engine.first_position(0) > len(ids) - 128
         chosen, cached = told(model, [*ids, *model.tokenize(" Kva")])
-        assert cached == len(ids) and cached in slot.marks
+        assert cached == len(ids) and cached in slot.checkpoints
         same(chosen, alone(fresh, [*ids, *model.tokenize(" Kva")]))
 
 
-def test_answers_made_together_are_those_made_alone(shared: Model, fresh: Model) -> None:
+def test_answers_in_one_batch_are_those_made_alone(shared: Model, fresh: Model) -> None:
     prompts = [prompt(shared, 40 + 90 * n, f" {n}") for n in range(8)]
     answers = [shared.complete(ids, Options(max_tokens=12, logprobs=4)) for ids in prompts]
     made = [[each for event in answer if isinstance(event, Text) for each in event.logprobs] for answer in answers]
@@ -119,8 +119,8 @@ def test_answers_to_one_prompt_share_it_even_when_asked_at_once(shared: Model) -
     assert cached == [0, 899, 899]
 
 
-def test_cancelled_while_the_prompt_is_read(nano_q8: Path, fresh: Model) -> None:
-    """Also with another answer being written, which must not notice."""
+def test_a_cancelled_prefill_leaves_its_tokens(nano_q8: Path, fresh: Model) -> None:
+    """Also while another answer is decoded, which must not change."""
     with load(nano_q8, sampling=GREEDY, parallel=2) as model:
         other = model.complete(prompt(model, 30), Options(max_tokens=60, logprobs=4))
         chosen = list(next(other).logprobs)  # type: ignore[union-attr]
@@ -138,7 +138,7 @@ def test_cancelled_while_the_prompt_is_read(nano_q8: Path, fresh: Model) -> None
         assert model.stats()["cancelled_total"] == 1
 
 
-def test_cancel_is_felt_within_a_token(nano_q8: Path) -> None:
+def test_cancel_takes_at_most_one_token(nano_q8: Path) -> None:
     with load(nano_q8, seed=1) as model:
         answer = model.complete("Norge er", Options(max_tokens=2000))
         next(answer)
@@ -154,7 +154,7 @@ def test_cancel_is_felt_within_a_token(nano_q8: Path) -> None:
         assert isinstance(last, Finished) and last.usage.completion_tokens > 1
 
 
-def test_an_answer_nobody_holds_is_cancelled(nano_q8: Path) -> None:
+def test_an_answer_without_references_is_cancelled(nano_q8: Path) -> None:
     with load(nano_q8, seed=1) as model:
         next(model.complete("Norge er", Options(max_tokens=2000)))
         deadline = time.monotonic() + 5
@@ -163,7 +163,7 @@ def test_an_answer_nobody_holds_is_cancelled(nano_q8: Path) -> None:
         assert model.stats()["cancelled_total"] == 1
 
 
-def test_too_many_wait(nano_q8: Path) -> None:
+def test_a_full_queue_is_busy(nano_q8: Path) -> None:
     with load(nano_q8, seed=1, max_queue=2) as model:
         answers = []
         with pytest.raises(Busy, match=r"[23] requests are waiting already"):
@@ -190,16 +190,16 @@ def test_many_threads_at_once(nano_q8: Path) -> None:
         assert wrong == []
 
 
-def test_common() -> None:
-    assert common([], [1]) == 0
-    assert common([1, 2, 3], [1, 2, 3]) == 3
-    assert common([1, 2, 3], [1, 2]) == 2
-    assert common([1, 2, 9, 4, 5], [1, 2, 8, 4, 5]) == 2
+def test_common_prefix() -> None:
+    assert common_prefix([], [1]) == 0
+    assert common_prefix([1, 2, 3], [1, 2, 3]) == 3
+    assert common_prefix([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([1, 2, 9, 4, 5], [1, 2, 8, 4, 5]) == 2
     left = list(range(1000))
     for at in (0, 1, 499, 500, 998, 999):
         right = list(left)
         right[at] = -1
-        assert common(left, right) == at
+        assert common_prefix(left, right) == at
 
 
 SCHEMA = {

@@ -1,4 +1,4 @@
-"""Images take long to look at; meanwhile everything else goes on, and whoever gives up is heard."""
+"""Encoding images is slow: meanwhile other answers go on, and waiting ones can be cancelled."""
 
 import threading
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from borealis_gguf.errors import BorealisError, Busy, InvalidInput
 from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Finished, Options
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
-from borealis_gguf.runtime.prompting.image_decoding import Image, read_image
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
+from borealis_gguf.runtime.prompting.image_decoding import ImageFile, read_image
 
 from ..generate.vision_goldens import IMAGES
 from ..helpers.asking import generate, local
@@ -35,7 +35,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Gate:
-    """What holds up an encoder: it `looks` at sizes of images, one after another, when `open` is set."""
+    """Blocks an encoder until `open` is set; `looks` are the sizes of the images it was given."""
 
     open: threading.Event = field(default_factory=threading.Event)
     looks: list[tuple[int, int]] = field(default_factory=list)
@@ -47,18 +47,18 @@ def slow(path: Path, **loading: Any) -> Iterator[tuple[Model, Gate]]:
     """A model whose encoder waits at a gate."""
     gate = Gate()
     with load(path, **{"context": 256, "threads": 1, **loading}) as model:
-        eyes = local(model).eyes
-        eyes._vision = eyes.engine.see(eyes._file())
-        encode = eyes._vision.features
+        encoder = local(model).image_encoder
+        encoder._vision = encoder.engine.load_vision(encoder._file())
+        encode = encoder._vision.features
 
-        def features(image: Image) -> Any:
+        def features(image: ImageFile) -> Any:
             gate.looks.append((image.width, image.height))
             assert gate.open.wait(20)
             if gate.error is not None:
                 raise gate.error
             return encode(image)
 
-        eyes._vision.features = features  # type: ignore[method-assign]
+        encoder._vision.features = features  # type: ignore[method-assign]
         try:
             yield model, gate
         finally:
@@ -75,7 +75,7 @@ def size(picture: str) -> tuple[int, int]:
 
 
 def samplers(model: Model) -> list[Any]:
-    """Of the answers that wait."""
+    """The samplers of the waiting jobs."""
     return [job.sampler for job in local(model)._scheduler._waiting]
 
 
@@ -83,13 +83,13 @@ def samplers(model: Model) -> list[Any]:
 def test_the_header_says_how_many_tokens_an_image_is(miniature: Any, tmp_path: Path) -> None:
     with slow(made(miniature, tmp_path)) as (model, gate):
         gate.open.set()
-        assert local(model).eyes.tokens == 4
+        assert local(model).image_encoder.tokens_per_image == 4
         look(model, "exact.png").text()
-        (features,) = local(model).eyes._seen.values()
+        (features,) = local(model).image_encoder._cache.values()
         assert len(features) == 4
 
 
-def test_everything_else_goes_on(small: Path) -> None:
+def test_text_answers_go_on_while_images_are_encoded(small: Path) -> None:
     with slow(small, parallel=2) as (model, gate):
         pictures = [look(model, "exact.png"), look(model, "turned.jpg", "palette.png")]
         until(lambda: gate.looks == [size("exact.png")])
@@ -104,7 +104,7 @@ def test_everything_else_goes_on(small: Path) -> None:
         assert gate.looks == [size("exact.png"), size("turned.jpg"), size("palette.png")]
 
 
-def test_closing_ends_what_is_looked_at_and_what_waits(small: Path) -> None:
+def test_closing_ends_encoding_and_waiting_answers(small: Path) -> None:
     with slow(small) as (model, gate):
         answers = [look(model, picture) for picture in PICTURES[:3]]
         until(lambda: len(gate.looks) == 1)
@@ -124,7 +124,7 @@ def test_closing_ends_what_is_looked_at_and_what_waits(small: Path) -> None:
             look(model, PICTURES[0])
 
 
-def test_what_is_cancelled_is_not_looked_at(small: Path) -> None:
+def test_cancelled_images_are_not_encoded(small: Path) -> None:
     with slow(small) as (model, gate):
         first, second, third = look(model, *PICTURES[:2]), look(model, PICTURES[2]), look(model, PICTURES[3])
         until(lambda: len(gate.looks) == 1)
@@ -141,7 +141,7 @@ def test_what_is_cancelled_is_not_looked_at(small: Path) -> None:
         assert third.finished is not None and third.finished.reason == "length"
 
 
-def test_they_wait_in_the_same_queue(small: Path) -> None:
+def test_answers_with_images_wait_in_the_same_queue(small: Path) -> None:
     with slow(small, max_queue=1) as (model, gate):
         waiting = [look(model, picture) for picture in PICTURES[:2]]
         for ask in (lambda: look(model, PICTURES[2]), lambda: generate(model, TEXT, max_tokens=1)):
@@ -155,7 +155,7 @@ def test_they_wait_in_the_same_queue(small: Path) -> None:
         assert model.stats()["waiting"] == 0
 
 
-def test_what_cannot_be_looked_at_is_told(small: Path) -> None:
+def test_encoder_errors_reach_the_answer(small: Path) -> None:
     with slow(small) as (model, gate):
         for error, words in (
             (RuntimeError("burnt"), r"^looking at an image failed: RuntimeError\('burnt'\)$"),
@@ -173,20 +173,20 @@ def test_what_cannot_be_looked_at_is_told(small: Path) -> None:
         assert look(model, "exact.png").text() != ""
 
 
-def test_a_process_of_its_own_goes_on(small: Path, tmp_path: Path) -> None:
-    """More answers look at images than the process has workers."""
+def test_an_isolated_model_queues_many_images(small: Path, tmp_path: Path) -> None:
+    """More answers with images than the process has threads for requests."""
     patch = f"""
 import time
 from pathlib import Path
-from borealis_gguf.runtime.llama.vision import Vision
-features, gate = Vision.features, Path({str(tmp_path / "open")!a})
+from borealis_gguf.runtime.llama.vision import VisionTower
+features, gate = VisionTower.features, Path({str(tmp_path / "open")!a})
 def slow(self, image):
     while not gate.exists(): time.sleep(0.01)
     return features(self, image)
-Vision.features = slow
+VisionTower.features = slow
 """
     loading = LOADING | {"mmproj": str(small.parent / "mmproj-seeing-56-F16.gguf")}
-    with Model(small, Isolated(small, loading, command=dying(small, patch))) as model:
+    with Model(small, IsolatedModel(small, loading, command=dying(small, patch))) as model:
         answers = [look(model, picture) for picture in (*PICTURES, *PICTURES)]
         assert generate(model, TEXT, max_tokens=4) != ""
         assert model.stats()["waiting"] == 8

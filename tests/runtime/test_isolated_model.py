@@ -1,4 +1,4 @@
-"""A model in a child process: the same answers, and children that really die."""
+"""A model in a child process: the same answers, and children that really crash."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ import pytest
 from borealis_gguf.errors import BorealisError, Busy, EngineDied, InvalidInput
 from borealis_gguf.runtime.events import Candidate, Chosen, Finished, Options, Text, Tool, ToolCall, Usage
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.process.wire_format import pack, pack_event, unpack, unpack_event
 
 from ..helpers.asking import alone, generate, messages, stream
@@ -25,12 +25,12 @@ ASK = "Fortell om Norge."
 SIGSEGV = "(SIGSEGV|SIGBUS|access violation)"
 LOADING: dict[str, Any] = {
     "device": "cpu", "gpu_layers": 0, "context": 256, "parallel": 2, "threads": 2, "seed": 5, "sampling": {},
-    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None, "steady": None,
+    "loras": [], "mmproj": None, "extra_buffers": None, "max_queue": None, "batch_invariant": None,
 }  # fmt: skip
 
 
 def child(code: str) -> list[str]:
-    """A command that reads what is to be loaded and runs `code`, with `send` for messages."""
+    """The command of a child that reads the load message and runs `code`, with `send` for messages."""
     head = "import sys, json, time, os, faulthandler\nsys.stdin.readline()\n"
     send = "def send(**message): print(json.dumps(message), flush=True)\n"
     ready = "def ready(): send(ready=dict(context=9, parallel=1, vision=False, chat=True, placement=''))\n"
@@ -38,7 +38,7 @@ def child(code: str) -> list[str]:
 
 
 def dying(path: Path, patch: str) -> list[str]:
-    """The child as it is, except that llama.cpp's place in it dies where `patch` says."""
+    """The command of the real worker with `patch` applied to the engine."""
     code = f"""
 import faulthandler, sys
 sys.path[:] = {sys.path!a}
@@ -79,7 +79,7 @@ def test_the_same_answers_as_in_this_process(nano_q8: Path, model: Model) -> Non
     assert (model.context, model.parallel, model.vision, model.has_template) == (512, 2, False, True)
 
 
-def test_errors_cross_over(nano_q8: Path, model: Model, tmp_path: Path) -> None:
+def test_errors_reach_the_app(nano_q8: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nothing\.gguf: "):
         load(tmp_path / "nothing.gguf", isolate=True)
     with pytest.raises(InvalidInput, match="top_k"):
@@ -91,7 +91,7 @@ def test_errors_cross_over(nano_q8: Path, model: Model, tmp_path: Path) -> None:
     assert generate(model, ASK, max_tokens=2) != ""
 
 
-def test_busy_crosses_over(nano_q8: Path) -> None:
+def test_busy_reaches_the_app(nano_q8: Path) -> None:
     with load(nano_q8, context=256, max_queue=1, isolate=True, seed=1) as model:
         answers = [model.complete("Norge er", Options(max_tokens=200))]
         with pytest.raises(Busy, match="waiting already") as caught:
@@ -141,7 +141,7 @@ def test_asyncio(model: Model) -> None:
 def test_a_crash_is_an_exception_and_the_next_request_works(
     nano_q8: Path, tmp_path: Path, decodes: int, phase: str
 ) -> None:
-    """It dies in the first life only: a file remembers."""
+    """The first process crashes, the second does not: a file marks the crash."""
     patch = f"""
 from pathlib import Path
 mark = Path({str(tmp_path / "died")!a})
@@ -153,7 +153,7 @@ def die(self, cells):
     return decode(self, cells)
 Engine.decode = die
 """
-    model = Model(nano_q8, Isolated(nano_q8, LOADING, command=dying(nano_q8, patch)))
+    model = Model(nano_q8, IsolatedModel(nano_q8, LOADING, command=dying(nano_q8, patch)))
     seen: list[str] = []
     with model:
         with pytest.raises(EngineDied, match=rf"^llama.cpp died \({SIGSEGV}\) while {phase}; [^\n]*$"):
@@ -166,12 +166,12 @@ Engine.decode = die
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill cannot stop a process midway on Windows")
-def test_all_running_answers_hear_of_the_death(nano_q8: Path) -> None:
+def test_all_running_answers_fail_when_the_process_dies(nano_q8: Path) -> None:
     with load(nano_q8, context=256, parallel=2, isolate=True, seed=1) as model:
-        assert isinstance(model.backend, Isolated) and model.backend._child is not None
+        assert isinstance(model.backend, IsolatedModel) and model.backend._worker is not None
         answers = [model.complete("Norge er", Options(max_tokens=250)) for _ in range(4)]
         next(answers[0])
-        os.kill(model.backend._child._process.pid, signal.SIGKILL)
+        os.kill(model.backend._worker._process.pid, signal.SIGKILL)
         for answer in answers:
             with pytest.raises(EngineDied, match="SIGKILL"):
                 answer.text()
@@ -182,30 +182,30 @@ def test_all_running_answers_hear_of_the_death(nano_q8: Path) -> None:
 def test_a_crash_before_anything_is_read(nano_q8: Path) -> None:
     command = [sys.executable, "-c", "import faulthandler; faulthandler._sigsegv()"]
     with pytest.raises(EngineDied, match=rf"llama.cpp died \({SIGSEGV}\) while starting"):
-        Isolated(nano_q8, {**LOADING, "sampling": {"x" * 1_000_000: 1.0}}, command=command)
+        IsolatedModel(nano_q8, {**LOADING, "sampling": {"x" * 1_000_000: 1.0}}, command=command)
 
 
-def test_a_line_cut_short_by_the_crash(nano_q8: Path) -> None:
+def test_a_message_truncated_by_the_crash(nano_q8: Path) -> None:
     code = "send(progress=0.5)\nprint('{\"te', end='', flush=True)\nfaulthandler._sigsegv()"
     with pytest.raises(EngineDied, match=rf"{SIGSEGV}\) while loading the model"):
-        Isolated(nano_q8, LOADING, command=child(code))
+        IsolatedModel(nano_q8, LOADING, command=child(code))
 
 
 def test_an_assertion_of_ggml_is_quoted(nano_q8: Path) -> None:
     code = "print('x\\nggml.c:7: GGML_ASSERT(n > 0) failed\\ny', file=sys.stderr, flush=True)\nos.abort()"
     with pytest.raises(EngineDied, match=r"while starting: ggml\.c:7: GGML_ASSERT\(n > 0\) failed; "):
-        Isolated(nano_q8, LOADING, command=child(code))
+        IsolatedModel(nano_q8, LOADING, command=child(code))
 
 
-def test_an_end_without_a_word(nano_q8: Path) -> None:
+def test_an_exit_without_a_message(nano_q8: Path) -> None:
     with pytest.raises(EngineDied, match=r"the model's process ended \(3\) while starting: ModuleNotFound"):
-        Isolated(nano_q8, LOADING, command=child("print('ModuleNotFound', file=sys.stderr)\nsys.exit(3)"))
+        IsolatedModel(nano_q8, LOADING, command=child("print('ModuleNotFound', file=sys.stderr)\nsys.exit(3)"))
 
 
 def test_closing_ends_the_child(nano_q8: Path, tmp_path: Path) -> None:
     beat = tmp_path / "beat"
     code = f"ready()\nwhile True: open({str(beat)!r}, 'ab').write(b'x'); time.sleep(0.01)"
-    isolated = Isolated(nano_q8, LOADING, command=child(code))
+    isolated = IsolatedModel(nano_q8, LOADING, command=child(code))
     while not beat.exists():
         time.sleep(0.01)
     waiting: list[BaseException] = []
@@ -227,7 +227,7 @@ def test_closing_ends_the_child(nano_q8: Path, tmp_path: Path) -> None:
     assert [str(error) for error in waiting] == ["the model is closed"]
 
 
-def test_events_cross_unchanged() -> None:
+def test_events_are_unpacked_as_they_were_packed() -> None:
     told = (Chosen(7, b"\xc3", -0.5, (Candidate(7, b"\xc3", -0.5), Candidate(9, b"a", -2.0))),)
     events = [
         Text("blåbær\u2028 \x00", told), Text("", ()), ToolCall("c", "vær", '{"a": 1}'),
@@ -238,7 +238,7 @@ def test_events_cross_unchanged() -> None:
     assert unpack(pack({"a": b"\x00\xff", "b": [{"c": b""}]})) == {"a": b"\x00\xff", "b": [{"c": b""}]}
 
 
-def test_tools_cross_over(model: Model) -> None:
+def test_tool_calls_reach_the_app(model: Model) -> None:
     tool = Tool("vaer", "Været", {"type": "object", "properties": {"sted": {"enum": ["Oslo"]}}, "required": ["sted"]})
     *_, call, last = model.chat(messages("Hei"), Options(tools=[tool], tool_choice="required", max_tokens=100))
     assert isinstance(call, ToolCall) and (call.name, call.arguments) == ("vaer", '{"sted": "Oslo"}')

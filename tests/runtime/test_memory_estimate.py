@@ -1,9 +1,9 @@
-"""What a model is said to need, against what llama.cpp allocates.
+"""The memory estimate, compared with what llama.cpp allocates.
 
 Weights and cache must be equal but for the two decimals of llama.cpp's log and the padding between tensors. What the
 computation takes may be up to 11 % more than allocated, never less (measured: 0 to 10.2 %, BLOOM with all logits); but
 beyond 32768 tokens, where the allocator finds no gap for the logits, up to 15 % less (measured: 13 %, 12b at 131072).
-Weights laid out anew for the CPU ("extra" buffers, the default where they work) are to be counted beside the mapped
+Weights repacked for the CPU ("extra" buffers, the default where they work) are to be counted beside the mapped
 ones. All together must agree within 10 %; miniatures, whose shapes are unlike any published one's, are held to that
 alone.
 """
@@ -28,15 +28,14 @@ from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.runtime.events import Options
-from borealis_gguf.runtime.fitting import memory_estimate
-from borealis_gguf.runtime.fitting.host_memory import Memory
-from borealis_gguf.runtime.fitting.memory_estimate import Need, estimate, sizes, vision_need
-from borealis_gguf.runtime.llama import embedder, engine
-from borealis_gguf.runtime.llama.embedder import LONGEST, PIECE, Embedder, embedding_need
+from borealis_gguf.runtime.fitting.host_memory import HostMemory
+from borealis_gguf.runtime.fitting.memory_estimate import MemoryNeed, estimate, sizes, vision_need
+from borealis_gguf.runtime.llama import embedder
+from borealis_gguf.runtime.llama.embedder import EMBED_BATCH, MAX_EMBED_TOKENS, Embedder, embedding_nbytes
 from borealis_gguf.runtime.llama.engine import Engine
-from borealis_gguf.runtime.llama.repack import repacked
+from borealis_gguf.runtime.llama.limits import BATCH, MAX_CHECKPOINT_BYTES, MAX_CHECKPOINTS
+from borealis_gguf.runtime.llama.repack import repacked_nbytes
 from borealis_gguf.runtime.model import load
-from borealis_gguf.runtime.scheduling.slots import MARKS, MARKS_BYTES
 
 from ..helpers.asking import local
 from ..helpers.families import FAMILIES, Family
@@ -62,7 +61,7 @@ LOGGED = MIB // 100  # two decimals of a MiB, per line
 
 
 def n_ctx(context: int, parallel: int) -> int:
-    """What the engine asks llama.cpp for."""
+    """The n_ctx that the engine requests."""
     return parallel * -(-context // 256) * 256
 
 
@@ -73,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_cache_and_computation_of_every_size(shape: Shape, folder: Path) -> None:
-    """llama.cpp only pretends to allocate; that this gives its real numbers is tested below."""
+    """llama.cpp only simulates the allocation; that this gives its real numbers is tested below."""
     path = write_sparse(folder / "sparse.gguf", replace(shape, layers=7), GGMLQuantizationType.Q4_0)
     found = sizes(read_gguf(path))
     for parallel in (1, 3, 4):
@@ -99,7 +98,7 @@ def test_what_is_really_allocated(shape: Shape, folder: Path) -> None:
         said, gpu = estimate(found, context, parallel)
         real = allocations(path, n_ctx(context, parallel), parallel)
         pretended = allocations(path, n_ctx(context, parallel), parallel, pretend=True)
-        assert gpu == Need() and said.spare == 0
+        assert gpu == MemoryNeed() and said.spare == 0
         assert abs(said.weights - real["model"]) <= LOGGED + 0.001 * real["model"]
         assert abs(said.cache - real["KV"]) <= 2 * LOGGED
         assert abs(said.total - said.copies - sum(real.values())) <= 0.1 * sum(real.values())
@@ -118,7 +117,7 @@ def test_what_is_allocated_with_extra_buffers(kind: GGMLQuantizationType, untied
     """llama.cpp's default, which `load` leaves where the probe allows it."""
     path = write_sparse(folder / "sparse.gguf", replace(WIDE, untied=untied), kind)
     header = read_gguf(path)
-    found = sizes(header, repacked)
+    found = sizes(header, repacked_nbytes)
     said, _ = estimate(found, 2048, outputs=1)
     real = allocations(path, 2048, 1, n_outputs=1, use_extra_bufts=True)
     assert abs(said.weights - real["model"]) <= 3 * LOGGED + 0.001 * real["model"], (said, real)
@@ -132,33 +131,33 @@ def test_what_is_allocated_with_extra_buffers(kind: GGMLQuantizationType, untied
     path.unlink()
 
 
-def test_which_matrices_are_laid_out_anew() -> None:
-    """What llama.cpp says of the CPU at hand; the same for the same question, and nothing for what is no matrix."""
+def test_which_matrices_are_repacked() -> None:
+    """As llama.cpp says for this CPU; 0 for tensors that are no matrix."""
     for kind in KINDS:
-        once = repacked(kind, (64, 512))
+        once = repacked_nbytes(kind, (64, 512))
         assert once in (0, 64 * row_nbytes(kind, 512)) or once > 64 * row_nbytes(kind, 512)
-        assert repacked(kind, (512,)) == 0
-    assert repacked(T.Q4_0, (7, 512)) in (0, 7 * row_nbytes(T.Q4_0, 512))
-    assert repacked(T.F32, (64, 512)) == 0
+        assert repacked_nbytes(kind, (512,)) == 0
+    assert repacked_nbytes(T.Q4_0, (7, 512)) in (0, 7 * row_nbytes(T.Q4_0, 512))
+    assert repacked_nbytes(T.F32, (64, 512)) == 0
 
 
-def test_copies_of_windows(nano_q8: Path) -> None:
-    """As many as there ever are, after a conversation that goes past the windows again and again."""
+def test_bytes_of_checkpoints(nano_q8: Path) -> None:
+    """The most checkpoints there can be, after a conversation that goes past the windows many times."""
     with load(nano_q8, context=2048, sampling={"temperature": 0.0}) as model:
         inside = local(model)
-        (slot,) = inside._scheduler.sequences.all
+        (slot,) = inside._scheduler.slots.all
         ids = [2, *range(300, 420)]
         most = 0
-        for _ in range(MARKS + 4):
+        for _ in range(MAX_CHECKPOINTS + 4):
             model.complete(ids, Options(max_tokens=1)).text()
             ids = [*ids, *range(500, 640)]
-            held = sum(map(len, slot.marks.values()))
+            held = sum(map(len, slot.checkpoints.values()))
             most = max(most, held)
-        assert len(slot.marks) == MARKS
+        assert len(slot.checkpoints) == MAX_CHECKPOINTS
     said, _ = estimate(sizes(read_gguf(nano_q8)), 2048)
-    assert 0.9 * said.copies < most <= 1.02 * said.copies < MARKS_BYTES
+    assert 0.9 * said.copies < most <= 1.02 * said.copies < MAX_CHECKPOINT_BYTES
     long, _ = estimate(sizes(read_gguf(nano_q8)), 2048, parallel=256)
-    assert long.copies == MARKS_BYTES
+    assert long.copies == MAX_CHECKPOINT_BYTES
 
 
 def test_adapters_are_counted_where_their_layers_are(nano_q8: Path, tmp_path: Path) -> None:
@@ -199,11 +198,11 @@ def check(path: Path) -> None:
 
 
 def test_a_split_between_cpu_and_gpu_adds_up(folder: Path) -> None:
-    """Every layer is somewhere once; the embedding of a tied model is in both places as soon as the output leaves."""
+    """Every layer is counted once; a tied model's embedding is on both devices when the output is on the GPU."""
     path = write_sparse(folder / "sparse.gguf", replace(GEMMA_4B, layers=7), GGMLQuantizationType.Q4_0)
     found = sizes(read_gguf(path))
     alone, nothing = estimate(found, 4096)
-    assert nothing == Need()
+    assert nothing == MemoryNeed()
     for n in range(1, found.n_layers + 1):
         cpu, gpu = estimate(found, 4096, gpu_layers=n)
         assert cpu.weights + gpu.weights == alone.weights + found.tied
@@ -237,7 +236,7 @@ def test_a_split_is_what_llama_cpp_does(layers: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [896, 448])
-def test_what_the_side_that_sees_needs(side: int, folder: Path) -> None:
+def test_what_the_vision_tower_needs(side: int, folder: Path) -> None:
     """Tolerance 15 %: the graph is one of many kinds of node, and its memory a sixth of the weights'."""
     text = write_sparse(folder / "text.gguf", replace(GEMMA_4B, layers=1, vocab=256))
     path = write_mmproj(folder / "mmproj.gguf", side, layers=2)
@@ -258,7 +257,7 @@ def test_what_the_side_that_sees_needs(side: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("shape", [GEMMA_270M, QWEN2_1B], ids=lambda shape: shape.name)
 def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
-    """The first of them: what llama.cpp allocates for their context, and when 100 tokens are computed in it."""
+    """What llama.cpp allocates for the context of embeddings, and for computing 100 tokens in it."""
     path = write_sparse(folder / "sparse.gguf", replace(shape, layers=7), T.Q8_0)
     loaded = Engine(path, context=2048, threads=1, extra_buffers=False, gpu_layers=0)
     try:
@@ -271,9 +270,9 @@ def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
         small_context.close()
     finally:
         loaded.close()
-    said = embedding_need(sizes(read_gguf(path)), LONGEST)
-    logits = PIECE * 4 * shape.vocab
-    real = small["KV"] + small["compute"] + logits + PIECE * 4 * shape.width
+    said = embedding_nbytes(sizes(read_gguf(path)), MAX_EMBED_TOKENS)
+    logits = EMBED_BATCH * 4 * shape.vocab
+    real = small["KV"] + small["compute"] + logits + EMBED_BATCH * 4 * shape.width
     assert small["output"] <= logits
     assert abs(said - real) <= 0.1 * real, (said, real)
     assert said < 180 * MIB
@@ -282,7 +281,7 @@ def test_what_embeddings_need(shape: Shape, folder: Path) -> None:
 
 def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(nano_q8, context=256) as model:
-        monkeypatch.setattr(embedder, "host_memory", lambda: Memory(10**9, 10**6))
+        monkeypatch.setattr(embedder, "host_memory", lambda: HostMemory(10**9, 10**6))
         with pytest.raises(
             BorealisError, match=r"embeddings need \d+ MB, 1 MB are free; load the model with a smaller"
         ):
@@ -292,8 +291,8 @@ def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatc
 
 
 def test_an_embedding_is_the_mean_of_all_its_tokens(nano_q8: Path) -> None:
-    """In pieces or at once: llama.cpp's own mean, in one computation."""
-    ids = [2, *range(300, 300 + 2 * PIECE + 5)]
+    """Our mean over several batches equals llama.cpp's own mean over one."""
+    ids = [2, *range(300, 300 + 2 * EMBED_BATCH + 5)]
     with load(nano_q8, context=256) as model:
         (ours,), _ = model.embed([ids])
         params = llama.llama_context_default_params()
@@ -309,11 +308,13 @@ def test_an_embedding_is_the_mean_of_all_its_tokens(nano_q8: Path) -> None:
     assert ours @ theirs > 0.9999 and abs(ours @ ours - 1) < 1e-5  # keys and values are F16, and in other orders
 
 
-def test_the_batch_is_the_engine_s() -> None:
-    assert memory_estimate.BATCH == engine.BATCH
+def test_the_batch_is_the_engine_s(nano_q8: Path) -> None:
+    with load(nano_q8, context=1024) as model:
+        context = local(model).engine.context
+        assert llama.llama_n_batch(context) == llama.llama_n_ubatch(context) == BATCH
 
 
-def test_headers_that_do_not_say(nano_q8: Path) -> None:
+def test_headers_with_missing_keys(nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
 
     def without(key: str) -> GGUFFile:
@@ -339,14 +340,14 @@ def test_headers_that_do_not_say(nano_q8: Path) -> None:
         ("embedding_length", True),
     ],
 )
-def test_headers_that_lie(key: str, value: Any, nano_q8: Path) -> None:
+def test_headers_with_wrong_values(key: str, value: Any, nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
     kv = [kv for kv in header.kv if kv.key != f"gemma3.{key}"]
     with pytest.raises(InvalidInput):
         sizes(replace(header, kv=(*kv, KV(f"gemma3.{key}", GGUFValueType.UINT32, value))))
 
 
-def test_a_pattern_of_windows(nano_q8: Path) -> None:
+def test_sliding_window_patterns(nano_q8: Path) -> None:
     header = read_gguf(nano_q8)
     for value, windowed in ((2, "101010"), (0, "111111"), ((True, False, False, True, True, False), "100110")):
         key = KV("gemma3.attention.sliding_window_pattern", GGUFValueType.UINT32, value)

@@ -12,8 +12,8 @@ from borealis_gguf.errors import BorealisError, InvalidInput
 from borealis_gguf.runtime.events import Finished, Options, Text
 from borealis_gguf.runtime.fitting.cpu_probe import extra_buffers_work
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.prompting.sampling_settings import Sampling, override
-from borealis_gguf.runtime.scheduling.output_text import Output
+from borealis_gguf.runtime.prompting.sampling_settings import Sampling, override_sampling
+from borealis_gguf.runtime.scheduling.output_text import OutputText
 
 from ..helpers.asking import encode, generate, local, stream
 
@@ -97,12 +97,12 @@ def test_characters_come_whole(nano_q8: Path) -> None:
             b"\x80" <= local(model).engine.piece(id)[-1:] < b"\xc0" and len(local(model).engine.piece(id)) == 1
             for id in ids
         )
-        output = Output()
+        output = OutputText()
         pieces = [piece for id in ids if (piece := output.push(local(model).engine.piece(id)))]
         assert "".join(pieces) == text
         assert "\ufffd" not in "".join(pieces)
         emoji = local(model).engine.tokenize("😀", special=False)
-        assert Output().push(b"".join(map(local(model).engine.piece, emoji[:-1])), last=True) == "\ufffd"
+        assert OutputText().push(b"".join(map(local(model).engine.piece, emoji[:-1])), last=True) == "\ufffd"
 
 
 def test_closing_ends_the_answers(nano_q8: Path) -> None:
@@ -196,4 +196,4 @@ def test_sampling_comes_from_the_file_and_can_be_overridden(nano_q8: Path) -> No
         assert sampling.top_k == 64
         assert abs(sampling.top_p - 0.95) < 1e-7
         assert sampling.temperature == 0.5
-    assert override(Sampling(), {"top_k": 5.0}) == Sampling(top_k=5)
+    assert override_sampling(Sampling(), {"top_k": 5.0}) == Sampling(top_k=5)

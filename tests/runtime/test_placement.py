@@ -1,4 +1,4 @@
-"""Where a model goes. The devices are numbers, which is all that `choose` knows of any.
+"""Placement of models on devices, which are only numbers for `choose_placement`.
 
 There is no GPU where these tests are written: that llama.cpp's CUDA, Metal and Vulkan then do as they are told is seen
 nowhere here. What is handed to llama.cpp is, with the CPU for a device.
@@ -15,8 +15,8 @@ from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.gguf_header import GGUFFile
 from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.runtime.fitting.memory_estimate import Need, estimate, sizes, vision_need
-from borealis_gguf.runtime.fitting.placement import GPU_MARGIN, HOST_MARGIN, choose, model_params, pick
+from borealis_gguf.runtime.fitting.memory_estimate import MemoryNeed, estimate, sizes, vision_need
+from borealis_gguf.runtime.fitting.placement import GPU_MARGIN, HOST_MARGIN, choose_placement, model_params, pick_device
 from borealis_gguf.runtime.llama.devices import Device, device_array
 
 from ..helpers.llama_allocations import allocations
@@ -52,8 +52,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
 
 
 def test_without_a_gpu(model: GGUFFile) -> None:
-    chosen = choose(model, devices=[cpu(16), BLAS])
-    assert (chosen.device, chosen.n_gpu_layers, chosen.context, chosen.gpu) == ("CPU", 0, 8192, Need())
+    chosen = choose_placement(model, devices=[cpu(16), BLAS])
+    assert (chosen.device, chosen.n_gpu_layers, chosen.context, chosen.gpu) == ("CPU", 0, 8192, MemoryNeed())
     assert chosen.cpu == estimate(sizes(model), 8192)[0]
     assert chosen.describe() == (
         "all layers on CPU, context 8192: 2.2 GB weights, 619 MB cache, 559 MB to compute; "
@@ -62,7 +62,7 @@ def test_without_a_gpu(model: GGUFFile) -> None:
 
 
 def test_all_layers_on_a_gpu(model: GGUFFile) -> None:
-    chosen = choose(model, devices=[cpu(16), cuda(20)], parallel=4, outputs=4)
+    chosen = choose_placement(model, devices=[cpu(16), cuda(20)], parallel=4, outputs=4)
     assert (chosen.device, chosen.name, chosen.n_gpu_layers, chosen.n_layers) == ("CUDA:0", "CUDA0", 35, 35)
     assert (chosen.cpu, chosen.gpu) == estimate(sizes(model), 8192, 4, 35, 4)
     assert chosen.cpu.weights == sizes(model).input
@@ -71,143 +71,144 @@ def test_all_layers_on_a_gpu(model: GGUFFile) -> None:
 
 
 def test_as_many_layers_as_fit(model: GGUFFile) -> None:
-    """One more would not."""
+    """One more layer would not fit."""
     found = sizes(model)
     for free in (2.0, 2.5, 3.0, 3.5, 4.0):
-        chosen = choose(model, devices=[cpu(16), cuda(free)])
+        chosen = choose_placement(model, devices=[cpu(16), cuda(free)])
         n = chosen.n_gpu_layers
         assert estimate(found, 8192, gpu_layers=n)[1].total + GPU_MARGIN <= free * GB or not n
         if n < 35:
             assert estimate(found, 8192, gpu_layers=n + 1)[1].total + GPU_MARGIN > free * GB
-    assert choose(model, devices=[cpu(16), cuda(4)]).describe().endswith("more do not fit, 4.0 GB are free on CUDA:0")
-    nothing = choose(model, devices=[cpu(16), cuda(1.2)])
+    described = choose_placement(model, devices=[cpu(16), cuda(4)]).describe()
+    assert described.endswith("more do not fit, 4.0 GB are free on CUDA:0")
+    nothing = choose_placement(model, devices=[cpu(16), cuda(1.2)])
     assert (nothing.device, nothing.n_gpu_layers) == ("CPU", 0)
     assert nothing.reason == "nothing fits on CUDA:0, where 1.2 GB are free"
 
 
-def test_weights_that_are_laid_out_anew_must_fit_once(model: GGUFFile) -> None:
-    """They are said in full, and the mapped ones can be dropped."""
+def test_repacked_weights_must_fit_once(model: GGUFFile) -> None:
+    """The description counts them in full; the mapped ones can be reclaimed."""
 
     def repack(type: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
         return row_nbytes(type, shape[-1]) * shape[0] if type == GGMLQuantizationType.Q4_0 and len(shape) == 2 else 0
 
-    plain, twice = (choose(model, devices=[cpu(16)], repack=each) for each in (None, repack))
+    plain, twice = (choose_placement(model, devices=[cpu(16)], repack=each) for each in (None, repack))
     embedding, blocks = sizes(model).tied, sum(sizes(model, repack).packed)
     assert twice.cpu.weights == plain.cpu.weights + blocks + embedding
     assert blocks <= twice.cpu.spare < blocks + 10**6
     assert "4.4 GB weights (1.8 GB of them only to load), 619 MB cache" in twice.describe()
     need = plain.cpu.total + embedding + HOST_MARGIN
-    assert choose(model, context=8192, devices=[replace(cpu(16), free=need)], repack=repack).context == 8192
+    assert choose_placement(model, context=8192, devices=[replace(cpu(16), free=need)], repack=repack).context == 8192
     with pytest.raises(InvalidInput, match="the largest context that fits is"):
-        choose(model, context=8192, devices=[replace(cpu(16), free=need - 2 * 10**6)], repack=repack)
+        choose_placement(model, context=8192, devices=[replace(cpu(16), free=need - 2 * 10**6)], repack=repack)
 
 
 def test_exactly_what_fits(model: GGUFFile) -> None:
     need = estimate(sizes(model), 4096)[0].total + HOST_MARGIN
     enough = replace(cpu(16), free=need)
-    assert choose(model, context=4096, devices=[enough]).context == 4096
+    assert choose_placement(model, context=4096, devices=[enough]).context == 4096
     with pytest.raises(InvalidInput, match="the largest context that fits is 3840"):
-        choose(model, context=4096, devices=[replace(enough, free=need - 1)])
+        choose_placement(model, context=4096, devices=[replace(enough, free=need - 1)])
 
 
 def test_what_cannot_be_names_the_largest_context_that_fits(model: GGUFFile) -> None:
     devices = [cpu(5)]
     with pytest.raises(InvalidInput) as caught:
-        choose(model, context=131072, devices=devices)
+        choose_placement(model, context=131072, devices=devices)
     told, _, largest = str(caught.value).rpartition(" ")
     what = "a context of 131072 tokens needs 6.1 GB on CPU, 5.0 GB are free; the largest context that fits is"
     assert told == f"{model.path}: {what}"
     largest = int(largest)
     assert 65000 < largest < 80000 and not largest % 256
-    assert choose(model, context=largest, devices=devices).context == largest
+    assert choose_placement(model, context=largest, devices=devices).context == largest
     with pytest.raises(InvalidInput):
-        choose(model, context=largest + 1, devices=devices)
+        choose_placement(model, context=largest + 1, devices=devices)
 
 
 def test_a_context_nobody_asked_for_shrinks_and_says_so(model: GGUFFile) -> None:
     free = (estimate(sizes(model), 3072)[0].total + HOST_MARGIN) / GB
-    chosen = choose(model, devices=[cpu(free)])
+    chosen = choose_placement(model, devices=[cpu(free)])
     assert chosen.context == 3072
     assert chosen.describe().endswith("a context of 8192 does not fit into what is free")
 
 
 def test_a_model_that_never_fits(model: GGUFFile) -> None:
     with pytest.raises(InvalidInput, match=r"no context fits: use a smaller model or preset$"):
-        choose(model, devices=[cpu(1), cuda(1)])
+        choose_placement(model, devices=[cpu(1), cuda(1)])
     with pytest.raises(InvalidInput, match=r"on CUDA:0, 2\.0 GB are free; no context .* or fewer layers"):
-        choose(model, gpu_layers=35, devices=[cpu(16), cuda(2)])
+        choose_placement(model, gpu_layers=35, devices=[cpu(16), cuda(2)])
     with pytest.raises(InvalidInput, match="on CPU, 0 MB are free"):
-        choose(model, devices=[cpu(0), cuda(20)])
+        choose_placement(model, devices=[cpu(0), cuda(20)])
 
 
 def test_a_number_of_layers_is_kept(model: GGUFFile) -> None:
     devices = [cpu(16), cuda(20)]
-    assert choose(model, gpu_layers=12, devices=devices).n_gpu_layers == 12
-    assert choose(model, gpu_layers="12", devices=devices).n_gpu_layers == 12
-    assert choose(model, gpu_layers=-1, devices=devices).n_gpu_layers == 35
-    assert choose(model, gpu_layers=99, devices=devices).n_gpu_layers == 35
-    assert choose(model, gpu_layers=0, devices=devices).device == "CPU"
-    assert choose(model, gpu_layers=-1, devices=[cpu(16)]).device == "CPU"
+    assert choose_placement(model, gpu_layers=12, devices=devices).n_gpu_layers == 12
+    assert choose_placement(model, gpu_layers="12", devices=devices).n_gpu_layers == 12
+    assert choose_placement(model, gpu_layers=-1, devices=devices).n_gpu_layers == 35
+    assert choose_placement(model, gpu_layers=99, devices=devices).n_gpu_layers == 35
+    assert choose_placement(model, gpu_layers=0, devices=devices).device == "CPU"
+    assert choose_placement(model, gpu_layers=-1, devices=[cpu(16)]).device == "CPU"
     with pytest.raises(InvalidInput, match="12 layers on a GPU, but the device is the CPU"):
-        choose(model, gpu_layers=12, device="cpu", devices=devices)
+        choose_placement(model, gpu_layers=12, device="cpu", devices=devices)
 
 
 def test_the_device_that_was_asked_for(model: GGUFFile) -> None:
     devices = [cpu(16), cuda(10), cuda(20, 1), vulkan(6), BLAS]
     wanted = {"auto": "CUDA1", "cuda": "CUDA0", "cuda:1": "CUDA1", "CUDA:0": "CUDA0", "vulkan": "Vulkan0", "CPU": "CPU"}
     for device, name in wanted.items():
-        assert pick(device, devices).name == name
-        assert choose(model, device=device, devices=devices).name == name
+        assert pick_device(device, devices).name == name
+        assert choose_placement(model, device=device, devices=devices).name == name
     for device in ("cuda:2", "metal", "blas", "", "cuda0", "gpu"):
         with pytest.raises(InvalidInput, match=r"llama\.cpp has none here, only cpu, cuda:0, cuda:1, vulkan:0; see"):
-            pick(device, devices)
+            pick_device(device, devices)
     with pytest.raises(InvalidInput, match=r"no context fits: use a smaller model or preset, or the CPU$"):
-        choose(model, device="cuda", devices=[cpu(16), cuda(1)])  # and not the CPU behind one's back
+        choose_placement(model, device="cuda", devices=[cpu(16), cuda(1)])  # and not the CPU behind one's back
 
 
 def test_an_integrated_gpu_is_second_choice() -> None:
-    assert pick("auto", [cpu(16), vulkan(12), cuda(4)]).name == "CUDA0"
-    assert pick("auto", [cpu(16), vulkan(12)]).name == "Vulkan0"
+    assert pick_device("auto", [cpu(16), vulkan(12), cuda(4)]).name == "CUDA0"
+    assert pick_device("auto", [cpu(16), vulkan(12)]).name == "Vulkan0"
 
 
 def test_memory_that_is_shared_is_counted_once(model: GGUFFile) -> None:
-    """An Apple GPU with enough for itself is of no use when the host has no more."""
-    assert choose(model, devices=[cpu(8), metal(8)]).n_gpu_layers == 35
+    """An Apple GPU shares the host's memory, so both limits count."""
+    assert choose_placement(model, devices=[cpu(8), metal(8)]).n_gpu_layers == 35
     need = sum(part.total for part in estimate(sizes(model), 8192, gpu_layers=35)) + HOST_MARGIN
-    assert choose(model, devices=[replace(cpu(8), free=need), metal(8)]).n_gpu_layers == 35
-    assert choose(model, devices=[replace(cpu(8), free=need - 1), metal(8)]).n_gpu_layers < 35
+    assert choose_placement(model, devices=[replace(cpu(8), free=need), metal(8)]).n_gpu_layers == 35
+    assert choose_placement(model, devices=[replace(cpu(8), free=need - 1), metal(8)]).n_gpu_layers < 35
 
 
-def test_a_device_that_does_not_tell_its_memory(model: GGUFFile) -> None:
+def test_a_device_of_unknown_memory(model: GGUFFile) -> None:
     silent = replace(cuda(0), total=0)
-    assert choose(model, devices=[cpu(16), silent]).device == "CPU"
-    assert choose(model, device="cuda", devices=[cpu(16), silent]).n_gpu_layers == 35
+    assert choose_placement(model, devices=[cpu(16), silent]).device == "CPU"
+    assert choose_placement(model, device="cuda", devices=[cpu(16), silent]).n_gpu_layers == 35
 
 
-def test_the_side_that_sees_goes_with_the_model(model: GGUFFile, tmp_path: Path) -> None:
+def test_the_vision_tower_is_placed_with_the_model(model: GGUFFile, tmp_path: Path) -> None:
     mmproj = read_gguf(write_mmproj(tmp_path / "mmproj.gguf", 896, layers=2))
     seeing = vision_need(mmproj)
-    alone, both = (choose(model, devices=[cpu(16)], mmproj=side) for side in (None, mmproj))
+    alone, both = (choose_placement(model, devices=[cpu(16)], mmproj=side) for side in (None, mmproj))
     assert both.cpu == alone.cpu + seeing
-    alone, both = (choose(model, devices=[cpu(16), cuda(20)], mmproj=side) for side in (None, mmproj))
+    alone, both = (choose_placement(model, devices=[cpu(16), cuda(20)], mmproj=side) for side in (None, mmproj))
     assert (both.cpu, both.gpu) == (alone.cpu, alone.gpu + seeing)
 
 
 def test_requests_that_make_no_sense(model: GGUFFile) -> None:
     with pytest.raises(InvalidInput, match="a context of 131073 tokens; this model can have 1 to 131072"):
-        choose(model, context=131073, devices=[cpu(16)])
+        choose_placement(model, context=131073, devices=[cpu(16)])
     with pytest.raises(InvalidInput, match="a context of 0 tokens"):
-        choose(model, context=0, devices=[cpu(16)])
+        choose_placement(model, context=0, devices=[cpu(16)])
     with pytest.raises(InvalidInput, match="gpu layers: all is neither a number nor auto"):
-        choose(model, gpu_layers="all", devices=[cpu(16)])
+        choose_placement(model, gpu_layers="all", devices=[cpu(16)])
     with pytest.raises(InvalidInput, match="parallel: 0 is not 1 or more"):
-        choose(model, parallel=0, devices=[cpu(16)])
+        choose_placement(model, parallel=0, devices=[cpu(16)])
     with pytest.raises(InvalidInput, match="no CPU"):
-        choose(model, devices=[])
+        choose_placement(model, devices=[])
 
 
-def test_what_llama_cpp_is_told(model: GGUFFile) -> None:
-    on_gpu = choose(model, device="cuda:1", devices=[cpu(16), cuda(20), cuda(20, 1)])
+def test_fields_of_llama_model_params(model: GGUFFile) -> None:
+    on_gpu = choose_placement(model, device="cuda:1", devices=[cpu(16), cuda(20), cuda(20, 1)])
     with pytest.raises(BorealisError, match=r"CUDA1: llama\.cpp has no such device"):
         model_params(on_gpu)
     fields = model_params(replace(on_gpu, name="CPU"))  # the one device that is everywhere
@@ -215,13 +216,13 @@ def test_what_llama_cpp_is_told(model: GGUFFile) -> None:
     assert pointers[0] and not pointers[1]
     assert (fields["n_gpu_layers"], fields["main_gpu"]) == (35, 0)
     assert fields["split_mode"] == llama.LLAMA_SPLIT_MODE_NONE
-    on_cpu = model_params(choose(model, devices=[cpu(16)]))
+    on_cpu = model_params(choose_placement(model, devices=[cpu(16)]))
     assert not ctypes.cast(on_cpu["devices"], ctypes.POINTER(ctypes.c_void_p))[0]
     assert (on_cpu["n_gpu_layers"], on_cpu["split_mode"]) == (0, llama.LLAMA_SPLIT_MODE_LAYER)
     assert device_array(("CPU",)) == device_array(("CPU",)) != device_array(())
 
 
-def test_llama_cpp_takes_it(nano_q8: Path) -> None:
-    chosen = choose(read_gguf(nano_q8), devices=[cpu(16)])
+def test_llama_cpp_accepts_the_placement(nano_q8: Path) -> None:
+    chosen = choose_placement(read_gguf(nano_q8), devices=[cpu(16)])
     real = allocations(nano_q8, chosen.context, 1, **model_params(chosen))
     assert abs(chosen.cpu.total - sum(real.values())) < 0.1 * chosen.cpu.total

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from borealis_gguf.errors import InvalidInput
+from borealis_gguf.runtime.events import Options
+from borealis_gguf.runtime.llama.engine import Engine
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
-from borealis_gguf.runtime.prompting.prompt import encode_chat, with_bos
+from borealis_gguf.runtime.prompting.prompt import ChatEncoder, with_bos
 
 from ..helpers.asking import encode, local
 
@@ -53,10 +55,27 @@ def test_ordinary_text_gives_the_ids_of_the_whole_prompt(model: Model) -> None:
         assert whole[0] == BOS and whole.count(BOS) == 1
 
 
+def test_a_request_renders_and_tokenizes_its_prompt_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the context overflows: what is left is rendered again, and once for each try."""
+    messages = conversations()[-1][:-1]  # an empty text costs another rendering
+    expected = encode(model, messages)  # and the tokens of the template's own texts are known from here on
+    rendered, tokenized = [], []
+    render, tokenize = ChatTemplate.render, Engine.tokenize
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given: rendered.append(1) or render(*given))
+    monkeypatch.setattr(Engine, "tokenize", lambda *given, **named: tokenized.append(1) or tokenize(*given, **named))
+    assert encode(model, messages) == expected
+    assert (len(rendered), len(tokenized)) == (1, 1)
+    model.chat(messages, Options(max_tokens=1)).text()
+    assert (len(rendered), len(tokenized)) == (2, 2)
+    longer = [{**message, "content": message["content"] * 100} for message in messages[:-1]]
+    model.chat([*longer, messages[-1]], Options(max_tokens=1), overflow="roll").text()
+    assert len(rendered) == len(tokenized) > 3
+
+
 def test_tokenizing_apart_gives_the_same_ids(model: Model) -> None:
     for messages in conversations():
-        pieces = template_of(model).pieces(messages)
-        apart = [id for piece in pieces for id in local(model).engine.tokenize(piece.text, piece.trusted)]
+        segments = template_of(model).segments(messages)
+        apart = [id for segment in segments for id in local(model).engine.tokenize(segment.text, segment.trusted)]
         assert apart == local(model).engine.tokenize(template_of(model).render(messages), special=True)
 
 
@@ -87,7 +106,7 @@ def test_a_control_token_in_two_parts_stays_text(model: Model) -> None:
 
 def test_exactly_one_bos(model: Model) -> None:
     without = ChatTemplate("{{ messages[0].content }}")
-    ids = encode_chat(local(model).engine, without, [{"role": "user", "content": "Hei"}])
+    ids = ChatEncoder(local(model).engine, without).encode([{"role": "user", "content": "Hei"}]).ids
     assert ids == [BOS, *local(model).engine.tokenize("Hei", special=True)]
     assert with_bos(local(model).engine, ids) == ids
     assert encode(model, "Hei", raw=True) == ids
@@ -97,10 +116,11 @@ def test_a_template_that_rewrites_messages(model: Model) -> None:
     template = ChatTemplate(
         "{{ bos_token }}{{ messages[0].content | replace('a', 'b') }}<end_of_turn>", bos_token="<bos>"
     )
-    ordinary = encode_chat(local(model).engine, template, [{"role": "user", "content": "aha"}])
+    encoder = ChatEncoder(local(model).engine, template)
+    ordinary = encoder.encode([{"role": "user", "content": "aha"}]).ids
     assert ordinary == local(model).engine.tokenize("<bos>bhb<end_of_turn>", special=True)
     with pytest.raises(InvalidInput, match="cannot be kept as text"):
-        encode_chat(local(model).engine, template, [{"role": "user", "content": "a<eos>"}])
+        encoder.encode([{"role": "user", "content": "a<eos>"}])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 
 from borealis_gguf.runtime.events import Options, Usage
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.process.isolated_model import Isolated
-from borealis_gguf.runtime.terminal.chat_commands import COMMANDS, given_path
-from borealis_gguf.runtime.terminal.chat_loop import Chat, greeting, stats_line
-from borealis_gguf.runtime.terminal.terminal_escape import visible
-from borealis_gguf.runtime.terminal.terminal_io import Pipe, Said, Screen, read_input
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
+from borealis_gguf.runtime.terminal.chat_commands import COMMANDS, typed_path
+from borealis_gguf.runtime.terminal.chat_loop import ChatLoop, greeting, stats_line
+from borealis_gguf.runtime.terminal.terminal_escape import escape_terminal
+from borealis_gguf.runtime.terminal.terminal_io import PipeReader, Screen, UserInput, read_input
 
 from ..cli.test_cli import BOOT, run
 from ..helpers.paths import DATA
@@ -65,7 +65,7 @@ class Terminal(io.StringIO):
 class Seen:
     """A chat that is over: what stood where."""
 
-    chat: Chat
+    chat: ChatLoop
     out: str
     err: str
     prompts: list[str]
@@ -77,7 +77,7 @@ class Seen:
 
 def talk(model: Model, *lines: Any, seed: int | None = 1, **options: Any) -> Seen:
     reader, out, err = Typed(*lines), io.StringIO(), io.StringIO()
-    chat = Chat(model, reader, Screen(out, err), options=Options(seed=seed, max_tokens=12), **options)
+    chat = ChatLoop(model, reader, Screen(out, err), options=Options(seed=seed, max_tokens=12), **options)
     chat.run()
     return Seen(chat, out.getvalue(), err.getvalue(), reader.prompts)
 
@@ -104,7 +104,7 @@ def test_a_conversation(model: Model) -> None:
     assert first and second
     assert seen.messages == [user("Hei!"), said, user("Og nå?"), {"role": "assistant", "content": second}]
     assert seen.out.split() == f"{first}\n{second}\n".split() and seen.out.endswith("\n")
-    assert not seen.chat.faults
+    assert not seen.chat.errors_shown
 
 
 def test_lines_that_go_on(model: Model) -> None:
@@ -118,18 +118,18 @@ def test_lines_that_go_on(model: Model) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (['"""a', "b"], Said("a\nb", True)),
-        (["a\\"], Said("a")),
-        (['  """', "a", 'b"""  '], Said("a\nb", True)),
-        (["a\\ ", "b"], Said("a\\ ")),
+        (['"""a', "b"], UserInput("a\nb", True)),
+        (["a\\"], UserInput("a")),
+        (['  """', "a", 'b"""  '], UserInput("a\nb", True)),
+        (["a\\ ", "b"], UserInput("a\\ ")),
     ],
 )
-def test_where_an_input_ends(lines: list[str], said: Said) -> None:
+def test_where_an_input_ends(lines: list[str], said: UserInput) -> None:
     assert read_input(Typed(*lines), "> ") == said
 
 
 def test_lines_of_a_pipe() -> None:
-    pipe = Pipe(io.BytesIO("\ufeffblåbær\r\n\udcff\nslutt".encode("utf-8", "surrogateescape")))
+    pipe = PipeReader(io.BytesIO("\ufeffblåbær\r\n\udcff\nslutt".encode("utf-8", "surrogateescape")))
     assert [pipe.line("> ") for _ in range(3)] == ["blåbær", "\ufffd", "slutt"]
     with pytest.raises(EOFError):
         pipe.line("> ")
@@ -213,7 +213,7 @@ def test_set(model: Model) -> None:
 def test_errors_are_told_and_the_chat_goes_on(model: Model, line: str, error: str) -> None:
     seen = talk(model, line, "Hei")
     assert seen.err.startswith("Error: ") and error in seen.err
-    assert seen.chat.faults == 1
+    assert seen.chat.errors_shown == 1
     assert [m["role"] for m in seen.messages] == ["user", "assistant"]
 
 
@@ -256,9 +256,9 @@ def test_paths_as_they_are_typed_and_dropped(tmp_path: Path, monkeypatch: pytest
     ways = [str(path), f'"{path}"', "blå bær/d'or å.png", "~/blå bær/d'or å.png"]
     if os.name != "nt":
         ways += [str(path).replace(" ", "\\ ").replace("'", "\\'"), "'{}'".format(str(path).replace("'", "'\\''"))]
-    assert [given_path(way) for way in ways] == [path] * len(ways)
-    assert given_path("'ny fil'") == tmp_path / "ny fil"
-    assert given_path("ny fil") == tmp_path / "ny fil"
+    assert [typed_path(way) for way in ways] == [path] * len(ways)
+    assert typed_path("'ny fil'") == tmp_path / "ny fil"
+    assert typed_path("ny fil") == tmp_path / "ny fil"
 
 
 def test_images(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_images(tmp_path: Path) -> None:
         assert seen.messages[0]["content"] == [{"type": "image", "path": str(picture)}] * 2 + [text]
         assert seen.messages[2] == user("Og no?")
         assert seen.err.startswith("blå bær å.png goes with the next message.\n")
-        assert f"Error: {path}: not a PNG or JPEG" in seen.err
+        assert f"Error: {path}: not a PNG, JPEG or WebP" in seen.err
         picture.unlink()
         gone = talk(model, f"/image {picture}")
-        assert "blå bær å.png" in gone.err and gone.chat.faults == 1
+        assert "blå bær å.png" in gone.err and gone.chat.errors_shown == 1
 
 
 def test_a_model_that_cannot_chat(nano_q8: Path, tmp_path: Path) -> None:
@@ -293,9 +293,9 @@ def test_a_conversation_outgrows_the_context(nano_q8: Path) -> None:
     lines = [f"{n} " * 60 for n in range(4)]
     with load(nano_q8, context=256) as model:
         seen = talk(model, *lines)
-        assert not seen.chat.faults and len(seen.messages) == 8
+        assert not seen.chat.errors_shown and len(seen.messages) == 8
         refused = talk(model, *lines, overflow="error")
-        assert "the context 256; shorten it" in refused.err and refused.chat.faults
+        assert "the context 256; shorten it" in refused.err and refused.chat.errors_shown
 
 
 def test_help() -> None:
@@ -303,10 +303,10 @@ def test_help() -> None:
     assert done.returncode == 0 and "Examples:" in done.stdout and "/help" in done.stdout
 
 
-def test_visible() -> None:
+def test_escape_terminal() -> None:
     attack = "blå\t\x1b]0;eigd\x07\x1b[2J\r\n\x9b31m\x7f\x00\u202egnp.exe\u2066😀👩‍👧"
-    assert visible(attack) == "blå\t^[]0;eigd^G^[[2J^M\n<U+009B>31m^?^@<U+202E>gnp.exe<U+2066>😀👩‍👧"
-    assert visible("Æ ø å – «sitat»\n") == "Æ ø å – «sitat»\n"
+    assert escape_terminal(attack) == "blå\t^[]0;eigd^G^[[2J^M\n<U+009B>31m^?^@<U+202E>gnp.exe<U+2066>😀👩‍👧"
+    assert escape_terminal("Æ ø å – «sitat»\n") == "Æ ø å – «sitat»\n"
 
 
 @pytest.fixture(scope="module")
@@ -324,12 +324,12 @@ def attacker(nano_q8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_control_character_of_a_model_reaches_a_terminal(attacker: Path) -> None:
     with load(attacker, context=512) as model:
         for out in (Terminal(), io.StringIO()):
-            chat = Chat(model, Typed("Fortell om Norge."), Screen(out, io.StringIO()), options=Options(seed=4))
+            chat = ChatLoop(model, Typed("Fortell om Norge."), Screen(out, io.StringIO()), options=Options(seed=4))
             chat.run()
             said = chat.conversation.messages[-1]["content"]
             assert "\x1b[2J" in said
-            assert out.getvalue().rstrip("\n") == (visible(said) if out.isatty() else said).rstrip("\n")
-    assert "\x1b" not in visible(said)
+            assert out.getvalue().rstrip("\n") == (escape_terminal(said) if out.isatty() else said).rstrip("\n")
+    assert "\x1b" not in escape_terminal(said)
 
 
 @pytest.mark.parametrize(("setting", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
@@ -337,11 +337,11 @@ def test_colours(setting: dict[str, str], coloured: bool, monkeypatch: pytest.Mo
     for name, value in {"NO_COLOR": "", "TERM": "xterm", **setting}.items():
         monkeypatch.setenv(name, value)
     err = Terminal()
-    Screen(io.StringIO(), err).fault("x\x1b")
+    Screen(io.StringIO(), err).show_error("x\x1b")
     if sys.platform != "win32":
         assert err.getvalue() == ("\x1b[31mx^[\x1b[0m\n" if coloured else "x^[\n")
     plain = io.StringIO()
-    Screen(io.StringIO(), plain).fault("x")
+    Screen(io.StringIO(), plain).show_error("x")
     assert plain.getvalue() == "x\n"
 
 
@@ -358,7 +358,7 @@ def test_progress_is_taken_away() -> None:
 def test_ctrl_c_stops_the_answer_alone(model: Model) -> None:
     out, err = io.StringIO(), io.StringIO()
     reader = Typed(*WILD, "Hei", "/set top_k 1", "/set max_tokens 3", "Og?")
-    chat = Chat(model, reader, Screen(out, err), options=Options(seed=1))
+    chat = ChatLoop(model, reader, Screen(out, err), options=Options(seed=1))
 
     def press() -> None:
         while len(out.getvalue()) < 20:
@@ -382,7 +382,7 @@ def test_ctrl_c_before_the_first_text(model: Model) -> None:
     """The message leaves the history, which a template might refuse with two of a kind in a row; it can be repeated."""
     long = "ord " * 700
     reader, err = Typed(long, "Hei", "/clear", long, "/regenerate"), io.StringIO()
-    chat = Chat(model, reader, Screen(io.StringIO(), err), options=Options(seed=1, max_tokens=3))
+    chat = ChatLoop(model, reader, Screen(io.StringIO(), err), options=Options(seed=1, max_tokens=3))
     start = model.backend.start
     presses = [True, False, True, False]
 
@@ -397,7 +397,7 @@ def test_ctrl_c_before_the_first_text(model: Model) -> None:
         chat.run()
     assert err.getvalue().count("No answer; the message is not kept. /regenerate asks it again.") == 2
     assert [m["content"] == long.strip() for m in chat.conversation.messages] == [True, False]
-    assert not chat.faults
+    assert not chat.errors_shown
 
 
 def test_the_death_of_the_model_is_survived(nano_q8: Path, tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def die(self, cells):
 Engine.decode = die
 """
     loading = {**LOADING, "context": 512, "parallel": 1}
-    with Model(nano_q8, Isolated(nano_q8, loading, command=dying(nano_q8, patch))) as model:
+    with Model(nano_q8, IsolatedModel(nano_q8, loading, command=dying(nano_q8, patch))) as model:
         seen = talk(model, "/set max_tokens 4", "Hei!", "/set max_tokens 30", "Fortell!", "/regenerate", "Ja?")
     assert re.search(
         r"^Error: llama.cpp died \([^)]+\) while writing the answer; .*\. The next message starts the model again; "
@@ -421,7 +421,7 @@ Engine.decode = die
         seen.err,
         re.MULTILINE,
     )
-    assert seen.chat.faults == 1
+    assert seen.chat.errors_shown == 1
     said = [m["content"] for m in seen.messages if m["role"] == "user"]
     assert said == ["Hei!", "Fortell!", "Ja?"] and len(seen.messages) == 6
 
@@ -533,4 +533,4 @@ def test_run_shows_control_characters(attacker: Path, tmp_path: Path) -> None:
     assert "\x1b[2J" in plain
     shown = Pseudo(tmp_path, *options)
     assert shown.end() == 0
-    assert shown.seen.replace("\r\n", "\n") == visible(plain)
+    assert shown.seen.replace("\r\n", "\n") == escape_terminal(plain)

@@ -9,9 +9,9 @@ import pytest
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.runtime.answer import Answer
 from borealis_gguf.runtime.events import Chosen, Event, Finished, Options, Text, Tool, ToolCall, Usage
-from borealis_gguf.runtime.llama.engine import Cell
+from borealis_gguf.runtime.llama.engine import BatchToken
 from borealis_gguf.runtime.model import Model, load
-from borealis_gguf.runtime.prompting.tool_calls import Calls
+from borealis_gguf.runtime.prompting.tool_calls import ToolCallParser
 
 from ..helpers.asking import local, messages
 
@@ -38,7 +38,7 @@ def says(model: Model, monkeypatch: pytest.MonkeyPatch) -> Says:
     def answer(text: str) -> Answer:
         script = iter([*engine.tokenize(text, special=False), *[end] * 500])
 
-        def scripted(cells: Sequence[Cell]) -> bool:
+        def scripted(cells: Sequence[BatchToken]) -> bool:
             done = decode(cells)
             if done and cells[-1].logits:
                 row = engine.logits_at(len(cells) - 1)  # llama.cpp's own memory
@@ -103,7 +103,7 @@ def test_the_grammar_holds_a_call_to_its_schema(says: Says, blank: str, said: st
 
 
 def read(pieces: Sequence[Text], tools: Sequence[Tool] = (WEATHER,)) -> list[Event]:
-    calls = Calls(Options(tools=tools))
+    calls = ToolCallParser(Options(tools=tools))
     return [*filter(None, map(calls.push, pieces)), *calls.end()]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from borealis_gguf.runtime.serve.connection_timeout import Connection
-from borealis_gguf.runtime.serve.static_files import read_page
+from borealis_gguf.runtime.serve.connection_timeout import TimeoutConnection
+from borealis_gguf.runtime.serve.static_files import read_page_files
 
 from ..helpers.serving import Serving, read_reply, request, serving, until
 
@@ -124,7 +124,7 @@ def test_the_page_and_nothing_beside_it(server: Serving, guarded: Serving) -> No
     for path in ("/notes.txt", "/lib/", "/lib/../index.html", "/..%2f..%2fapp.py", "/%2e%2e/app.py", "//etc/passwd"):
         assert server.ask("GET", path)[0] == 404, path
     assert guarded.ask("GET", "/")[0] == 404
-    assert read_page(Path("/nowhere")) == {}
+    assert read_page_files(Path("/nowhere")) == {}
 
 
 def test_all_answers_are_kept_from_other_pages(server: Serving) -> None:
@@ -206,7 +206,7 @@ def test_a_body_too_long_in_pieces(server: Serving) -> None:
         piece = b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"
         wire.sendall(piece * 2)  # never ended
         assert wire.recv(12) == b"HTTP/1.1 413"
-    assert server.server.service.held == 0
+    assert server.server.service.held_bytes == 0
 
 
 def test_a_length_that_lies(server: Serving) -> None:
@@ -236,7 +236,7 @@ def test_what_is_no_http(server: Serving) -> None:
 
 
 def test_a_header_that_never_ends(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "header_seconds", 0.3)
+    monkeypatch.setattr(TimeoutConnection, "header_seconds", 0.3)
     with closing(server.connect()) as silent, closing(server.connect()) as slow:
         begun = time.monotonic()
         for _ in range(100):
@@ -252,7 +252,7 @@ def test_a_header_that_never_ends(server: Serving, monkeypatch: pytest.MonkeyPat
 
 def test_bodies_held_together(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.server.service
-    monkeypatch.setattr(service, "held", 8 * 100_000 - 10)
+    monkeypatch.setattr(service, "held_bytes", 8 * 100_000 - 10)
     status, headers, _ = server.post(CHAT, NORWAY)
     assert (status, headers["retry-after"]) == (429, "1")
-    until(lambda: service.held == 8 * 100_000 - 10)
+    until(lambda: service.held_bytes == 8 * 100_000 - 10)

@@ -54,7 +54,7 @@ def client(server: Serving) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def expected(nano_q8: Path) -> str:
     """What the model answers to NORWAY, by itself."""
-    with load(nano_q8, steady=True) as model:
+    with load(nano_q8, batch_invariant=True) as model:
         return model.chat(NORWAY, Options(max_tokens=24, seed=2)).text()
 
 
@@ -228,7 +228,7 @@ def test_json_object_is_an_object(client: openai.OpenAI) -> None:
 
 
 def test_completions_of_texts_and_ids(client: openai.OpenAI, nano_q8: Path) -> None:
-    with load(nano_q8, steady=True) as model:
+    with load(nano_q8, batch_invariant=True) as model:
         ids = [2, *model.tokenize("Norge er")]
         expected = model.complete("Norge er", Options(max_tokens=6, seed=1)).text()
     made = client.completions.create(model="nano", prompt=["Norge er", "Oslo"], max_tokens=6, seed=1)
@@ -336,7 +336,7 @@ def test_metrics_count(server: Serving, client: openai.OpenAI) -> None:
 def test_pictures_are_seen(tmp_path: Path) -> None:
     model = made(SEEING[0], tmp_path)
     picture = IMAGES / "exact.png"
-    with load(model, steady=True) as alone:
+    with load(model, batch_invariant=True) as alone:
         parts = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "Kva?"}]
         expected = alone.chat([{"role": "user", "content": parts}], Options(max_tokens=8, seed=1)).text()
 

@@ -17,10 +17,10 @@ import pytest
 
 from borealis_gguf.checkpoint.types import GGMLQuantizationType
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.runtime.process.isolated_model import Isolated
-from borealis_gguf.runtime.serve.connection_timeout import Connection
+from borealis_gguf.runtime.process.isolated_model import IsolatedModel
+from borealis_gguf.runtime.serve.connection_timeout import TimeoutConnection
 from borealis_gguf.runtime.serve.server import Server, listen
-from borealis_gguf.runtime.serve.service_state import Settings
+from borealis_gguf.runtime.serve.service_state import ServerSettings
 
 from ..cli.test_cli import run
 from ..helpers.serving import Serving, read_reply, request, serving, until
@@ -74,8 +74,8 @@ def begin(server: Serving, content: Any) -> socket.socket:
 def child_of(server: Serving) -> int:
     model = server.server.service.model
     assert model is not None
-    assert isinstance(model.backend, Isolated)
-    child = model.backend._child
+    assert isinstance(model.backend, IsolatedModel)
+    child = model.backend._worker
     assert child is not None
     return child._process.pid
 
@@ -108,8 +108,8 @@ def test_leaving_with_several_answers(server: Serving) -> None:
 def test_leaving_in_the_middle_of_a_body(server: Serving) -> None:
     with closing(server.connect()) as wire:
         wire.sendall(request("POST", CHAT, b'{"messages": [', content_length="5000"))
-        until(lambda: server.server.service.held > 0)
-    until(lambda: server.server.service.held == 0, 2)
+        until(lambda: server.server.service.held_bytes > 0)
+    until(lambda: server.server.service.held_bytes == 0, 2)
 
 
 def test_the_openai_client_leaves(server: Serving) -> None:
@@ -146,7 +146,7 @@ def test_more_answers_than_the_queue_holds_leave_none_behind(server: Serving) ->
 
 
 def test_a_reader_that_stalls_blocks_nobody(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "stall_seconds", 1.0)
+    monkeypatch.setattr(TimeoutConnection, "stall_seconds", 1.0)
     before = server.stats()["cancelled_total"]
     stalled = socket.socket()
     stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -255,11 +255,11 @@ def test_questions_before_the_model_is_loaded() -> None:
         progress(0.5)
         raise AssertionError("an end stops the loading")
 
-    server = Server(load, Settings(page=None))
+    server = Server(load, ServerSettings(page=None))
     running = Serving(server, listener.getsockname()[1])
     thread = threading.Thread(target=server.run_until_end, args=(listener,))
     thread.start()
-    until(lambda: server.service.loaded == 0.25)
+    until(lambda: server.service.load_progress == 0.25)
     status, _, body = running.ask("GET", "/health")
     assert (status, json.loads(body)) == (503, {"status": "loading", "progress": 0.25})
     for reply in (running.post(CHAT, SHORT), running.ask("GET", "/v1/models")):
@@ -278,7 +278,7 @@ def test_a_model_that_cannot_be_loaded(content: bytes | None, error: type[Except
     model = tmp_path / "model.gguf"
     if content is not None:
         model.write_bytes(content)
-    server = Server(lambda progress: load(model, isolate=True), Settings(page=None))
+    server = Server(lambda progress: load(model, isolate=True), ServerSettings(page=None))
     with pytest.raises(error, match=r"model\.gguf"):
         server.run_until_end(listen("127.0.0.1", 0))
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -10,9 +11,15 @@ from hypothesis import strategies as st
 
 from borealis_gguf import Tool
 from borealis_gguf.runtime.events import Options
-from borealis_gguf.runtime.serve.error_response import Refusal
+from borealis_gguf.runtime.prompting.sampling_settings import OPENAI_RANGES
+from borealis_gguf.runtime.serve.error_response import ErrorResponse
 from borealis_gguf.runtime.serve.metrics import Metrics
-from borealis_gguf.runtime.serve.request_parsing import read_chat, read_completion, read_embedding
+from borealis_gguf.runtime.serve.request_parsing import (
+    parse_chat_request,
+    parse_completion_request,
+    parse_embedding_request,
+)
+from borealis_gguf.runtime.serve.service_state import PAGE
 
 from ..helpers.paths import DATA
 
@@ -24,7 +31,7 @@ PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n....").decode()
 
 
 def chat(vision: bool = False, **fields: Any) -> Any:
-    return read_chat(json.dumps({"messages": [USER], **fields}).encode(), vision)
+    return parse_chat_request(json.dumps({"messages": [USER], **fields}).encode(), vision)
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -124,7 +131,7 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), WRONG_CHATS, ids=lambda value: str(value)[:50])
 def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ErrorResponse) as caught:
         chat(vision=True, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert caught.value.message.startswith(f"{param}: ")
@@ -133,11 +140,11 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
 
 
 def test_remote_images_are_refused_in_words() -> None:
-    with pytest.raises(Refusal, match="images are not fetched; send a PNG or JPEG as data:"):
+    with pytest.raises(ErrorResponse, match="images are not fetched; send a PNG, JPEG or WebP as data:"):
         chat(vision=True, **user(image("https://example.com/cat.png")))
-    with pytest.raises(Refusal, match="without its vision side"):
+    with pytest.raises(ErrorResponse, match="without its vision side"):
         chat(vision=False, **user(image(f"data:image/png;base64,{PIXEL}")))
-    with pytest.raises(Refusal, match="more than 20 MiB"):
+    with pytest.raises(ErrorResponse, match="more than 20 MiB"):
         chat(vision=True, **user(image("data:image/png;base64," + "A" * (28 << 20))))
 
 
@@ -190,7 +197,7 @@ def test_a_whole_chat() -> None:
         tool_choice="vaer",
         logprobs=0,
     )
-    assert [one.seed for one in asked.variants()] == [seed, 0]
+    assert [one.seed for one in asked.options_per_answer()] == [seed, 0]
 
 
 def test_pictures_come_as_bytes() -> None:
@@ -209,7 +216,7 @@ def test_formats() -> None:
 
 
 def completion(**fields: Any) -> Any:
-    return read_completion(json.dumps({"prompt": "Hei", **fields}).encode(), 20)
+    return parse_completion_request(json.dumps({"prompt": "Hei", **fields}).encode(), 20)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def completion(**fields: Any) -> Any:
     ],
 )
 def test_wrong_completions(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ErrorResponse) as caught:
         completion(**fields)
     assert (caught.value.status, caught.value.param) == (400, param)
 
@@ -260,8 +267,8 @@ def test_prompts() -> None:
     ],
 )
 def test_wrong_embeddings(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        read_embedding(json.dumps(fields).encode())
+    with pytest.raises(ErrorResponse) as caught:
+        parse_embedding_request(json.dumps(fields).encode())
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -317,10 +324,14 @@ BODIES = st.recursive(
 @given(BODIES)
 def test_nothing_crashes_the_reader(body: Any) -> None:
     raw = json.dumps(body, allow_nan=True).encode()
-    for read in (lambda: read_chat(raw, True), lambda: read_completion(raw, 8), lambda: read_embedding(raw)):
+    for read in (
+        lambda: parse_chat_request(raw, True),
+        lambda: parse_completion_request(raw, 8),
+        lambda: parse_embedding_request(raw),
+    ):
         try:
             read()
-        except Refusal as refusal:
+        except ErrorResponse as refusal:
             assert refusal.status == 400
             assert refusal.response().body
 
@@ -328,13 +339,13 @@ def test_nothing_crashes_the_reader(body: Any) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_no_bytes_crash_the_reader(raw: bytes) -> None:
-    with pytest.raises(Refusal):
-        read_chat(raw, False)
+    with pytest.raises(ErrorResponse):
+        parse_chat_request(raw, False)
 
 
 def test_a_million_values_are_refused_before_they_take_memory() -> None:
-    with pytest.raises(Refusal, match="more than 1000000 values"):
-        read_chat(b'{"messages": [' + b"[]," * 1_000_000 + b"[]]}", False)
+    with pytest.raises(ErrorResponse, match="more than 1000000 values"):
+        parse_chat_request(b'{"messages": [' + b"[]," * 1_000_000 + b"[]]}", False)
 
 
 def test_metrics_are_text_that_prometheus_reads() -> None:
@@ -349,3 +360,11 @@ def test_metrics_are_text_that_prometheus_reads() -> None:
     assert "borealis_gguf_active 2" in lines
     assert "borealis_gguf_prompt_tokens_total 123456789012" in lines
     assert "# TYPE borealis_gguf_prompt_tokens_total counter" in lines
+
+
+def test_the_page_has_the_same_ranges() -> None:
+    source = (PAGE / "settings.js").read_text(encoding="utf-8")
+    ranges = re.findall(r'name: "(temperature|top_p)", least: (\d+), most: (\d+)', source)
+    assert [(name, (float(low), float(high))) for name, low, high in ranges] == [
+        (name, OPENAI_RANGES[name]) for name in ("temperature", "top_p")
+    ]
