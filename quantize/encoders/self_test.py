@@ -13,6 +13,7 @@ from ...checkpoint.types import GGMLQuantizationType
 from ...errors import STOPPED, BorealisError, Cancelled
 from . import ggml, ggml_digest_cache, native
 from .libraries import library_path
+from .sample_weights import sample_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def _is_unknown(type: GGMLQuantizationType) -> bool:
 
 
 def _cached_digest(type: GGMLQuantizationType) -> str | None:
-    return ggml_digest_cache.read_digest(type, native.sample_bytes())
+    return ggml_digest_cache.read_digest(type, sample_bytes())
 
 
 def _ggml_digest(type: GGMLQuantizationType) -> str:
@@ -69,5 +70,5 @@ def _ggml_digest(type: GGMLQuantizationType) -> str:
     known = _cached_digest(type)
     if known is None:
         known = native.sample_digest(type, None)
-        ggml_digest_cache.write_digest(type, native.sample_bytes(), known)
+        ggml_digest_cache.write_digest(type, sample_bytes(), known)
     return known

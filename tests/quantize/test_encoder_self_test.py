@@ -19,6 +19,7 @@ from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import Cancelled
 from borealis_gguf.quantize.encoders import ggml_digest_cache, native
 from borealis_gguf.quantize.encoders.libraries import library_path
+from borealis_gguf.quantize.encoders.sample_weights import SAMPLE_DIGESTS
 from borealis_gguf.quantize.encoders.self_test import PendingSelfTest
 
 from ..cli.test_cli import BOOT
@@ -87,8 +88,8 @@ def test_types_that_differ_are_named_in_one_warning_and_encoded_by_ggml(tmp_path
     other = Installation(tmp_path)
     isa = native.available_isas()[-1]
     for name in ("Q4_K", "Q6_K"):
-        digest = native.SAMPLE_DIGESTS[name]
-        other.change("quantize/encoders/native.py", f'"{name}": "{digest}"', f'"{name}": "{digest[::-1]}"')
+        digest = SAMPLE_DIGESTS[name]
+        other.change("quantize/encoders/sample_weights.py", f'"{name}": "{digest}"', f'"{name}": "{digest[::-1]}"')
     other.change(
         "quantize/encoders/native.py", "    return sample_digest(type, None)", "    return SAMPLE_DIGESTS[type.name]"
     )
@@ -136,13 +137,13 @@ def test_ggml_encodes_the_sample_once_for_each_version_of_its_library(tmp_path: 
     ours.change("quantize/encoders/self_test.py", asked, f"{asked}        print('asked about', type.name)\n")
     first = ours.quantize("first", "IQ3_S", "--no-check")
     assert (first.returncode, first.stdout, first.stderr) == (0, "asked about IQ3_S\n", "")
-    assert notes(ours) == [{"IQ3_S": native.SAMPLE_DIGESTS["IQ3_S"]}]
+    assert notes(ours) == [{"IQ3_S": SAMPLE_DIGESTS["IQ3_S"]}]
     second = ours.quantize("second", "IQ3_S", "--no-check")
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     another = libraries(tmp_path / "lib", changed=False)
     third = ours.quantize("third", "IQ3_S", "--no-check", LLAMA_CPP_LIB_PATH=another)
     assert (third.returncode, third.stdout, third.stderr) == (0, "asked about IQ3_S\n", "")
-    assert notes(ours) == [{"IQ3_S": native.SAMPLE_DIGESTS["IQ3_S"]}] * 2
+    assert notes(ours) == [{"IQ3_S": SAMPLE_DIGESTS["IQ3_S"]}] * 2
     assert ours.files("first") == ours.files("second") == ours.files("third")
 
 

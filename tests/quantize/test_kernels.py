@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from borealis_gguf.checkpoint.types import GGMLQuantizationType, row_nbytes
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.quantize.encoders import benchmark, ggml, native
+from borealis_gguf.quantize.encoders.sample_weights import SAMPLE_DIGESTS
 
 from ..helpers import kernel_inputs as inputs
 from ..helpers.paths import ROOT
@@ -235,8 +236,8 @@ def test_threads_do_not_disturb_each_other(isa: str) -> None:
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_recorded_digests_are_ggmls_on_x86(type: GGMLQuantizationType) -> None:
-    assert native.SAMPLE_DIGESTS[type.name] == native.sample_digest(type, None)
-    assert {native.sample_digest(type, isa) for isa in ISAS} == {native.SAMPLE_DIGESTS[type.name]}
+    assert SAMPLE_DIGESTS[type.name] == native.sample_digest(type, None)
+    assert {native.sample_digest(type, isa) for isa in ISAS} == {SAMPLE_DIGESTS[type.name]}
 
 
 @pytest.mark.parametrize("choice", ["ggml", *ISAS])
