@@ -52,7 +52,7 @@ def main() -> None:
             for plan in plan_quantize(str(folder), names, Path(temporary), imatrix=imatrix):
                 rows[plan.label].append(f"{plan.size / 1e9:.2f} GB ({plan.bits_per_weight:.2f})")
                 if plan.label == "Q4_K_M":
-                    facts[size] = f"{sum(t.wanted is not None for t in plan.tensors)} of {len(plan.tensors)}"
+                    facts[size] = f"{sum(t.requested is not None for t in plan.tensors)} of {len(plan.tensors)}"
                 recorded.append(records.row(plan.label, size, "GB", [plan.size / 1e9]))
                 recorded.append(records.row(plan.label, size, "bits per weight", [plan.bits_per_weight]))
     print("| preset |", " | ".join(SIZES), "|")

@@ -440,7 +440,7 @@ def test_an_error_of_the_last_flush_keeps_a_file_from_its_name(tmp_path: Path, m
         time.sleep(0.2)
         raise OSError(5, "Input/output error")
 
-    def work(self: object, *args: Any) -> None:
+    def work(self: executor._Run, *args: Any) -> None:
         real(self, *args)
         assert begun.wait(30)
         ended.set()
