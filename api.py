@@ -6,7 +6,6 @@
 This is the one module that puts the rooms together: checkpoint, convert, quantize, pipeline and quality.
 """
 
-import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +14,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.folder import Checkpoint, open_checkpoint
+from .checkpoint.folder import Checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_naming import MMPROJ, model_stem
 from .checkpoint.gguf_validation import check_model
 from .checkpoint.hub.remote import open_slice
 from .checkpoint.imatrix import Imatrix, read_imatrix
-from .checkpoint.lora import Adapter, read_adapter
-from .checkpoint.quantized_checkpoint import warn_of_settings
-from .checkpoint.source import Source, resolve_source
-from .checkpoint.types import KV, GGMLQuantizationType
+from .checkpoint.lora import Adapter, read_adapter, read_adapters
+from .checkpoint.source import read_source
+from .checkpoint.types import KV, UNQUANTIZED, GGMLQuantizationType
 from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
 from .errors import InvalidInput
 from .pipeline import execute as pipeline
+from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
 from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
 from .pipeline.tasks import is_copy
-from .quality.check import QuickCheck, check_file, read_lines
+from .quality.check import check_file, read_lines
+from .quality.quick_check import QuickCheck
 from .quality.report import Report
 from .quantize.choose import Choice, TypeOptions, choose_types, file_order, model_shape, require_matches
 from .quantize.encoders import ggml, native, self_test
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from .runtime.llama.devices import Device
 
 T = GGMLQuantizationType
-UNQUANTIZED = (T.F32, T.F16, T.BF16)
 CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 OUTTYPE = (("", "--outtype {}"),)
@@ -58,10 +57,10 @@ TENSOR_TYPE = (
     ("token_embd.weight", "--token-embedding-type {}"),
     ("", "--tensor-type {name}={}"),
 )
-"""TypeOptions that give tensors another type, as `FilePlan.retype` has them."""
+"""Options that give tensors another type, as `FilePlan.retype` has them."""
 
 MMPROJ_OUTTYPE = "f16"
-"""What the side that sees is written as when nobody says otherwise: every backend of the runtime has it."""
+"""The default type of the vision tower's file: every backend of the runtime has it."""
 
 
 def plan_convert(
@@ -85,14 +84,14 @@ def plan_convert(
     are read over the network while the file is written.
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
-    adapters = _read_adapters(loras)
-    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    if found.kind == "gguf":
-        raise InvalidInput(f"{found.path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {found.path}")
-    checkpoint = _checkpoint(found, card)
+    adapters = read_adapters(loras)
+    checkpoint = read_source(source, revision=revision, stream=stream, use_card=card, on_progress=on_download)
+    if isinstance(checkpoint, GGUFFile):
+        path = checkpoint.path
+        raise InvalidInput(f"{path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {path}")
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
-    return lay_out(_output_path(output, _stem(found), label), model, types, label=label, retype=OUTTYPE)
+    return lay_out(_output_path(output, checkpoint.stem, label), model, types, label=label, retype=OUTTYPE)
 
 
 def plan_convert_lora(
@@ -114,10 +113,9 @@ def plan_convert_lora(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     read = read_adapter(adapter)
-    found = resolve_source(base, revision=revision, stream=stream, on_progress=on_download)
-    if found.kind == "gguf":
-        raise InvalidInput(f"{found.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
-    checkpoint = _checkpoint(found, card)
+    checkpoint = read_source(base, revision=revision, stream=stream, use_card=card, on_progress=on_download)
+    if isinstance(checkpoint, GGUFFile):
+        raise InvalidInput(f"{checkpoint.path}: a GGUF; --base needs the checkpoint the adapter was trained on")
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
@@ -136,15 +134,14 @@ def plan_mmproj(
     stream: bool = False,
     on_download: Callable[[int, int], None] | None = None,
 ) -> FilePlan:
-    """Plan the mmproj of a checkpoint that can see: one GGUF of its vision tower and projector.
+    """Plan the mmproj of a checkpoint with a vision tower: one GGUF of that tower and its projector.
 
     Arguments and errors are those of `plan_convert`.
     """
-    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    if found.kind == "gguf":
-        raise InvalidInput(f"{found.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
-    checkpoint = _checkpoint(found, card)
-    return _plan_mmproj(checkpoint, output, _stem(found), outtype, model_name, _read_adapters(loras), OUTTYPE)
+    checkpoint = read_source(source, revision=revision, stream=stream, use_card=card, on_progress=on_download)
+    if isinstance(checkpoint, GGUFFile):
+        raise InvalidInput(f"{checkpoint.path}: a GGUF holds no vision side; an mmproj is made from the checkpoint")
+    return _plan_mmproj(checkpoint, output, checkpoint.stem, outtype, model_name, read_adapters(loras), OUTTYPE)
 
 
 def _plan_mmproj(
@@ -186,7 +183,7 @@ def plan_quantize(
     """Plan one quantized GGUF for each preset, from a checkpoint (folder or Hub id) or a GGUF.
 
     The last plan is that of the mmproj, beside the others: `mmproj` is its outtype, "none" for no such file, or "auto"
-    for F16 if the checkpoint can see.
+    for F16 if the checkpoint has a vision tower.
     The options are llama-quantize's: `tensor_types` holds "PATTERN=TYPE", the other types are names ("q8_0"), and
     `override_kv` metadata entries, "KEY=TYPE:VALUE" with the types int, float, bool and str. A checkpoint is converted
     in the same pass; the bytes are those of `plan_convert(…, outtype="f32")` quantized.
@@ -206,12 +203,11 @@ def plan_quantize(
         leave_output_tensor=leave_output_tensor,
     )
     overrides = tuple(map(parse_override, override_kv))
-    adapters = _read_adapters(loras)
-    found = resolve_source(source, revision=revision, stream=stream, on_progress=on_download)
-    if found.kind == "gguf" and not card:
-        raise InvalidInput(f"{found.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
-    checkpoint = _checkpoint(found, card) if found.kind == "checkpoint" else None
-    model, types = _open(found, checkpoint, model_name, adapters)
+    adapters = read_adapters(loras)
+    opened = read_source(source, revision=revision, stream=stream, use_card=card, on_progress=on_download)
+    if isinstance(opened, GGUFFile) and not card:
+        raise InvalidInput(f"{opened.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
+    model, types = _model_to_quantize(opened, model_name, adapters)
     require_matches({t.name: t.shape for t in model.tensors}, model_shape((*model.kv, *overrides)).arch, options)
     if matrix and imatrix:
         _check_imatrix(matrix, imatrix, model)
@@ -222,7 +218,7 @@ def plan_quantize(
             preset,
             options,
             overrides,
-            path=_output_path(output, _stem(found), preset.name),
+            path=_output_path(output, opened.stem, preset.name),
             matrix=(imatrix, matrix) if imatrix and matrix else None,
             requantize=allow_requantize,
         )
@@ -231,33 +227,26 @@ def plan_quantize(
     if matrix:
         planned = [(t.tensor.name, t.type, t.importance is not None) for plan in plans for t in plan.tensors]
         warn_of_gaps(str(imatrix), matrix, planned)
-    return (*plans, *_mmproj_beside(found, checkpoint, output, mmproj, model_name, adapters))
-
-
-def _checkpoint(found: Source, card: bool) -> Checkpoint:
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id, remote=found.remote, keep=found.keep)
-    warn_of_settings(checkpoint.path, checkpoint.config)
-    return replace(checkpoint, use_card=card)
+    return (*plans, *_mmproj_beside(opened, output, mmproj, model_name, adapters))
 
 
 def _mmproj_beside(
-    found: Source,
-    checkpoint: Checkpoint | None,
+    source: Checkpoint | GGUFFile,
     output: Path | None,
     outtype: str,
     model_name: str | None,
     adapters: Sequence[tuple[Adapter, float]],
 ) -> list[FilePlan]:
     """The mmproj that belongs to the files in `output`, in a list; none where none is wanted."""
-    if outtype == "none" or (outtype == "auto" and (checkpoint is None or not has_vision(checkpoint))):
+    if outtype == "none" or (outtype == "auto" and (isinstance(source, GGUFFile) or not has_vision(source))):
         return []
-    if checkpoint is None:
-        raise InvalidInput(f"{found.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
+    if isinstance(source, GGUFFile):
+        raise InvalidInput(f"{source.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
     named = output is not None and not output.is_dir()
-    folder, stem = (output.parent, model_stem(output)) if output and named else (output, _stem(found))
+    folder, stem = (output.parent, model_stem(output)) if output and named else (output, source.stem)
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
-        return [_plan_mmproj(checkpoint, folder, stem, type, model_name, adapters, (("", "--mmproj {}"),))]
+        return [_plan_mmproj(source, folder, stem, type, model_name, adapters, (("", "--mmproj {}"),))]
     except InvalidInput as error:
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
@@ -279,6 +268,7 @@ def execute(
     as it comes by: no weight is fetched twice.
     A type that our encoders make otherwise than the loaded ggml is made by ggml; one EncoderWarning says so.
     """
+    require_equal((pair for plan in plans for pair in plan.model.equal), open_slice, stop)
     with ExitStack() as stack:
         quick = stack.enter_context(QuickCheck(CODEC, on_report, open_slice)) if check else None
         return pipeline.execute(
@@ -339,14 +329,16 @@ def check(
     compares those with transformers', if that is installed. `on_progress` counts weights.
     Raises InvalidInput when either cannot be read; a GGUF with a fault gives a report that is not `ok`.
     """
-    found = resolve_source(against, revision=revision, on_progress=on_download)
-    source = _expected(Path(model), found, _read_adapters(loras))
+    opened = read_source(against, revision=revision, on_progress=on_download)
+    header = read_gguf(Path(model))
+    source = _expected(header, opened, read_adapters(loras))
+    require_equal(source.equal)
     matrix = read_imatrix(imatrix) if imatrix else None
     return check_file(
-        Path(model),
+        header,
         source,
         CODEC,
-        against=found.repo_id or str(against),
+        against=(isinstance(opened, Checkpoint) and opened.repo_id) or str(against),
         texts=read_lines(text) if text else (),
         importance={t.name: importance_of(matrix, t.name, t.shape) for t in source.tensors} if matrix else None,
         quick=quick,
@@ -356,52 +348,37 @@ def check(
     )
 
 
-def _expected(path: Path, found: Source, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
-    """What the GGUF at `path` should be if it was made from `found`: its text side, or the side that sees."""
-    if found.kind == "gguf":
-        return _open(found, None, None, adapters)[0]
-    checkpoint = open_checkpoint(found.path, repo_id=found.repo_id)
-    kind = read_gguf(path).value("general.type", "model")
+def _expected(header: GGUFFile, source: Checkpoint | GGUFFile, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
+    """What a GGUF should be if it was made from `source`: its text model, or its vision tower."""
+    if isinstance(source, GGUFFile):
+        return _model_to_quantize(source, None, adapters)[0]
+    kind = header.value("general.type", "model")
     if kind == "adapter":
         raise InvalidInput(
-            f"{path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
+            f"{header.path}: an adapter, which is not compared with a checkpoint; check a model it is merged into"
         )
     if kind == "mmproj":
-        return describe_vision(checkpoint, "f32", loras=adapters)[0]
-    return describe(checkpoint, "f32", loras=adapters)[0]
+        return describe_vision(source, "f32", loras=adapters)[0]
+    return describe(source, "f32", loras=adapters)[0]
 
 
-def _read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
-    for path, scale in loras:
-        if not math.isfinite(scale):
-            raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
-    return [(read_adapter(path), scale) for path, scale in loras]
-
-
-def _open(
-    found: Source,
-    checkpoint: Checkpoint | None,
-    model_name: str | None,
-    adapters: Sequence[tuple[Adapter, float]],
+def _model_to_quantize(
+    source: Checkpoint | GGUFFile, model_name: str | None, adapters: Sequence[tuple[Adapter, float]]
 ) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The model to quantize in its output order, and the type each tensor keeps if no preset touches it."""
-    if checkpoint is None:
-        if adapters:
-            raise InvalidInput(f"{found.path}: an adapter is merged into the checkpoint, not into a GGUF; give that")
-        if model_name:
-            raise InvalidInput(f"{found.path}: --model-name needs a checkpoint; a GGUF keeps its name")
-        model = _gguf_model(read_gguf(found.path))
-        types = [t.source.slice.type for t in model.tensors]
+    """The model in its output order, and the type each tensor keeps if no preset changes it."""
+    if isinstance(source, Checkpoint):
+        model, types = describe(source, "f32", model_name=model_name, loras=adapters)
     else:
-        model, types = describe(checkpoint, "f32", model_name=model_name, loras=adapters)
+        if adapters:
+            raise InvalidInput(f"{source.path}: an adapter is merged into the checkpoint, not into a GGUF; give that")
+        if model_name:
+            raise InvalidInput(f"{source.path}: --model-name needs a checkpoint; a GGUF keeps its name")
+        check_model(source)
+        model = GGUFModel(source.kv, gguf_tensors(source.tensors))
+        types = [t.source.slice.type for t in model.tensors]
     by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
     ordered = [by_name[name] for name in file_order(by_name)]
     return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
-
-
-def _gguf_model(file: GGUFFile) -> GGUFModel:
-    check_model(file)
-    return GGUFModel(file.kv, gguf_tensors(file.tensors))
 
 
 def _plan_preset(
@@ -464,15 +441,6 @@ def _check_imatrix(matrix: Imatrix, path: Path, model: GGUFModel) -> None:
 def _main_type(types: Sequence[GGMLQuantizationType]) -> str:
     """What an `auto` conversion is called: the type of its matrices."""
     return next((type.name for type in types if type != T.F32), "F32")
-
-
-def _stem(found: Source) -> str:
-    """The model's name in file names: of the repository, the folder, or the GGUF without its type."""
-    if found.repo_id:
-        return found.repo_id.rpartition("/")[2]
-    if found.kind == "checkpoint":
-        return found.path.resolve().name
-    return model_stem(found.path)
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:

@@ -13,6 +13,9 @@ class InvalidInput(BorealisError):
     exit_code = 2
 
 
+STOPPED = "stopped; nothing was written under a final name"
+
+
 class Cancelled(BorealisError):
     """The caller asked the work to stop; nothing stands under a final name."""
 

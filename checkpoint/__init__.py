@@ -1,1 +1,1 @@
-"""What exists on disk or on the Hub, validated before anything is believed."""
+"""Checkpoints, adapters and GGUFs, on disk or on the Hub: their headers, validated before anything else uses them."""

@@ -1,4 +1,4 @@
-"""Opening a file that nobody has vouched for, and saying in one line what is wrong with it."""
+"""Opens untrusted files, and words error messages: quoting, file names, what a file is by its first bytes."""
 
 import os
 import stat

@@ -2,14 +2,14 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
-from .file_access import extended, open_regular, quote, recognize, shown
+from .file_access import exists, extended, open_regular, quote, recognize, shown
 from .other_formats import other_weights
 from .quantized_checkpoint import refuse_dtypes, refuse_leftovers
 from .safetensors import DTYPES, UnknownDtype, read_header
@@ -27,7 +27,6 @@ DERIVED = ".rotary_emb.inv_freq"
 """Computed from config.json when a model is built: trainers drop these, and keep the index that lists them."""
 
 Headers = Mapping[str, Mapping[str, Slice]]
-Warn = Callable[[str], None]
 
 log = logging.getLogger("borealis_gguf")
 
@@ -37,8 +36,7 @@ class Checkpoint:
     """A checkpoint whose files agree with each other.
 
     `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`. With `parted_head`, adapters make the output layer another matrix than the embedding, even
-    if both are stored with the same bytes. Without `use_card`, README.md is ignored.
+    lives as long as `keep`. Without `use_card`, README.md is ignored.
     """
 
     path: Path
@@ -46,7 +44,6 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Slice]
     keep: object = None
-    parted_head: bool = False
     use_card: bool = True
     warned: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -55,6 +52,11 @@ class Checkpoint:
         if text not in self.warned:
             self.warned.add(text)
             _warn(text)
+
+    @property
+    def stem(self) -> str:
+        """The model's name in file names: the repository's, or the folder's."""
+        return self.repo_id.rpartition("/")[2] if self.repo_id else self.path.resolve().name
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("tokenizer.json"), or None where there is none."""
@@ -68,33 +70,33 @@ def open_checkpoint(
     repo_id: str | None = None,
     remote: Headers | None = None,
     keep: object = None,
-    quiet: bool = False,
+    use_card: bool = True,
 ) -> Checkpoint:
     """Open a folder of config.json and safetensors, single or sharded; no weight is read.
 
     `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. `remote` has the headers
-    of safetensors that belong to the folder and lie elsewhere, by file name. What is odd and harmless is a warning,
-    unless `quiet`. Raises InvalidInput for files that are
-    missing, damaged, lie about each other, or are links to somewhere outside the checkpoint.
+    of safetensors that belong to the folder and lie elsewhere, by file name. What is odd and harmless is a warning.
+    Raises InvalidInput for files that are missing, damaged, contradict each other, or are links to somewhere outside
+    the checkpoint.
     """
     remote = remote or {}
     path = extended(path)
-    if not path.is_dir():
-        raise InvalidInput(_no_folder(path))
     config_path = path / "config.json"
-    if not config_path.exists():
+    if not exists(config_path):
+        if not path.is_dir():
+            raise InvalidInput(_no_folder(path))
         missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
     try:
-        tensors = _read_tensors(path, remote, (lambda _: None) if quiet else _warn)
+        tensors = _read_tensors(path, remote)
     except UnknownDtype as error:
         refuse_dtypes(path, error.dtypes, config, DTYPES)
         raise
     refuse_leftovers(path, tensors, config)
     if not tensors:
         raise InvalidInput(f"{path}: the safetensors hold no tensors")
-    return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep)
+    return Checkpoint(path, repo_id or _cached_repo_id(path), config, tensors, keep, use_card)
 
 
 def own_file(folder: Path, path: Path) -> Path:
@@ -115,23 +117,23 @@ def _warn(text: str) -> None:
     log.warning("%s", text)
 
 
-def _read_tensors(path: Path, remote: Headers, warn: Warn) -> dict[str, Slice]:
+def _read_tensors(path: Path, remote: Headers) -> dict[str, Slice]:
     if SINGLE not in remote and not (path / SINGLE).exists():
-        return _read_sharded(path, remote, warn)
+        return _read_sharded(path, remote)
     if (path / INDEX).exists():
-        warn(f"{path}: holds both {SINGLE} and {INDEX}; the former is used")
+        _warn(f"{path}: holds both {SINGLE} and {INDEX}; the former is used")
     else:
-        _tell_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model", warn)
+        _tell_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model")
     return _header(path / SINGLE, remote)
 
 
-def _tell_unused(path: Path, remote: Headers, used: Set[str], why: str, warn: Warn) -> None:
+def _tell_unused(path: Path, remote: Headers, used: Set[str], why: str) -> None:
     """Files of an earlier save, say. Mistral's consolidated ones are known to be the same weights once more."""
     names = {file.name for file in path.glob("*.safetensors")} | remote.keys()
     unused = sorted(name for name in names - used if not name.startswith("consolidated"))
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        warn(f"{path}: not used: {', '.join(map(shown, unused[:3]))}{more}; {why}")
+        _warn(f"{path}: not used: {', '.join(map(shown, unused[:3]))}{more}; {why}")
 
 
 def _header(path: Path, remote: Headers) -> dict[str, Slice]:
@@ -140,7 +142,7 @@ def _header(path: Path, remote: Headers) -> dict[str, Slice]:
     return dict(sorted(header.items()))
 
 
-def _read_sharded(path: Path, remote: Headers, warn: Warn) -> dict[str, Slice]:
+def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
         missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
@@ -151,8 +153,8 @@ def _read_sharded(path: Path, remote: Headers, warn: Warn) -> dict[str, Slice]:
     for shard in sorted(set(weight_map.values())):
         _add_shard(tensors, path / shard, remote)
     _compare(index, weight_map, tensors)
-    _compare_size(index, document.get("metadata"), tensors, warn)
-    _tell_unused(path, remote, set(weight_map.values()), f"{INDEX} names the files of the model", warn)
+    _compare_size(index, document.get("metadata"), tensors)
+    _tell_unused(path, remote, set(weight_map.values()), f"{INDEX} names the files of the model")
     return tensors
 
 
@@ -188,12 +190,12 @@ def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice])
         raise InvalidInput(f"{index}: does not list {quote(unlisted)}, which lies in {tensors[unlisted].path.name}")
 
 
-def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice], warn: Warn) -> None:
+def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice]) -> None:
     """A wrong total is common after merging adapters, and harmless: everything else has been compared."""
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     total = sum(slice.nbytes for slice in tensors.values())
     if claimed is not None and claimed != total:
-        warn(f"{index}: total_size is {str(claimed)[:30]}, but the tensors have {total} bytes")
+        _warn(f"{index}: total_size is {str(claimed)[:30]}, but the tensors have {total} bytes")
 
 
 def _no_folder(path: Path) -> str:

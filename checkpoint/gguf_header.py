@@ -19,8 +19,8 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
 from .file_access import open_regular, quote, recognize
-from .packed_records import WINDOW, following, next_singly, texts_at
-from .types import KV, GGMLQuantizationType, Slice
+from .gguf_naming import model_stem
+from .types import KV, SCALARS, GGMLQuantizationType, Slice
 
 MAX_DIMS = 4
 MAX_TENSOR_NAME = 63  # ggml keeps names in 64 bytes with a closing NUL
@@ -28,23 +28,8 @@ MAX_KEY = 65535  # the format's own limit
 MAX_ALIGNMENT = 1 << 24
 MAX_COUNT = 1 << 16  # keys, or tensors: some thirty times what the largest models have
 MAX_STRING = 8 << 20
-MANY = 64  # strings from which on they are read together
 MAX_MEMORY = 128 << 20  # for all metadata; a vocabulary of 262144 with 514906 merges takes 60 MiB
 DAMAGED = "the file is damaged or incomplete, fetch it again"
-
-SCALARS: dict[GGUFValueType, str] = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "<u1",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +45,11 @@ class GGUFFile:
     kv: tuple[KV, ...]
     tensors: dict[str, Slice]
     data_offset: int
+
+    @property
+    def stem(self) -> str:
+        """The model's name in file names, without its type."""
+        return model_stem(self.path)
 
     def find(self, key: str) -> KV | None:
         return next((kv for kv in self.kv if kv.key == key), None)
@@ -139,42 +129,7 @@ class _Reader:
         return self.strings(1, field, limit)[0]
 
     def strings(self, count: int, field: str, limit: int = MAX_STRING) -> tuple[str, ...]:
-        """`count` strings: many together where they allow it, as vocabularies have hundreds of thousands of them."""
-        texts: list[str] = []
-        singly = 1 if count > MANY else count
-        while len(texts) < count:
-            if count > MANY:
-                before, window = self.pos, min(WINDOW, self.size - self.pos)
-                texts += self.short_strings(window, count - len(texts), field)
-                singly = next_singly(singly, window, self.pos - before)
-            first = len(texts) if count > 1 else None
-            texts += self.few_strings(min(singly, count - len(texts)), field, limit, first)
-        return tuple(texts)
-
-    def short_strings(self, nbytes: int, count: int, field: str) -> list[str]:
-        """At most `count` strings of the next `nbytes` bytes: those of less than 256 bytes that follow each other."""
-        window = self.file.read(nbytes)
-        data = np.frombuffer(window, np.uint8)
-        small = np.zeros(data.size, bool)  # where a length below 256 may stand
-        for at in range(min(8, max(0, data.size - 7))):
-            numbers = np.frombuffer(window, "<u8", (data.size - at) // 8, at)
-            small[at::8][: numbers.size] = numbers < 256
-        begins = np.flatnonzero(small)
-        ends = begins + 8 + data[begins]
-        fits = ends <= data.size
-        begins, ends = begins[fits], ends[fits]
-        n = min(count, following(begins, ends))
-        texts = texts_at(data, begins[:n] + 8, ends[:n], "surrogateescape")
-        taken = int(ends[n - 1]) if texts else 0
-        self.pos += taken
-        self.file.seek(self.pos)
-        highest = data[:taken].max(initial=0)
-        width = 1 if highest < 0x80 else 2 if highest < 0xF0 else 4  # bytes of a character, at most
-        self.spend(84 * len(texts) + width * (taken - 8 * len(texts)), field)
-        return texts
-
-    def few_strings(self, count: int, field: str, limit: int, first: int | None) -> list[str]:
-        """`count` strings one by one; `first` is the number of the first of them, None where there is but one."""
+        """`count` strings of at most `limit` bytes. Vocabularies have hundreds of thousands: the loop calls little."""
         read, from_bytes, getsizeof = self.file.read, int.from_bytes, sys.getsizeof
         left, spent = self.size - self.pos, 0
         texts: list[str] = []
@@ -183,13 +138,13 @@ class _Reader:
             left -= 8 + length
             if left < 0 or length > limit or spent > self.memory:
                 self.pos = self.size - left - length - 8
-                self.bad_string(field if first is None else f"{field}[{first + len(texts)}]", length, limit, spent)
+                self.bad_string(f"{field}[{len(texts)}]" if count > 1 else field, length, limit, spent)
             text = read(length).decode("utf-8", "surrogateescape")
             spent += getsizeof(text) + 8
             texts.append(text)
         self.pos = self.size - left
         self.spend(spent, field)
-        return texts
+        return tuple(texts)
 
     def bad_string(self, field: str, length: int, limit: int, spent: int) -> NoReturn:
         self.spend(spent, field)

@@ -1,4 +1,4 @@
-"""What GGUF files are called: NAME-TYPE.gguf, and mmproj-NAME-TYPE.gguf for the side of NAME that sees."""
+"""What GGUF files are called: NAME-TYPE.gguf, and mmproj-NAME-TYPE.gguf for the vision tower of NAME."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does a GGUF's metadata agree with its tensors? A file may be well-formed and still lie about its model."""
+"""Checks that a GGUF's metadata agrees with its tensors: a well-formed file may still describe another model."""
 
 import re
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""Paths of somebody's computer, which have no place in a file that is published."""
+"""Recognizes paths of a local file system, which are kept out of metadata that is published."""
 
 import re
 

@@ -10,7 +10,7 @@ What else PEFT can do to a model is refused by its name: merged wrongly, it woul
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Adapter:
     """An adapter whose files agree with each other. `modules` in the order of the file.
 
     `replaced` are tensors saved whole, by their names in the base model; those in `copies` are of modules that PEFT
-    copied to train them (modules_to_save). `alpha` is the configuration's default.
+    copied to train them (modules_to_save). `alpha` is the configuration's default. With `ensures_tying`
+    (ensure_weight_tying), PEFT trained embedding and output layer as one matrix, and stored it twice.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Adapter:
     modules: tuple[LoraModule, ...]
     replaced: dict[str, Slice]
     copies: frozenset[str] = frozenset()
+    ensures_tying: bool = False
 
     def file(self, name: str) -> Path | None:
         """The path of a companion file ("README.md"), or None where there is none."""
@@ -98,7 +100,15 @@ def read_adapter(path: str | Path) -> Adapter:
     if not modules and not replaced:
         raise InvalidInput(f"{folder / WEIGHTS}: holds no tensors, so the adapter changes nothing")
     return Adapter(folder, _number(str(where), config, "lora_alpha"), _flag(str(where), config, "fan_in_fan_out"),
-                   modules, replaced, copies)  # fmt: skip
+                   modules, replaced, copies, _flag(str(where), config, "ensure_weight_tying"))  # fmt: skip
+
+
+def read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
+    """The adapters in these folders, each with its scale. Raises InvalidInput also for a scale that is not finite."""
+    for path, scale in loras:
+        if not math.isfinite(scale):
+            raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
+    return [(read_adapter(path), scale) for path, scale in loras]
 
 
 def _folder(path: Path) -> Path:

@@ -1,48 +1,37 @@
-"""What a user's SOURCE means: a checkpoint folder, a GGUF, or a model on the Hugging Face Hub."""
+"""What a user's SOURCE is: a checkpoint folder, a GGUF, or a model on the Hugging Face Hub."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
 from .file_access import exists, open_regular, quote, recognize, shown
-from .folder import Headers
-from .gguf import read_gguf
+from .folder import Checkpoint, open_checkpoint
+from .gguf import GGUFFile, read_gguf
 from .hub.download import EXAMPLE, SCHEMES, Progress, download, parse_id
 from .hub.errors import redact
 from .hub.stream import open_stream
 from .other_formats import other_weights
-from .types import GGMLQuantizationType
+from .quantized_checkpoint import warn_of_settings
+from .types import UNQUANTIZED
 from .unsupported_folder import what_instead
 
-UNQUANTIZED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a checkpoint or a GGUF is, on this machine. `revision` is the commit a Hub id stood for.
-
-    `remote` has the headers of weights that stay on the Hub; `path` is then a folder that lives as long as `keep`.
-    """
-
-    kind: Literal["checkpoint", "gguf"]
-    path: Path
-    repo_id: str | None = None
-    revision: str | None = None
-    remote: Headers | None = None
-    keep: object = None
-
-
-def resolve_source(
-    source: str | Path, *, revision: str | None = None, stream: bool = False, on_progress: Progress | None = None
-) -> Source:
-    """Find out what `source` is, and download it if it is a Hub id ("org/name", "hf://org/name@revision").
+def read_source(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    stream: bool = False,
+    use_card: bool = True,
+    on_progress: Progress | None = None,
+) -> Checkpoint | GGUFFile:
+    """Read the headers of `source`, after downloading it if it is a Hub id ("org/name", "hf://org/name@revision").
 
     A path that exists wins over a Hub id. A folder is a checkpoint if it holds config.json, else it must hold
-    exactly one F32, F16 or BF16 GGUF. With `stream`, a Hub id's weights stay on the Hub, to be read there.
-    Raises InvalidInput when nothing fits, and when the Hub refuses; BorealisError when it cannot be reached.
+    exactly one F32, F16 or BF16 GGUF. With `stream`, a Hub id's weights stay on the Hub, to be read there. Without
+    `use_card`, the checkpoint's README.md is ignored.
+    Raises InvalidInput when nothing fits, for files that are damaged, and when the Hub refuses; BorealisError when it
+    cannot be reached.
     """
     text = str(source)
     if "\0" in text or not text:
@@ -51,7 +40,7 @@ def resolve_source(
     if not text.startswith(SCHEMES) and exists(path):
         if revision is not None:
             raise InvalidInput(f"{path}: lies on this machine, where revision {quote(revision)} means nothing; drop it")
-        return _local_folder(path) if path.is_dir() else _local_file(path)
+        return _local_folder(path, use_card) if path.is_dir() else _local_file(path)
     repo_id, named = parse_id(text) if isinstance(source, str) else (None, None)
     if repo_id is None:
         hint = f", and not a Hub id such as {EXAMPLE}" if isinstance(source, str) else ""
@@ -59,35 +48,41 @@ def resolve_source(
     if revision is not None and named not in (None, revision):
         raise InvalidInput(f"{redact(text)}: names revision {named}, but {quote(revision)} is asked for; keep one")
     if stream:
-        found = open_stream(repo_id, revision or named, on_progress)
-        return Source("checkpoint", found.folder.path, repo_id, found.commit, found.headers, found.folder)
+        return _warned(open_stream(repo_id, revision or named, on_progress, use_card=use_card))
     folder = download(repo_id, revision or named, on_progress)
-    return Source("checkpoint", folder, repo_id, folder.name)
+    return _warned(open_checkpoint(folder, repo_id=repo_id, use_card=use_card))
+
+
+def _warned(checkpoint: Checkpoint) -> Checkpoint:
+    warn_of_settings(checkpoint.path, checkpoint.config)
+    return checkpoint
 
 
 # ---- on this machine
 
 
-def _local_file(path: Path) -> Source:
+def _local_file(path: Path) -> GGUFFile:
     file, _ = open_regular(path)
     with file:
         head = file.read(64)
     if head.startswith(b"GGUF"):
-        return Source("gguf", path)
+        return read_gguf(path)
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise InvalidInput(f"{path}: one file of a checkpoint; give the folder it lies in")
     raise InvalidInput(f"{path}: neither a GGUF nor a checkpoint folder but {recognize(head) or 'something else'}")
 
 
-def _local_folder(path: Path) -> Source:
+def _local_folder(path: Path, use_card: bool) -> Checkpoint | GGUFFile:
     if (path / "config.json").exists():
-        return Source("checkpoint", path)
+        return _warned(open_checkpoint(path, use_card=use_card))
     names = sorted(path.glob("*.gguf"))
-    usable = [file for file in names if not _is_later_shard(file.name) and _is_master(file)]
+    read = [read_gguf(file) for file in names if not _is_later_shard(file.name)]
+    usable = [file for file in read if _is_unquantized(file)]
     if len(usable) == 1:
-        return Source("gguf", usable[0])
+        return usable[0]
     if usable:
-        raise InvalidInput(f"{path}: holds {len(usable)} unquantized GGUFs ({_listed(usable)}); give one of them")
+        listed = _listed([file.path for file in usable])
+        raise InvalidInput(f"{path}: holds {len(usable)} unquantized GGUFs ({listed}); give one of them")
     if not names and (instead := what_instead(path) or instead_of_model(path)):
         raise InvalidInput(f"{path}: {instead}")
     also = f", and its GGUFs ({_listed(names)}) are quantized or no models; give one of them" if names else ""
@@ -101,9 +96,8 @@ def _is_later_shard(name: str) -> bool:
     return match is not None and int(match[1]) > 1
 
 
-def _is_master(path: Path) -> bool:
-    """Whether a GGUF is a text model that has not been quantized. One that cannot be read is an error, not a no."""
-    file = read_gguf(path)
+def _is_unquantized(file: GGUFFile) -> bool:
+    """Whether a GGUF is a text model that has not been quantized."""
     if file.value("general.type", "model") != "model" or file.value("general.architecture") in (None, "clip"):
         return False
     return bool(file.tensors) and all(slice.type in UNQUANTIZED for slice in file.tensors.values())

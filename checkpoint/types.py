@@ -1,4 +1,4 @@
-"""What a reader of files hands on: arrays that exist, and metadata entries. Plain data, no I/O."""
+"""Plain data that readers of files return: tensor types, arrays in files, metadata entries. No I/O."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf.constants import GGUFValueType
 
 
@@ -58,6 +59,32 @@ class GGMLQuantizationType(IntEnum):
     NVFP4 = 40, 64, 36
     Q1_0 = 41, 128, 18
     Q2_0 = 42, 64, 18
+
+
+FLOAT_DTYPES = {
+    GGMLQuantizationType.F32: np.dtype("<f4"),
+    GGMLQuantizationType.F16: np.dtype("<f2"),
+    GGMLQuantizationType.BF16: np.dtype("<u2"),
+}
+"""What numbers of an unquantized type are in numpy, which has no BF16."""
+
+UNQUANTIZED = frozenset(FLOAT_DTYPES)
+"""The types that a checkpoint's tensors have; a GGUF of these alone has not been quantized."""
+
+SCALARS: dict[GGUFValueType, str] = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.BOOL: "<u1",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
+"""numpy's dtypes of metadata values, as a GGUF stores them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the file of an architecture hands on."""
+"""What the module of an architecture makes of a checkpoint."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from ..pipeline.plan import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextModel:
     """A text model as one architecture understands it.
 
-    `keys` are the architecture's own, in the order llama.cpp's converter writes them; its `general.file_type` stands
-    among them with a placeholder, since the type of the file is not the architecture's affair.
+    `keys` are the architecture's own, in the order llama.cpp's converter writes them; its `general.file_type` is a
+    placeholder, which `describe` fills in.
     """
 
     architecture: str

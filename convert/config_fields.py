@@ -1,4 +1,4 @@
-"""Values of a configuration, of the type and in the range they must have, or one clear line."""
+"""Reads fields of config.json with their type and range; InvalidInput, in one line, for anything else."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a checkpoint to everything its GGUF says: metadata, names, types. No weight is read."""
+"""Describes the GGUF of a checkpoint: metadata, tensor names, types. Reads headers and JSON, no weights."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -12,15 +12,17 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType
 from ..errors import InvalidInput
 from ..pipeline.plan import GGUFModel
-from .architecture import Text
+from .architecture import TextModel
 from .architectures import bloom, gemma3, llama, qwen2, siglip
-from .lora.merge import Loras, plan_merge
+from .lora.merge import plan_merge
+from .lora.targets import Loras
 from .metadata.general import metadata_kv
 from .outtype import file_type, outtypes
+from .tied_embeddings import repeated_head
 from .tokenizers.token_validation import is_text
 from .wrapped_state_dict import BARE, bare_advice, refuse_wrapped
 
-ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
+ARCHITECTURES: dict[str, Callable[[Checkpoint], TextModel]] = {
     "Gemma3ForCausalLM": gemma3.read_text,
     "Gemma3ForConditionalGeneration": gemma3.read_text,
     "MistralForCausalLM": llama.read_mistral,
@@ -30,8 +32,8 @@ ARCHITECTURES: dict[str, Callable[[Checkpoint], Text]] = {
 }
 """What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
 
-VISION: dict[str, Callable[[Checkpoint], siglip.Vision]] = {"Gemma3ForConditionalGeneration": siglip.read_vision}
-"""Those that can see, and the function that reads that side."""
+VISION: dict[str, Callable[[Checkpoint], siglip.VisionModel]] = {"Gemma3ForConditionalGeneration": siglip.read_vision}
+"""Architectures with a vision tower, and the function that reads it."""
 
 log = logging.getLogger("borealis_gguf")
 
@@ -60,18 +62,20 @@ def describe(
         *text.tokenizer,
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, text.tensors, checkpoint.path, checkpoint.keep), outtypes(text.tensors, outtype)
+    equal = (*repeated_head(checkpoint), *merge.equal)
+    model = GGUFModel(kv, text.tensors, checkpoint, equal)
+    return model, outtypes(text.tensors, outtype)
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
-    """What the text side of `checkpoint` means, as its architecture has it."""
+def read_text(checkpoint: Checkpoint) -> TextModel:
+    """Read the text model of `checkpoint` by its architecture's rows and keys."""
     return ARCHITECTURES[architecture(checkpoint)](checkpoint)
 
 
 def describe_vision(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The mmproj GGUF of the side of `checkpoint` that sees; everything else as in `describe`."""
+    """The mmproj GGUF of the vision tower of `checkpoint`; everything else as in `describe`."""
     refuse_wrapped(checkpoint)
     name = architecture(checkpoint)
     if name not in VISION:
@@ -88,11 +92,11 @@ def describe_vision(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     _check_text(str(checkpoint.path), kv)
-    return GGUFModel(kv, vision.tensors, checkpoint.path, checkpoint.keep), siglip.vision_types(vision.tensors, outtype)
+    return GGUFModel(kv, vision.tensors, checkpoint), siglip.vision_types(vision.tensors, outtype)
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:
-    """Whether `checkpoint` has a vision side. One that only config.json tells of is no vision side, with a warning."""
+    """Whether `checkpoint` has a vision tower. One that is in config.json alone does not count, with a warning."""
     if architecture(checkpoint) not in VISION or not checkpoint.config.get("vision_config"):
         return False
     if found := siglip.has_vision_tensors(checkpoint):

@@ -17,7 +17,7 @@ BLOCK = "{bid}"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RowOrder:
     """How rows change places: the first axis, seen as axes of these names, is transposed by `axes`."""
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Row:
     shift: float = 0.0
     required: bool = True
     cut: bool = False
-    order: Order | None = None
+    order: RowOrder | None = None
 
 
 def map_tensors(

@@ -1,4 +1,4 @@
-"""State dicts that were saved from a wrapper around the model, or from a part of it: known by the tensors' names."""
+"""Refuses state dicts that were saved from a wrapper around the model, or from a part of it, by tensor names."""
 
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import BorealisError, Cancelled
+from ..errors import STOPPED, BorealisError, Cancelled
 from ..usable_cores import usable_cores
 from .atomic_output import PartialFile, check_outputs
 from .plan import Codec, FilePlan
@@ -161,7 +161,7 @@ class _Run:
         if self.error:
             raise self.error
         if cancelled.is_set():
-            raise Cancelled("stopped; nothing was written under a final name")
+            raise Cancelled(STOPPED)
         if on_progress:
             on_progress(Progress(self.done, total, time.monotonic() - began))
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
-from ..checkpoint.gguf_header import SCALARS
-from ..checkpoint.types import KV, GGMLQuantizationType, row_nbytes
+from ..checkpoint.types import KV, SCALARS, GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, GGUFModel, TensorPlan
 
 

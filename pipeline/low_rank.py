@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..checkpoint.types import GGMLQuantizationType, Slice
+from ..checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType, Slice
 from ..errors import BorealisError
-from .plan import FLOAT_DTYPES, Codec, LowRank
+from .plan import Codec, LowRank
 
 TILE = 1 << 16
 """Elements summed at a time: the tile and its products stay in the cache. Any value gives the same bytes."""

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.types import KV, GGMLQuantizationType, Slice
-
-FLOAT_DTYPES = {
-    GGMLQuantizationType.F32: np.dtype("<f4"),
-    GGMLQuantizationType.F16: np.dtype("<f2"),
-    GGMLQuantizationType.BF16: np.dtype("<u2"),
-}
-"""Types that need no decoding, and what arrays of them hold: for BF16 its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +128,26 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualSlices:
+    """Two stored arrays whose bytes a plan takes to be equal; `otherwise` is the error message where they are not."""
+
+    first: Slice
+    second: Slice
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFModel:
     """What a checkpoint or a GGUF means: metadata in the order it is written, and tensors in file order.
 
-    `origin` is the folder of the checkpoint it was read from, which lives as long as `keep`; None when it was a GGUF.
+    `checkpoint` is what it was read from, None when that was a GGUF. `equal` are arrays that must hold the same bytes
+    for the plan to be right, which planning, without reading weights, cannot tell.
     """
 
     kv: tuple[KV, ...]
     tensors: tuple[Tensor, ...]
-    origin: Path | None = None
-    keep: object = field(default=None, compare=False, repr=False)
+    checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
+    equal: tuple[EqualSlices, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

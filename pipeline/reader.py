@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.types import GGMLQuantizationType
+from ..checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType
 from . import low_rank
-from .plan import FLOAT_DTYPES, Codec, Tensor, TensorSource
+from .plan import Codec, Tensor, TensorSource
 from .read_ahead import FetchedBatch
 from .sources import OpenSlice, open_local, prefetch, read_exactly
 from .tasks import Task

@@ -1,1 +1,1 @@
-"""Is a GGUF what its checkpoint is? Measured, never assumed."""
+"""Checks whether a GGUF is what its source is: metadata, weights, tokenizer parity, chat template and logits."""

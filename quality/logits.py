@@ -1,4 +1,4 @@
-"""Next-token probabilities of a GGUF in llama.cpp beside those of its checkpoint in transformers."""
+"""The report's section on logits: a GGUF in llama.cpp beside its checkpoint in transformers."""
 
 import importlib
 import importlib.util
@@ -20,54 +20,54 @@ from .report import Finding, Section
 from .text.sample_texts import LINES
 from .weights import error_bounds
 
-NEEDED = ("transformers", "torch")
+LIBRARIES = ("transformers", "torch")
 LONG_TOKENS = 1400
 """Length of the longest prompt: past the sliding window of every Borealis model (512 or 1024)."""
 
 POSITIONS = 48
 """Positions of a prompt that are compared: a row of probabilities has 262144 of them."""
 
-ALWAYS = 0.001
-"""The mean divergence (nats) that is never held against a file: llama.cpp rounds activations, and deeper models add up
-more of that. The trained model of 7 million weights in examples/ has 2e-7 in F16, and 0.004 with a wrong rope base."""
+ALLOWED_DIVERGENCE = 0.001
+"""The mean divergence (nats) that passes for every file: llama.cpp rounds activations, which adds up in deeper models.
+The trained model of 7 million weights in examples/ has 2e-7 in F16, and 0.004 with a wrong rope base."""
 
-PER_ERROR = 40.0
+DIVERGENCE_PER_ERROR = 40.0
 """Mean divergence over the squared relative error of the weights. The same model has 3 (Q8_0), 0.7 (Q4_K_M) and 0.4
-(Q2_K); the rest is room for models that were not measured. Tighter proof is in the section on weights."""
+(Q2_K); the rest is room for models that were not measured. The section on weights has tighter bounds."""
 
 
-def require() -> None:
-    """Raises InvalidInput, saying how to get it, when transformers is not there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def require_libraries() -> None:
+    """Raises InvalidInput, saying how to install them, when transformers or torch is missing."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidInput(f"comparing logits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What the checkpoint makes of one prompt: logits [positions, vocabulary] at some of its `positions`."""
+class ReferenceLogits:
+    """The checkpoint's logits [positions, vocabulary] of one prompt, at some of its `positions`."""
 
     tokens: list[int]
     positions: list[int]
     logits: np.ndarray
 
 
-def measure(
+def measure_divergence(
     gguf: str, checkpoint: str, extra_buffers: bool, threads: int, recorded: str | None = None
 ) -> list[dict[str, Any]]:
     """For each prompt its `tokens`, the mean `divergence` KL(checkpoint ‖ GGUF) in nats, and how often the likeliest
-    token is the `same`. Both models are in memory, one after the other; run it in a child.
+    token is the `same`. Loads both models, one after the other; run it in a worker.
 
-    recorded: a file that `record` wrote, which then speaks for the checkpoint.
+    recorded: a file that `record` wrote, which is read instead of running the checkpoint.
     """
     prompts = prompts_of(gguf)
-    expected = read_recorded(Path(recorded), prompts) if recorded else _of_checkpoint(checkpoint, prompts)
-    found = _of_gguf(gguf, expected, extra_buffers, threads)
-    return [_compared(e.tokens, e.logits, rows) for e, rows in zip(expected, found, strict=True)]
+    reference = read_recorded(Path(recorded), prompts) if recorded else _checkpoint_logits(checkpoint, prompts)
+    logits = _gguf_logits(gguf, reference, extra_buffers, threads)
+    return [_compared(prompt.tokens, prompt.logits, rows) for prompt, rows in zip(reference, logits, strict=True)]
 
 
 def prompts_of(gguf: str) -> list[list[int]]:
-    """The texts that are compared as the GGUF's vocabulary has them, the longest past any sliding window."""
+    """The prompts that are compared, tokenized by the GGUF's vocabulary; the longest exceeds any sliding window."""
     from ..runtime.llama.vocabulary import open_vocabulary
 
     vocabulary = open_vocabulary(Path(gguf))
@@ -79,27 +79,27 @@ def prompts_of(gguf: str) -> list[list[int]]:
 
 
 def record(checkpoint: str, prompts: Sequence[Sequence[int]], path: Path, count: int) -> None:
-    """Write what transformers makes of `prompts` at `count` positions of each, in half precision."""
-    expected = _of_checkpoint(checkpoint, prompts, count)
+    """Write the logits of `prompts` in transformers, at `count` positions of each, in half precision."""
+    reference = _checkpoint_logits(checkpoint, prompts, count)
     np.savez_compressed(
         path,
-        lengths=np.array([[len(e.tokens), len(e.positions)] for e in expected]),
-        tokens=np.concatenate([e.tokens for e in expected]),
-        positions=np.concatenate([e.positions for e in expected]),
-        logits=np.concatenate([e.logits for e in expected]).astype(np.float16),
+        lengths=np.array([[len(e.tokens), len(e.positions)] for e in reference]),
+        tokens=np.concatenate([e.tokens for e in reference]),
+        positions=np.concatenate([e.positions for e in reference]),
+        logits=np.concatenate([e.logits for e in reference]).astype(np.float16),
     )
 
 
-def read_recorded(path: Path, prompts: Sequence[Sequence[int]]) -> list[Expected]:
-    """What `record` wrote. Raises BorealisError when it was of other prompts."""
-    with np.load(path) as held:
-        ends = held["lengths"].cumsum(axis=0)[:-1]
-        tokens = [part.tolist() for part in np.split(held["tokens"], ends[:, 0])]
+def read_recorded(path: Path, prompts: Sequence[Sequence[int]]) -> list[ReferenceLogits]:
+    """Read a file of `record`. Raises BorealisError when it has other prompts."""
+    with np.load(path) as stored:
+        ends = stored["lengths"].cumsum(axis=0)[:-1]
+        tokens = [part.tolist() for part in np.split(stored["tokens"], ends[:, 0])]
         if tokens != [list(prompt) for prompt in prompts]:
             raise BorealisError(f"{path}: recorded of other prompts; record it again")
-        positions, logits = np.split(held["positions"], ends[:, 1]), np.split(held["logits"], ends[:, 1])
+        positions, logits = np.split(stored["positions"], ends[:, 1]), np.split(stored["logits"], ends[:, 1])
     rows = zip(tokens, positions, logits, strict=True)
-    return [Expected(ids, at.tolist(), values.astype(np.float32)) for ids, at, values in rows]
+    return [ReferenceLogits(ids, at.tolist(), values.astype(np.float32)) for ids, at, values in rows]
 
 
 def _positions(tokens: int, count: int) -> list[int]:
@@ -107,7 +107,7 @@ def _positions(tokens: int, count: int) -> list[int]:
     return sorted({tokens - 1, *np.linspace(0, tokens - 1, count).astype(int).tolist()})
 
 
-def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]], count: int = POSITIONS) -> list[Expected]:
+def _checkpoint_logits(folder: str, prompts: Sequence[Sequence[int]], count: int = POSITIONS) -> list[ReferenceLogits]:
     torch: Any = importlib.import_module("torch")
     loader: Any = importlib.import_module("transformers").AutoModelForCausalLM
     model = loader.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False)
@@ -115,26 +115,28 @@ def _of_checkpoint(folder: str, prompts: Sequence[Sequence[int]], count: int = P
     places = [_positions(len(prompt), count) for prompt in prompts]
     with torch.inference_mode():
         return [
-            Expected(list(ids), at, model(torch.tensor([list(ids)])).logits[0, at].float().numpy())
+            ReferenceLogits(list(ids), at, model(torch.tensor([list(ids)])).logits[0, at].float().numpy())
             for ids, at in zip(prompts, places, strict=True)
         ]
 
 
-def _of_gguf(path: str, expected: Sequence[Expected], extra_buffers: bool, threads: int) -> list[np.ndarray]:
+def _gguf_logits(
+    path: str, reference: Sequence[ReferenceLogits], extra_buffers: bool, threads: int
+) -> list[np.ndarray]:
     from ..runtime.llama.engine import BATCH, Engine
 
-    longest = max(len(e.tokens) for e in expected)
+    longest = max(len(e.tokens) for e in reference)
     placing: dict[str, Any] = {"context": longest, "outputs": BATCH, "gpu_layers": 0}
     engine = Engine(Path(path), threads=threads, extra_buffers=extra_buffers, **placing)
     try:
-        return [engine.logits(e.tokens, e.positions) for e in expected]
+        return [engine.logits(e.tokens, e.positions) for e in reference]
     finally:
         engine.close()
 
 
-def _compared(prompt: Sequence[int], expected: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-    width = min(expected.shape[1], found.shape[1])  # padding of the vocabulary
-    p, q = _log_softmax(expected[:, :width]), _log_softmax(found[:, :width])
+def _compared(prompt: Sequence[int], reference: np.ndarray, gguf: np.ndarray) -> dict[str, Any]:
+    width = min(reference.shape[1], gguf.shape[1])  # either vocabulary may be padded
+    p, q = _log_softmax(reference[:, :width]), _log_softmax(gguf[:, :width])
     divergence = float((np.exp(p) * (p - q)).sum(axis=1).mean())
     same = float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
     return {"tokens": len(prompt), "divergence": divergence, "same": same}
@@ -145,25 +147,20 @@ def _log_softmax(rows: np.ndarray) -> np.ndarray:
     return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
 
 
-def limit(types: Mapping[GGMLQuantizationType, int]) -> float:
-    """The mean divergence to expect at most, of a file with so many weights of each type."""
+def _max_divergence(types: Mapping[GGMLQuantizationType, int]) -> float:
+    """The mean divergence that a file with so many weights of each type may have."""
     error = sum(count * error_bounds.TYPICAL.get(type, 1.0) ** 2 for type, count in types.items())
-    return ALWAYS + PER_ERROR * error / max(1, sum(types.values()))
+    return ALLOWED_DIVERGENCE + DIVERGENCE_PER_ERROR * error / max(1, sum(types.values()))
 
 
-def check_logits(gguf: str, checkpoint: Path, header: GGUFFile, threads: int, recorded: Path | None = None) -> Section:
-    """The section on logits: loads both models, in a child, which takes their memory and their time.
+def check_logits(header: GGUFFile, checkpoint: Path, threads: int, recorded: Path | None = None) -> Section:
+    """The section on logits. A worker loads both models, which takes their memory and their time: it has no time limit.
 
-    recorded: a file of `record`, which then speaks for the checkpoint.
+    recorded: a file of `record`, which is read instead of running the checkpoint.
     """
-    request: dict[str, Any] = {
-        "task": "compute_logits",
-        "gguf": gguf,
-        "checkpoint": str(checkpoint),
-        "threads": threads,
-    }
+    request: dict[str, Any] = {"gguf": str(header.path), "checkpoint": str(checkpoint), "threads": threads}
     request |= {"extra_buffers": extra_buffers_work(), "recorded": str(recorded) if recorded else None}
-    pending = PendingRequest(request, "both models computed logits", seconds=None)
+    pending = PendingRequest("compute_logits", "both models computed logits", request, time_limit=False)
     try:
         prompts = pending.result()["prompts"]
     except BorealisError as error:
@@ -173,12 +170,12 @@ def check_logits(gguf: str, checkpoint: Path, header: GGUFFile, threads: int, re
     counts: Counter[GGMLQuantizationType] = Counter()
     for tensor in header.tensors.values():
         counts[tensor.type] += prod(tensor.shape)
-    most = limit(counts)
-    return Section("logits", tuple(_finding(prompt, most) for prompt in prompts))
+    limit = _max_divergence(counts)
+    return Section("logits", tuple(_finding(prompt, limit) for prompt in prompts))
 
 
-def _finding(prompt: Mapping[str, Any], most: float) -> Finding:
-    found = f"{prompt['divergence']:.2g} nats, the same likeliest token in {prompt['same']:.0%} of the places"
-    good = prompt["divergence"] <= most
+def _finding(prompt: Mapping[str, Any], limit: float) -> Finding:
+    result = f"{prompt['divergence']:.2g} nats, the same likeliest token in {prompt['same']:.0%} of the places"
+    status = "ok" if prompt["divergence"] <= limit else "failed"
     what = "divergence from the checkpoint"
-    return Finding("ok" if good else "failed", what, f"{prompt['tokens']} tokens", f"at most {most:.2g} nats", found)
+    return Finding(status, what, f"{prompt['tokens']} tokens", f"at most {limit:.2g} nats", result)

@@ -1,4 +1,4 @@
-"""The section on metadata: does every key say what the source says?"""
+"""The report's section on metadata: every key of the GGUF beside the same key of its source."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,41 +7,41 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from ..checkpoint.types import KV
-from .report import Finding, Section, failures_first, spelled
+from .report import Finding, Section, different_parts, failures_first, spelled
 
-OF_THE_FILE = ("general.file_type", "general.quantization_version", "general.alignment")
-"""Keys that tell of this file's types and layout, not of the model."""
+FILE_KEYS = ("general.file_type", "general.quantization_version", "general.alignment")
+"""Keys of this file's types and layout, which the source need not share."""
 
-OF_THE_FILE_TOO = ("quantize.", "split.")
-MEANT = ("general.architecture", "general.type", "general.sampling.")
-"""The general keys that change what the model does; the others describe it."""
+FILE_PREFIXES = ("quantize.", "split.")
+BEHAVIOUR_KEYS = ("general.architecture", "general.type", "general.sampling.")
+"""The general keys (or their prefixes) that change what a model does; the other ones describe it."""
 
 
-def check_metadata(found: Sequence[KV], expected: Sequence[KV]) -> Section:
-    """Every key of the model, its type and its value. Descriptions (names, licence) may differ, which is noted."""
-    ours, theirs = _by_key(found), _by_key(expected)
+def check_metadata(gguf: Sequence[KV], source: Sequence[KV]) -> Section:
+    """Every key of the model, its type and its value. A description (name, licence) may differ, which is a note."""
+    gguf_kv, source_kv = _by_key(gguf), _by_key(source)
     findings = []
-    for key in [*theirs, *(key for key in ours if key not in theirs)]:
-        mine, other = ours.get(key), theirs.get(key)
-        if not _same(mine, other):
-            status = "failed" if _counts(key) else "note"
-            findings.append(Finding(status, "key", key, *_difference(other, mine)))
-    same = len(theirs) - sum(finding.where in theirs for finding in findings)
+    for key in [*source_kv, *(key for key in gguf_kv if key not in source_kv)]:
+        expected, actual = source_kv.get(key), gguf_kv.get(key)
+        if not _same(expected, actual):
+            status = "failed" if _changes_behaviour(key) else "note"
+            findings.append(Finding(status, "key", key, *_difference(expected, actual)))
+    same = len(source_kv) - sum(finding.where in source_kv for finding in findings)
     if same:
         findings.append(Finding("ok", f"{same} keys"))
     return Section("metadata", failures_first(findings))
 
 
 def _by_key(entries: Sequence[KV]) -> Mapping[str, KV]:
-    return {kv.key: kv for kv in entries if kv.key not in OF_THE_FILE and not kv.key.startswith(OF_THE_FILE_TOO)}
+    return {kv.key: kv for kv in entries if kv.key not in FILE_KEYS and not kv.key.startswith(FILE_PREFIXES)}
 
 
-def _counts(key: str) -> bool:
-    return not key.startswith("general.") or key.startswith(MEANT)
+def _changes_behaviour(key: str) -> bool:
+    return not key.startswith("general.") or key.startswith(BEHAVIOUR_KEYS)
 
 
 def _same(a: KV | None, b: KV | None) -> bool:
-    """Whether the two would be written in the same bytes."""
+    """Whether both would be written as the same bytes."""
     if a is None or b is None:
         return False
     if (a.type, a.item_type) != (b.type, b.item_type):
@@ -54,41 +54,40 @@ def _same(a: KV | None, b: KV | None) -> bool:
     return a.type is GGUFValueType.ARRAY and tuple(a.value) == tuple(b.value)
 
 
-def _difference(expected: KV | None, found: KV | None) -> tuple[str, str]:
-    if expected is None or found is None:
-        return _shown(expected), _shown(found)
-    if (expected.type, expected.item_type) != (found.type, found.item_type):
-        return _kind(expected), _kind(found)
+def _difference(expected: KV | None, actual: KV | None) -> tuple[str, str]:
+    """Both sides of a key that differs, as a finding shows them: value, type, length or first different item."""
+    if expected is None or actual is None:
+        return _summary(expected), _summary(actual)
+    if (expected.type, expected.item_type) != (actual.type, actual.item_type):
+        return _type_name(expected), _type_name(actual)
     if expected.type is not GGUFValueType.ARRAY:
-        return _texts(expected.value, found.value)
-    if len(expected.value) != len(found.value):
-        return f"{len(expected.value)} items", f"{len(found.value)} items"
-    pairs = zip(_exact(expected), _exact(found), strict=True)
-    places = [n for n, (a, b) in enumerate(pairs) if a != b]
-    at = places[0]
-    more = f" ({len(places)} of {len(found.value)} items differ)" if len(places) > 1 else ""
-    return f"[{at}] {_short(expected.value[at])}", f"{_short(found.value[at])}{more}"
+        return _values(expected.value, actual.value)
+    if len(expected.value) != len(actual.value):
+        return f"{len(expected.value)} items", f"{len(actual.value)} items"
+    pairs = zip(_stored_items(expected), _stored_items(actual), strict=True)
+    different = [n for n, (a, b) in enumerate(pairs) if a != b]
+    at = different[0]
+    more = f" ({len(different)} of {len(actual.value)} items differ)" if len(different) > 1 else ""
+    return f"[{at}] {_short(expected.value[at])}", f"{_short(actual.value[at])}{more}"
 
 
-def _texts(a: Any, b: Any) -> tuple[str, str]:
-    """Two values; of long texts, where they part."""
+def _values(a: Any, b: Any) -> tuple[str, str]:
+    """Two values; of long texts, the part where they begin to differ."""
     if not (isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > 60):
         return _short(a), _short(b)
-    at = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    start = max(0, at - 20)
-    return f"from character {at}: {spelled(a[start : start + 60])}", spelled(b[start : start + 60])
+    return different_parts(a, b)
 
 
-def _exact(kv: KV) -> Sequence[Any]:
-    """The items as the file holds them."""
+def _stored_items(kv: KV) -> Sequence[Any]:
+    """The items of an array, floats in the precision in which the file holds them."""
     return np.asarray(kv.value, np.float32).tolist() if kv.item_type is GGUFValueType.FLOAT32 else kv.value
 
 
-def _kind(kv: KV) -> str:
+def _type_name(kv: KV) -> str:
     return f"the type {kv.type.name}" if kv.item_type is None else f"an array of {kv.item_type.name}"
 
 
-def _shown(kv: KV | None) -> str:
+def _summary(kv: KV | None) -> str:
     if kv is None:
         return "no such key"
     return f"{len(kv.value)} items" if kv.type is GGUFValueType.ARRAY else _short(kv.value)

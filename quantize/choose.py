@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.types import KV, GGMLQuantizationType
+from ..checkpoint.types import KV, UNQUANTIZED, GGMLQuantizationType
 from ..errors import InvalidInput
 from .encoders.ggml import NOT_ENCODED
 from .mixture import OUTPUT, TOKEN_EMBD, TOKEN_EMBD_NAMES, Mixture, ModelShape, V, block_of, category
@@ -132,7 +132,7 @@ class _Chooser:
     def requested(self, name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
         """The type before a fallback. Patterns and mixtures count for quantized presets only."""
         base = self.mixture.base
-        if base in (T.F32, T.F16, T.BF16):
+        if base in UNQUANTIZED:
             return base
         manual = self.type_by_pattern(name)
         if manual is not None:

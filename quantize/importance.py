@@ -6,13 +6,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..checkpoint.imatrix import Imatrix
-from ..checkpoint.types import GGMLQuantizationType
+from ..checkpoint.types import UNQUANTIZED, GGMLQuantizationType
 from ..errors import InvalidInput
 from .mixture import OUTPUT, TOKEN_EMBD_NAMES, category
 
 T = GGMLQuantizationType
 
-IGNORE_IMPORTANCE = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q1_0, T.Q2_0, T.MXFP4, T.TQ1_0, T.TQ2_0})
+IGNORE_IMPORTANCE = UNQUANTIZED | {T.Q8_0, T.Q1_0, T.Q2_0, T.MXFP4, T.TQ1_0, T.TQ2_0}
 """Types that come out the same with and without an importance matrix."""
 
 log = logging.getLogger("borealis_gguf")

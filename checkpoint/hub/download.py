@@ -13,7 +13,7 @@ from ...errors import InvalidInput
 from ..adapter_folder import CONFIG, AdapterFolder, find_adapter
 from ..file_access import quote, shown
 from .errors import REDACTED, WEB, ask, redact
-from .retry import persist
+from .retry import with_retries
 from .verify import verify
 
 SCHEMES = ("hf://", WEB, "huggingface.co/", "hf.co/")
@@ -102,7 +102,7 @@ def download_files(
     from huggingface_hub import HfApi
 
     check_id(repo_id, revision)
-    names = persist(
+    names = with_retries(
         repo_id, lambda: ask(lambda: HfApi().list_repo_files(repo_id, revision=revision), repo_id, revision), attempts=3
     )
     chosen = choose(sorted(name for name in names if PLAIN.fullmatch(name) and ".." not in name))
@@ -129,7 +129,7 @@ def _fetch(repo_id: str, revision: str | None, on_progress: Progress | None, pat
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(REDACTED)
     wanted: Any = {"allow_patterns": patterns, "ignore_patterns": list(UNWANTED)}
-    folder = persist(
+    folder = with_retries(
         repo_id,
         lambda: ask(
             lambda: snapshot_download(repo_id, revision=revision, tqdm_class=_reporter(fetching), **wanted),

@@ -1,4 +1,4 @@
-"""What the Hub and its library answer, as one line that says what to do, with nothing secret in it."""
+"""Turns errors of the Hub and its library into one line that says what to do, with tokens removed."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ...errors import BorealisError, InvalidInput
 from ..file_access import quote
-from .retry import PASSING, Passing, retry_after
+from .retry import TRANSIENT_STATUSES, TransientError, retry_after
 
 WEB = "https://huggingface.co/"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def ask(call: Callable[[], T], repo_id: str, revision: str | None = None, *, kept: str = "") -> T:
-    """What huggingface_hub returns; what it raises becomes Passing, or InvalidInput with the reason.
+    """What huggingface_hub returns; what it raises becomes TransientError, or InvalidInput with the reason.
 
     `kept` is added to the advice to try again: it says what a failed attempt leaves for the next.
     """
@@ -27,14 +27,16 @@ def ask(call: Callable[[], T], repo_id: str, revision: str | None = None, *, kep
         raise
     except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
         status = status_of(error)
-        if status in PASSING:
+        if status in TRANSIENT_STATUSES:
             wait = retry_after(_response(error).headers)
-            raise Passing(f"the Hub answered {status}", wait, f"try again later{kept}") from None
+            raise TransientError(f"the Hub answered {status}", wait, f"try again later{kept}") from None
         if status is None and isinstance(error, client_error()):
             name = type(error).__name__
             if name.startswith("Connect"):
-                raise Passing(f"the Hub cannot be reached ({name})", None, "is there a network connection?") from None
-            raise Passing(f"the connection to the Hub broke ({name})", None, f"try again later{kept}") from None
+                raise TransientError(
+                    f"the Hub cannot be reached ({name})", None, "is there a network connection?"
+                ) from None
+            raise TransientError(f"the connection to the Hub broke ({name})", None, f"try again later{kept}") from None
         raise InvalidInput(explain(error, repo_id, revision, kept)) from None
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 from ..types import Remote, Slice
 from .errors import ask, client_error
-from .retry import PASSING, STOPPED, Passing, persist, retry_after
+from .retry import TRANSIENT_STATUSES, TransientError, retry_after, with_retries
 
 
 def open_slice(slice: Slice, stop: threading.Event) -> io.RawIOBase:
@@ -61,11 +61,11 @@ class RemoteFile(io.RawIOBase):
                     for piece in self._range(self.position + got, len(view) - got):
                         view[got : got + len(piece)] = piece
                         got += len(piece)
-            except Passing:
+            except TransientError:
                 self.location = None
                 raise
 
-        persist(self.remote.label, fetch, self.stop)
+        with_retries(self.remote.label, fetch, self.stop)
         self.position += got
         return got
 
@@ -76,7 +76,7 @@ class RemoteFile(io.RawIOBase):
         location = self._locate()
         headers = {"Range": f"bytes={start}-{start + nbytes - 1}", "Accept-Encoding": "identity"}
         headers |= request_headers(with_token=origin(location) == origin(self.remote.url))
-        left = nbytes
+        left, name = nbytes, urlsplit(location).hostname
         try:
             with get_session().stream(
                 "GET", location, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
@@ -90,9 +90,9 @@ class RemoteFile(io.RawIOBase):
                     left -= len(piece)
                     yield piece
         except client_error() as error:  # its text may hold the signed link
-            raise Passing(f"the connection to {urlsplit(location).hostname} broke ({type(error).__name__})") from None
+            raise TransientError(f"the connection to {name} broke ({type(error).__name__})") from None
         if left:
-            raise Passing(f"{urlsplit(location).hostname} sent {nbytes - left} of {nbytes} bytes")
+            raise TransientError(f"{name} sent {nbytes - left} of {nbytes} bytes")
 
     def _locate(self) -> str:
         """Where the bytes are. The Hub is asked at first, and after trouble."""
@@ -106,10 +106,10 @@ class RemoteFile(io.RawIOBase):
     def _check(self, response: Any, start: int, nbytes: int) -> None:
         """Believe an answer only if it holds exactly what was asked for, unpacked, of the file that was pinned."""
         status, headers, name, held = response.status_code, response.headers, host(response), str(nbytes)
-        if status in PASSING:
-            raise Passing(f"{name} answered {status}", retry_after(headers))
+        if status in TRANSIENT_STATUSES:
+            raise TransientError(f"{name} answered {status}", retry_after(headers))
         if status in (401, 403, 404, 410):  # an expired link; if it was the permission, the Hub says so next
-            raise Passing(f"{name} answered {status}")
+            raise TransientError(f"{name} answered {status}")
         if headers.get("Content-Encoding", "identity") != "identity":
             raise self._broken(f"{name} sends it packed, which ranges cannot be; leave --stream out")
         if status == 200 and (start, nbytes) != (0, self.remote.size):
@@ -118,7 +118,7 @@ class RemoteFile(io.RawIOBase):
             raise self._broken(f"{name} answered {status} to a request for bytes from {start}")
         range = f"bytes {start}-{start + nbytes - 1}/{self.remote.size}"
         if (status == 206 and headers.get("Content-Range") != range) or headers.get("Content-Length", held) != held:
-            raise Passing(f"{name} sent other bytes than those asked for")
+            raise TransientError(f"{name} sent other bytes than those asked for")
         if origin(str(response.url))[0] != origin(self.remote.url)[0]:
             raise self._broken(f"{name} was reached without encryption, though the Hub is encrypted")
         etag = normal_etag(headers.get("ETag"))
@@ -131,7 +131,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def locate(url: str, repo_id: str) -> tuple[int | None, str | None, str]:
-    """Size and ETag of a file on the Hub, and where its bytes are. Raises Passing, or BorealisError with the reason."""
+    """Size and ETag of a file on the Hub, and where its bytes are. Raises TransientError or BorealisError."""
     from huggingface_hub import constants, get_hf_file_metadata
 
     found = ask(

@@ -1,4 +1,4 @@
-"""Trying again what may work later: bounded, slower every time, and as long as a server asks."""
+"""Retries requests to the Hub: a bounded number of times, with growing pauses, or those that the server asks for."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import TypeVar
 
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 
 ATTEMPTS = 6
 """Times that one request is tried."""
@@ -19,17 +19,15 @@ BACKOFF = 1.0
 MAX_WAIT = 330
 """Seconds that a server may ask to wait; the Hub counts requests in windows of five minutes."""
 
-PASSING = {408, 429, 500, 502, 503, 504}
-"""What a server answers that may answer better later."""
-
-STOPPED = "stopped; nothing was written under a final name"
+TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
+"""HTTP statuses of a server that may answer later."""
 
 T = TypeVar("T")
 log = logging.getLogger("borealis_gguf")
 
 
-class Passing(Exception):
-    """Trouble that may pass; `wait` is how many seconds the server asked for, `advice` what to do if it does not."""
+class TransientError(Exception):
+    """An error that a retry may mend. `wait` is the seconds that the server asked for, `advice` what to do at last."""
 
     def __init__(self, reason: str, wait: float | None = None, advice: str = "try again later") -> None:
         super().__init__(reason)
@@ -37,13 +35,15 @@ class Passing(Exception):
         self.advice = advice
 
 
-def persist(label: str, attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS) -> T:
-    """The result of `attempt`, which is repeated while it raises Passing. Raises BorealisError in the end."""
+def with_retries(
+    label: str, attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS
+) -> T:
+    """The result of `attempt`, which is repeated while it raises TransientError. Raises BorealisError in the end."""
     stop = stop or threading.Event()
     for failures in range(1, attempts + 1):
         try:
             return attempt()
-        except Passing as trouble:
+        except TransientError as trouble:
             if failures == attempts:
                 raise BorealisError(f"{label}: {trouble}, {attempts} times in a row; {trouble.advice}") from None
             wait = BACKOFF * 2 ** (failures - 1) if trouble.wait is None else trouble.wait

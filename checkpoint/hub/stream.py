@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from threading import Event
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ...errors import InvalidInput
 from ..file_access import shown
-from ..folder import SINGLE, Headers
+from ..folder import SINGLE, Checkpoint, open_checkpoint
 from ..quantized_checkpoint import refuse_dtypes
 from ..safetensors import DTYPES, UnknownDtype, parse_header
 from ..strict_json import read_json_object
@@ -22,7 +22,7 @@ from ..types import Remote, Slice
 from .download import UNWANTED, WANTED, Progress, check_id, missing
 from .errors import ask
 from .remote import RemoteFile, locate
-from .retry import persist
+from .retry import with_retries
 
 R = TypeVar("R")
 
@@ -43,38 +43,44 @@ class TemporaryFolder:
         self.path.mkdir(parents=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """`folder` holds the small files, `headers` what the files of weights hold; `commit` is the pinned revision."""
-
-    folder: TemporaryFolder
-    commit: str
-    headers: Headers
-
-
 def open_stream(
-    repo_id: str, revision: str | None, on_progress: Progress | None = None, endpoint: str | None = None
-) -> Streamed:
-    """Pin a revision of a model on the Hub and fetch what planning needs; no weight is read.
+    repo_id: str,
+    revision: str | None,
+    on_progress: Progress | None = None,
+    endpoint: str | None = None,
+    *,
+    use_card: bool = True,
+) -> Checkpoint:
+    """Pin a revision of a model on the Hub, and open it as a checkpoint whose weights stay there.
 
-    `endpoint` is the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text;
-    what `on_progress` raises stops it.
+    What planning needs is fetched to a temporary folder, which has the commit's name; no weight is read. `endpoint` is
+    the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text; what
+    `on_progress` raises stops it.
     """
     check_id(repo_id, revision)
     commit, names = pin(repo_id, revision, endpoint)
     files = dict(zip(names, _each(lambda name, stop: find(repo_id, commit, name, endpoint, stop), names), strict=True))
     small = {name: file for name, file in files.items() if not name.endswith(WEIGHTS)}
     folder = TemporaryFolder(*repo_id.split("/"), commit)
-    _fetch(small, folder.path, on_progress)
-    weights = [SINGLE] if SINGLE in files else [name for name in names if name.endswith(WEIGHTS)]
+    try:
+        _fetch(small, folder.path, on_progress)
+        headers = _read_headers(repo_id, files, folder.path)
+        return open_checkpoint(folder.path, repo_id=repo_id, remote=headers, keep=folder, use_card=use_card)
+    except BaseException:
+        folder.remove()  # now, not when the traceback is collected
+        raise
+
+
+def _read_headers(repo_id: str, files: dict[str, Remote], folder: Path) -> dict[str, dict[str, Slice]]:
+    """The headers of the safetensors among `files`, by name; `folder` holds the small files."""
+    weights = [SINGLE] if SINGLE in files else [name for name in files if name.endswith(WEIGHTS)]
     try:
         found = _each(lambda name, stop: read_remote_header(files[name], stop), weights)
-        headers = dict(zip(weights, found, strict=True))
+        return dict(zip(weights, found, strict=True))
     except UnknownDtype as error:
-        config = folder.path / "config.json"
-        refuse_dtypes(folder.path, error.dtypes, read_json_object(config), DTYPES, label=repo_id)
+        config = read_json_object(folder / "config.json")
+        refuse_dtypes(folder, error.dtypes, config, DTYPES, label=repo_id)
         raise
-    return Streamed(folder, commit, headers)
 
 
 def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, list[str]]:
@@ -83,7 +89,7 @@ def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, 
     from huggingface_hub.utils import filter_repo_objects
 
     api, timeout = HfApi(endpoint=endpoint), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    found = persist(
+    found = with_retries(
         f"{repo_id}: no such folder here",
         lambda: ask(lambda: api.model_info(repo_id, revision=revision or "main", timeout=timeout), repo_id, revision),
         attempts=3,
@@ -103,7 +109,7 @@ def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event
 
     label = f"{repo_id}@{commit[:7]}/{shown(name)}"
     url = hf_hub_url(repo_id, name, revision=commit, endpoint=endpoint)
-    size, etag, _ = persist(label, lambda: locate(url, repo_id), stop)
+    size, etag, _ = with_retries(label, lambda: locate(url, repo_id), stop)
     if size is None or etag is None:
         raise InvalidInput(f"{label}: the Hub does not tell its size and ETag; leave --stream out")
     return Remote(repo_id, label, url, size, etag)

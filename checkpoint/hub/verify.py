@@ -1,4 +1,4 @@
-"""Whether what lies in the Hub's cache is what the Hub has, by the digest that the Hub gives for every file.
+"""Verifies files in the Hub's cache by the digest that the Hub gives for each of them.
 
 huggingface_hub compares lengths: a download that broke off and went on with other bytes leaves a file of the right
 length under its final name. So each file is hashed before it is believed, whoever fetched it, and once: the note of
@@ -16,7 +16,7 @@ from ...errors import BorealisError
 from ...machine_cache import read_note, write_note
 from ..file_access import extended, open_regular, shown
 from .errors import ask
-from .retry import Passing
+from .retry import TransientError
 
 NOTES = "verified"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -48,22 +48,22 @@ def verify(repo_id: str, folder: Path, names: Sequence[str], on_progress: Callab
         if on_progress:
             on_progress(done, total)
 
-    told = _told_by_the_hub(repo_id, folder.name)
-    untold: list[str] = []
+    digests = _digests_of_commit(repo_id, folder.name)
+    unverifiable: list[str] = []
     bad: list[str] = []
     try:
         for name in unknown:
-            expected = told.get(name) or _told_by_the_cache(folder / name)
+            expected = digests.get(name) or _digest_in_link(folder / name)
             if expected is None:
-                untold.append(name)
+                unverifiable.append(name)
             elif _digest(folder / name, expected, step) == expected:
                 known[name] = stamps[name]
             else:
                 bad.append(name)
     finally:
         write_note(NOTES, note, known)
-    if untold:
-        log.warning("%s: the Hub cannot be asked now whether these are its files: %s", folder, _listed(untold))
+    if unverifiable:
+        log.warning("%s: the Hub cannot be asked now whether these are its files: %s", folder, _listed(unverifiable))
     if bad:
         raise _removed(repo_id, folder, bad)
 
@@ -73,22 +73,22 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _told_by_the_hub(repo_id: str, commit: str) -> dict[str, str]:
+def _digests_of_commit(repo_id: str, commit: str) -> dict[str, str]:
     """The digest of every file of a commit; nothing where the Hub does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     try:
         listed = ask(lambda: list(HfApi().list_repo_tree(repo_id, recursive=True, revision=commit)), repo_id, commit)
-    except (BorealisError, Passing):
+    except (BorealisError, TransientError):
         return {}
     files = [entry for entry in listed if isinstance(entry, RepoFile)]
-    digests = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
-    return {name: digest for name, digest in digests.items() if DIGEST.fullmatch(digest)}
+    by_name = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+    return {name: digest for name, digest in by_name.items() if DIGEST.fullmatch(digest)}
 
 
-def _told_by_the_cache(path: Path) -> str | None:
-    """What the Hub told when the file was fetched: a snapshot links to files that are named after their ETags."""
+def _digest_in_link(path: Path) -> str | None:
+    """The digest that the Hub gave when the file was fetched: a snapshot links to files named after their ETags."""
     name = path.readlink().name if path.is_symlink() else ""
     return name if DIGEST.fullmatch(name) else None
 

@@ -8,11 +8,12 @@ from typing import Any
 from ...checkpoint.folder import Checkpoint
 from ...checkpoint.types import KV
 from ...errors import InvalidInput
-from ..architecture import Text
+from ..architecture import TextModel
 from ..config_fields import integer, number, only
-from ..rows import Order, Row, map_tensors
+from ..rows import Row, RowOrder, map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import F32, U32, with_head
+from .decoder import F32, U32
 
 log = logging.getLogger("borealis_gguf")
 
@@ -20,11 +21,11 @@ ARCHITECTURE = "bloom"
 TRAINED_CONTEXT = 2048
 PREFIX = "transformer."
 
-QKV = Order(("heads", "q, k and v", "head_dim"), (1, 0, 2))
+QKV = RowOrder(("heads", "q, k and v", "head_dim"), (1, 0, 2))
 """A checkpoint has q, k and v of one head after another; llama.cpp all of q, all of k, all of v."""
 
 
-def _pair(source: str, target: str, shape: tuple[str, ...], order: Order | None = None) -> tuple[Row, Row]:
+def _pair(source: str, target: str, shape: tuple[str, ...], order: RowOrder | None = None) -> tuple[Row, Row]:
     """A weight and its bias."""
     weight = Row(f"{source}.weight", f"{target}.weight", shape, order=order)
     return weight, Row(f"{source}.bias", f"{target}.bias", shape[:1], order=order)
@@ -45,7 +46,7 @@ ROWS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class BloomConfig:
     """What config.json says, checked."""
 
     layers: int
@@ -68,22 +69,22 @@ class Config:
         }
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
+def read_text(checkpoint: Checkpoint) -> TextModel:
     """What a BLOOM means in GGUF. Raises InvalidInput when its files do not belong together."""
     config = read_config(str(checkpoint.path / "config.json"), checkpoint.config)
     prefix = PREFIX * any(name.startswith(PREFIX) for name in checkpoint.tensors)
     tensors = map_tensors(
         str(checkpoint.path),
-        with_head(checkpoint, tied=True, embedding=f"{prefix}word_embeddings.weight"),
+        without_tied_head(checkpoint),
         ROWS,
         blocks=config.layers,
         sizes=config.sizes(),
         plain_name=lambda name: name.removeprefix(prefix),
     )
-    return Text(ARCHITECTURE, tensors, keys(config), vocabulary_kv(checkpoint, config.vocabulary))
+    return TextModel(ARCHITECTURE, tensors, keys(config), vocabulary_kv(checkpoint, config.vocabulary))
 
 
-def read_config(where: str, config: Mapping[str, Any]) -> Config:
+def read_config(where: str, config: Mapping[str, Any]) -> BloomConfig:
     """Several names occur for the same number; the older ones (n_embed, num_attention_heads) are read too."""
     only(where, config, "apply_residual_connection_post_layernorm", False)
     hidden = integer(where, config, _first(config, "hidden_size", "n_embed"), 64)
@@ -93,7 +94,7 @@ def read_config(where: str, config: Mapping[str, Any]) -> Config:
     length = _first(config, "seq_length", "max_position_embeddings", "n_positions")
     if length not in config:
         log.warning("%s: no seq_length; a context of %d, as BLOOM's, is written", where, TRAINED_CONTEXT)
-    return Config(
+    return BloomConfig(
         layers=integer(where, config, _first(config, "n_layer", "num_hidden_layers"), 2),
         hidden=hidden,
         heads=heads,
@@ -107,7 +108,7 @@ def _first(config: Mapping[str, Any], *names: str) -> str:
     return next((name for name in names if config.get(name) is not None), names[0])
 
 
-def keys(config: Config) -> tuple[KV, ...]:
+def keys(config: BloomConfig) -> tuple[KV, ...]:
     """The keys of the architecture, in the order llama.cpp's converter writes them."""
     return (
         KV("bloom.context_length", U32, config.context),

@@ -1,4 +1,4 @@
-"""What Llama, Mistral and Qwen 2 share: the sizes of a plain decoder, its keys, its head."""
+"""What Llama, Mistral and Qwen 2 share: the sizes of a plain decoder, its keys."""
 
 import logging
 from collections.abc import Mapping
@@ -7,18 +7,14 @@ from typing import Any
 
 from gguf.constants import GGUFValueType
 
-from ...checkpoint.folder import Checkpoint
-from ...checkpoint.types import KV, Slice
+from ...checkpoint.types import KV
 from ...errors import InvalidInput
 from ..config_fields import integer, number, only
-from ..same_bytes import same_bytes
-from ..tied_embeddings import warn_of_own_head
 from .rope_scaling import Scaling, read_rope, scaling_keys
 
 log = logging.getLogger("borealis_gguf")
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +124,3 @@ def warn_of_window(where: str, config: Mapping[str, Any], default: int | None, c
         window,
         window,
     )
-
-
-def with_head(
-    checkpoint: Checkpoint, *, tied: bool = False, head: str = HEAD, embedding: str = EMBEDDING
-) -> dict[str, Slice]:
-    """The tensors, less a head that repeats the embedding.
-
-    A head that is missing must be tied, by `tie_word_embeddings`, which is `tied` where config.json is silent.
-    """
-    tensors = checkpoint.tensors
-    said = checkpoint.config.get("tie_word_embeddings")
-    if head not in tensors and not (tied if said is None else said):
-        raise InvalidInput(
-            f"{checkpoint.path / 'config.json'}: tie_word_embeddings is false, but there is no {head} among the tensors"
-        )
-    both = head in tensors and embedding in tensors and not checkpoint.parted_head
-    if both and same_bytes(tensors[head], tensors[embedding]):
-        return {name: tensor for name, tensor in tensors.items() if name != head}
-    if both:
-        warn_of_own_head(checkpoint)
-    return tensors

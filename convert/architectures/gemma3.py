@@ -3,15 +3,13 @@
 from gguf.constants import GGUFValueType
 
 from ...checkpoint.folder import Checkpoint
-from ...checkpoint.types import KV, Slice
-from ...errors import InvalidInput
-from ..architecture import Text
+from ...checkpoint.types import KV
+from ..architecture import TextModel
 from ..rows import Row, map_tensors
-from ..same_bytes import same_bytes
-from ..tied_embeddings import warn_of_own_head
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.sentencepiece_vocabulary import read_tokenizer, tokenizer_kv
 from . import siglip
-from .gemma3_config import Config, read_config, text_config
+from .gemma3_config import Gemma3Config, read_config
 from .rope_scaling import scaling_keys
 
 ARCHITECTURE = "gemma3"
@@ -38,7 +36,7 @@ ROWS = (
 )
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
+def read_text(checkpoint: Checkpoint) -> TextModel:
     """What the text side of a Gemma 3 checkpoint means in GGUF.
 
     Raises InvalidInput when tensors, configuration and tokenizer do not belong together, or when llama.cpp's runtime
@@ -48,7 +46,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
     config = read_config(where, checkpoint.config)
     tensors = map_tensors(
         str(checkpoint.path),
-        _without_tied_head(where, checkpoint),
+        without_tied_head(checkpoint),
         ROWS,
         blocks=config.layers,
         sizes=config.sizes(),
@@ -56,7 +54,7 @@ def read_text(checkpoint: Checkpoint) -> Text:
     )
     tokenizer = read_tokenizer(checkpoint, config.vocabulary)
     tokens = tokenizer_kv(tokenizer, checkpoint.config)
-    return Text(
+    return TextModel(
         ARCHITECTURE, tensors, keys(config), (*tokens, KV("tokenizer.ggml.add_space_prefix", GGUFValueType.BOOL, False))
     )
 
@@ -73,22 +71,7 @@ def plain_name(name: str) -> str | None:
     return inner if inner.startswith("lm_head.") else f"model.{inner}"
 
 
-def _without_tied_head(where: str, checkpoint: Checkpoint) -> dict[str, Slice]:
-    """The tensors, less an lm_head that repeats the embedding; its absence must agree with the configuration."""
-    tensors = checkpoint.tensors
-    plain = {plain_name(name): name for name in tensors}
-    head, embedding = plain.get("lm_head.weight"), plain.get("model.embed_tokens.weight")
-    text = text_config(where, checkpoint.config)
-    if head is None and False in (checkpoint.config.get("tie_word_embeddings"), text.get("tie_word_embeddings")):
-        raise InvalidInput(f"{where}: tie_word_embeddings is false, but there is no lm_head.weight among the tensors")
-    if head and embedding and not checkpoint.parted_head and same_bytes(tensors[head], tensors[embedding]):
-        return {name: tensor for name, tensor in tensors.items() if name != head}
-    if head and embedding:
-        warn_of_own_head(checkpoint)
-    return tensors
-
-
-def keys(config: Config) -> tuple[KV, ...]:
+def keys(config: Gemma3Config) -> tuple[KV, ...]:
     """The keys of the architecture, in the order llama.cpp's converter writes them."""
     u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
     rope = config.rope

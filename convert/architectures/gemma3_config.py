@@ -28,7 +28,7 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class Gemma3Config:
     """What config.json says of the text model, checked. `window` is None when no layer has one."""
 
     layers: int
@@ -60,11 +60,11 @@ def text_config(where: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return mapping(where, config, "text_config") or config
 
 
-def read_config(where: str, config: Mapping[str, Any]) -> Config:
+def read_config(where: str, config: Mapping[str, Any]) -> Gemma3Config:
     """Both dialects of config.json. Raises InvalidInput for values out of range, and for what the runtime ignores."""
     text = text_config(where, config)
     layers = integer(where, text, "num_hidden_layers", 26)
-    read = Config(
+    read = Gemma3Config(
         layers=layers,
         hidden=integer(where, text, "hidden_size", 2304),
         feed_forward=integer(where, text, "intermediate_size", 9216),
@@ -82,7 +82,7 @@ def read_config(where: str, config: Mapping[str, Any]) -> Config:
     return read
 
 
-def _check_runtime(where: str, text: Mapping[str, Any], config: Config) -> None:
+def _check_runtime(where: str, text: Mapping[str, Any], config: Gemma3Config) -> None:
     """Refuse what no GGUF key can say."""
     if config.heads % config.kv_heads:
         raise InvalidInput(f"{where}: {config.heads} attention heads cannot share {config.kv_heads} key-value heads")

@@ -6,10 +6,11 @@ llama.cpp. So the rows of Q and K change places inside each head.
 
 from ...checkpoint.folder import Checkpoint
 from ...checkpoint.types import KV
-from ..architecture import Text
-from ..rows import Order, Row, map_tensors
+from ..architecture import TextModel
+from ..rows import Row, RowOrder, map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window, with_head
+from .decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window
 
 ARCHITECTURE = "llama"
 LLAMA = Defaults()
@@ -17,8 +18,8 @@ MISTRAL = Defaults(feed_forward=14336, kv_heads=8, context=131072)
 MISTRAL_WINDOW = 4096
 
 Q_SHAPE, KV_SHAPE = ("heads × head_dim", "hidden"), ("kv heads × head_dim", "hidden")
-Q = Order(("heads", "halves", "half head"), (0, 2, 1))
-K = Order(("kv heads", "halves", "half head"), (0, 2, 1))
+Q = RowOrder(("heads", "halves", "half head"), (0, 2, 1))
+K = RowOrder(("kv heads", "halves", "half head"), (0, 2, 1))
 ROWS = (
     Row("model.embed_tokens.weight", "token_embd.weight", ("vocabulary", "hidden"), cut=True),
     Row("model.norm.weight", "output_norm.weight", ("hidden",)),
@@ -48,7 +49,7 @@ FEED_FORWARD_BIAS = (
 """A Llama has these if its configuration says `attention_bias` or `mlp_bias`; a Mistral never does."""
 
 
-def read_llama(checkpoint: Checkpoint) -> Text:
+def read_llama(checkpoint: Checkpoint) -> TextModel:
     """What a Llama means in GGUF. Raises InvalidInput when its files do not belong together."""
     where = str(checkpoint.path / "config.json")
     biases = ATTENTION_BIAS * bool(checkpoint.config.get("attention_bias"))
@@ -56,7 +57,7 @@ def read_llama(checkpoint: Checkpoint) -> Text:
     return _read(checkpoint, read_decoder(where, checkpoint.config, LLAMA), (*ROWS, *biases))
 
 
-def read_mistral(checkpoint: Checkpoint) -> Text:
+def read_mistral(checkpoint: Checkpoint) -> TextModel:
     """What a Mistral means in GGUF; warns of a sliding window that llama.cpp will not have."""
     where = str(checkpoint.path / "config.json")
     decoder = read_decoder(where, checkpoint.config, MISTRAL)
@@ -64,11 +65,16 @@ def read_mistral(checkpoint: Checkpoint) -> Text:
     return _read(checkpoint, decoder, ROWS)
 
 
-def _read(checkpoint: Checkpoint, decoder: Decoder, rows: tuple[Row, ...]) -> Text:
+def _read(checkpoint: Checkpoint, decoder: Decoder, rows: tuple[Row, ...]) -> TextModel:
     tensors = map_tensors(
-        str(checkpoint.path), with_head(checkpoint), rows, blocks=decoder.layers, sizes=decoder.sizes(), plain_name=str
+        str(checkpoint.path),
+        without_tied_head(checkpoint),
+        rows,
+        blocks=decoder.layers,
+        sizes=decoder.sizes(),
+        plain_name=str,
     )
-    return Text(ARCHITECTURE, tensors, keys(decoder), vocabulary_kv(checkpoint, decoder.vocabulary))
+    return TextModel(ARCHITECTURE, tensors, keys(decoder), vocabulary_kv(checkpoint, decoder.vocabulary))
 
 
 def keys(decoder: Decoder) -> tuple[KV, ...]:

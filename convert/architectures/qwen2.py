@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from ...checkpoint.folder import Checkpoint
-from ..architecture import Text
+from ..architecture import TextModel
 from ..rows import map_tensors
+from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import Defaults, decoder_keys, read_decoder, warn_of_window, with_head
+from .decoder import Defaults, decoder_keys, read_decoder, warn_of_window
 from .llama import ATTENTION_BIAS, ROWS
 
 ARCHITECTURE = "qwen2"
@@ -14,7 +15,7 @@ DEFAULTS = Defaults(vocabulary=151936, feed_forward=22016, kv_heads=32, context=
 QWEN2_ROWS = tuple(replace(row, order=None) for row in (*ROWS, *ATTENTION_BIAS[:3]))
 
 
-def read_text(checkpoint: Checkpoint) -> Text:
+def read_text(checkpoint: Checkpoint) -> TextModel:
     """What a Qwen 2 means in GGUF. Raises InvalidInput when its files do not belong together."""
     where, config = str(checkpoint.path / "config.json"), checkpoint.config
     decoder = read_decoder(where, config, DEFAULTS)
@@ -22,11 +23,11 @@ def read_text(checkpoint: Checkpoint) -> Text:
         warn_of_window(where, config, 4096, decoder.context)
     tensors = map_tensors(
         str(checkpoint.path),
-        with_head(checkpoint),
+        without_tied_head(checkpoint),
         QWEN2_ROWS,
         blocks=decoder.layers,
         sizes=decoder.sizes(),
         plain_name=str,
     )
     keys = decoder_keys(ARCHITECTURE, decoder, head_dim=config.get("head_dim") is not None)
-    return Text(ARCHITECTURE, tensors, keys, vocabulary_kv(checkpoint, decoder.vocabulary))
+    return TextModel(ARCHITECTURE, tensors, keys, vocabulary_kv(checkpoint, decoder.vocabulary))

@@ -1,4 +1,4 @@
-"""SigLIP and Gemma 3's projector: the side of 4b, 12b and 27b that sees. It makes an mmproj file of its own.
+"""SigLIP and Gemma 3's projector: the vision tower of 4b, 12b and 27b. It makes an mmproj file of its own.
 
 Defaults are those of transformers' SiglipVisionConfig. How images are prepared stands in preprocessor_config.json or,
 in newer checkpoints, in processor_config.json; the runtime takes mean and deviation from the GGUF, the rest as given.
@@ -91,15 +91,15 @@ def plain_name(name: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Vision:
-    """The vision side; `keys` as in `Text`, with a placeholder for `general.file_type`."""
+class VisionModel:
+    """The vision side; `keys` as in `TextModel`, with a placeholder for `general.file_type`."""
 
     tensors: tuple[Tensor, ...]
     keys: tuple[KV, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class SiglipConfig:
     """What config.json says of the vision side, checked. `pool` is the patches along each side of a token."""
 
     layers: int
@@ -128,7 +128,7 @@ class Config:
         }
 
 
-def read_vision(checkpoint: Checkpoint) -> Vision:
+def read_vision(checkpoint: Checkpoint) -> VisionModel:
     """What the vision side of a Gemma 3 checkpoint means in GGUF.
 
     Raises InvalidInput when there is none, when tensors and configurations do not belong together, or when llama.cpp's
@@ -151,7 +151,8 @@ def read_vision(checkpoint: Checkpoint) -> Vision:
         sizes=config.sizes(),
         plain_name=plain_name,
     )
-    return Vision(tensors, keys(config, *read_preparation(checkpoint, config.image_size, tokens_per_image(checkpoint))))
+    mean, std = read_preparation(checkpoint, config.image_size, tokens_per_image(checkpoint))
+    return VisionModel(tensors, keys(config, mean, std))
 
 
 def has_vision_tensors(checkpoint: Checkpoint) -> bool:
@@ -162,7 +163,7 @@ def tokens_per_image(checkpoint: Checkpoint) -> int:
     return integer(f"{checkpoint.path / 'config.json'}", checkpoint.config, "mm_tokens_per_image", 256)
 
 
-def read_config(where: str, config: Mapping[str, Any]) -> Config:
+def read_config(where: str, config: Mapping[str, Any]) -> SiglipConfig:
     """Raises InvalidInput for values out of range, and for what the runtime ignores."""
     vision = mapping(where, config, "vision_config")
     text = mapping(where, config, "text_config")
@@ -171,7 +172,7 @@ def read_config(where: str, config: Mapping[str, Any]) -> Config:
     only(f"{where}: vision_config", vision, "num_channels", 3)
     where = f"{where}: vision_config"
     image, patch = integer(where, vision, "image_size", 224), integer(where, vision, "patch_size", 16)
-    read = Config(
+    read = SiglipConfig(
         layers=integer(where, vision, "num_hidden_layers", 12),
         hidden=integer(where, vision, "hidden_size", 768),
         feed_forward=integer(where, vision, "intermediate_size", 3072),
@@ -248,7 +249,7 @@ def vision_types(tensors: Sequence[Tensor], outtype: str) -> list[GGMLQuantizati
     return [FIXED_TYPES.get(tensor.name, type) for tensor, type in pairs]
 
 
-def keys(config: Config, mean: Sequence[float], std: Sequence[float]) -> tuple[KV, ...]:
+def keys(config: SiglipConfig, mean: Sequence[float], std: Sequence[float]) -> tuple[KV, ...]:
     """The keys of the vision side, in the order llama.cpp's converter writes them."""
     u32, f32, array = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.ARRAY
     entries = [

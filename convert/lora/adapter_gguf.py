@@ -17,11 +17,11 @@ from ...checkpoint.folder import Checkpoint
 from ...checkpoint.lora import Adapter, LoraModule
 from ...checkpoint.types import KV, GGMLQuantizationType, Slice
 from ...errors import InvalidInput
-from ...pipeline.plan import GGUFModel, Tensor, TensorSource
+from ...pipeline.plan import EqualSlices, GGUFModel, Tensor, TensorSource
 from ..describe import read_text
 from ..metadata.general import general_kv
 from ..outtype import OUTTYPES, resolve_outtype
-from ..same_bytes import same_bytes
+from ..tied_embeddings import alike
 from ..wrapped_state_dict import refuse_wrapped
 from .merge import Merge, plan_merge
 
@@ -42,7 +42,7 @@ def describe_adapter(
     for tensor in merge.apply(text.tensors):
         for update in tensor.source.updates:
             homes.setdefault(update.up if update.transposed else update.down, []).append(tensor)
-    _check(checkpoint, adapter, merge, homes)
+    equal = _check(checkpoint, adapter, merge, homes)
     alpha = common_alpha(adapter)
     tensors = tuple(pair for module in adapter.modules for pair in _pairs(module, homes, alpha))
     weights = sum(prod(t.shape[:-1]) * module.a.shape[1] for module in adapter.modules for t in homes[module.a])
@@ -58,7 +58,7 @@ def describe_adapter(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
     type = OUTTYPES[resolve_outtype(tensors, outtype)][0]
-    return GGUFModel(kv, tensors), [type] * len(tensors)
+    return GGUFModel(kv, tensors, equal=equal), [type] * len(tensors)
 
 
 def common_alpha(adapter: Adapter) -> float:
@@ -76,23 +76,31 @@ def _pairs(module: LoraModule, homes: Mapping[Slice, list[Tensor]], alpha: float
         yield Tensor(f"{home.name}.lora_b", source, (*home.shape[:-1], module.rank))
 
 
-def _check(checkpoint: Checkpoint, adapter: Adapter, merge: Merge, homes: Mapping[Slice, list[Tensor]]) -> None:
-    """Raises InvalidInput for what llama.cpp cannot run as an adapter, with the command that merges it instead."""
-    fault = None
-    if tied := [m.module for m in adapter.modules if any(home.name == EMBEDDING for home in homes.get(m.a, ()))]:
-        fault = f"changes the embedding or the output layer that is tied to it, {quote(tied[0])}"
-    elif lost := [module.module for module in adapter.modules if module.a not in homes]:
-        fault = f"changes {quote(lost[0])} on the vision side"
-    elif changed := [name for name, slice in merge.checkpoint.tensors.items() if not _is_base(checkpoint, name, slice)]:
-        fault = f"holds {quote(changed[0])} whole"
-    if fault:
-        base = checkpoint.repo_id or str(checkpoint.path)
-        command = command_line("borealis-gguf", "convert", base, "--lora", str(adapter.path))
+def _check(
+    checkpoint: Checkpoint, adapter: Adapter, merge: Merge, homes: Mapping[Slice, list[Tensor]]
+) -> tuple[EqualSlices, ...]:
+    """Raises InvalidInput for what llama.cpp cannot run as an adapter, with the command that merges it instead.
+
+    PEFT saves the base model's own tensors beside LoRA's matrices of an output layer, which changes nothing. Whether
+    they are its own is in the weights: returned are the pairs that must be equal.
+    """
+    base = checkpoint.repo_id or str(checkpoint.path)
+    command = command_line("borealis-gguf", "convert", base, "--lora", str(adapter.path))
+
+    def refusal(fault: str) -> str:
         advice = "which as an adapter llama.cpp cannot run; merge it into the model instead"
-        raise InvalidInput(f"{adapter.path}: {fault}, {advice}: {command}")
+        return f"{adapter.path}: {fault}, {advice}: {command}"
 
-
-def _is_base(checkpoint: Checkpoint, name: str, slice: Slice) -> bool:
-    """Whether a tensor is the base model's own: PEFT saves these beside LoRA's matrices of an output layer."""
-    own = checkpoint.tensors.get(name)
-    return own is not None and (own == slice or (own.remote is None and same_bytes(own, slice)))
+    if tied := [m.module for m in adapter.modules if any(home.name == EMBEDDING for home in homes.get(m.a, ()))]:
+        raise InvalidInput(refusal(f"changes the embedding or the output layer that is tied to it, {quote(tied[0])}"))
+    if lost := [module.module for module in adapter.modules if module.a not in homes]:
+        raise InvalidInput(refusal(f"changes {quote(lost[0])} on the vision side"))
+    stored, trained = checkpoint.tensors, [adapter.replaced[name] for name in adapter.copies]
+    equal = []
+    for name, slice in merge.checkpoint.tensors.items():
+        own = stored.get(name)
+        if own is None or slice in trained or not alike(own, slice):
+            raise InvalidInput(refusal(f"holds {quote(name)} whole"))
+        if own != slice:
+            equal.append(EqualSlices(own, slice, refusal(f"holds {quote(name)} whole")))
+    return (*merge.equal, *equal)

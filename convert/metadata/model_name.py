@@ -1,4 +1,4 @@
-"""What a model's name says: `NbAiLab/borealis-4b-instruct` is an organization, a family, a size and a finetune."""
+"""Parses a model's name: `NbAiLab/borealis-4b-instruct` is an organization, a family, a size and a finetune."""
 
 import re
 from dataclasses import dataclass, fields

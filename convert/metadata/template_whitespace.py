@@ -1,4 +1,4 @@
-"""Spaces that a checkpoint's tokenizer puts into a text before it splits it, put there by the chat template instead.
+"""Emulates in the chat template the spaces that a checkpoint's tokenizer adds to a text before it splits it.
 
 llama.cpp's byte-level tokenizers take a text as it is. A tokenizer that prepends a space, or puts one after each
 newline, does so in every stretch of text between control tokens; a template can do the same to what it has rendered.

@@ -11,11 +11,12 @@ from gguf.constants import GGUFValueType
 from ...checkpoint.file_access import quote
 from ...checkpoint.types import KV
 from ...errors import InvalidInput
+from .added_tokens import AddedToken, added_tokens, looks_special
 from .embedding_rows import check_token_rows
 from .pre_tokenizer import Match, match_pre_type
-from .preprocessing import added_token_gaps
+from .preprocessing import unsupported_added_tokens
 from .sentencepiece_from_json import pairs
-from .sentencepiece_vocabulary import TURNS, AddedToken, TokenType, added_tokens, looks_special
+from .sentencepiece_vocabulary import TURNS, TokenType
 from .special_tokens import special_kv
 from .token_validation import repeated, tokens_fault
 
@@ -38,9 +39,9 @@ class Bpe:
     added: tuple[dict[str, Any], ...]
 
     @property
-    def gaps(self) -> tuple[str, ...]:
+    def unsupported(self) -> tuple[str, ...]:
         """What the tokenizer does to texts and llama.cpp does not."""
-        return (*self.match.gaps, *added_token_gaps(self.added))
+        return (*self.match.unsupported, *unsupported_added_tokens(self.added))
 
 
 def read_bpe(

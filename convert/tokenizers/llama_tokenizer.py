@@ -16,11 +16,12 @@ from ...checkpoint.unsupported_folder import no_tokenizer
 from ...errors import InvalidInput
 from ..metadata.chat_template import chat_template_kv, read_chat_template
 from ..metadata.template_whitespace import Step, emulate, emulated_steps
+from .added_tokens import added_tokens, declared_tokens
 from .byte_level_bpe import bpe_kv, read_bpe
 from .embedding_rows import embedding_rows
-from .preprocessing import TextView, text_view
+from .preprocessing import Preprocessing, read_preprocessing
 from .sentencepiece_model import read_sentencepiece
-from .sentencepiece_vocabulary import added_tokens, declared_tokens, read_tokenizer, tokenizer_kv
+from .sentencepiece_vocabulary import read_tokenizer, tokenizer_kv
 from .special_tokens import LLAMA
 
 log = logging.getLogger("borealis_gguf")
@@ -31,61 +32,65 @@ PREFIX = "tokenizer.ggml.add_space_prefix"
 def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
     """The tokenizer's keys for a model of `n_vocab` embeddings, in the order llama.cpp's converter writes them.
 
-    What the checkpoint's tokenizer does to a text and llama.cpp's will not is told in a warning. Raises InvalidInput
-    where words would be split otherwise throughout.
+    Logs a warning that lists preprocessing steps which llama.cpp's tokenizer does not have. Raises InvalidInput where
+    words would be split otherwise throughout.
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_tokenizer_file(whole, merges=model is None) if whole else {}
+    json = read_tokenizer_file(whole) if whole else {}
     settings = checkpoint.file("tokenizer_config.json")
     config = read_json_object(settings) if settings else {}
-    view = text_view(json)
-    if model or view:
-        view = view or _view_of_model(model, config)
-        kv, gaps, steps = _sentencepiece(checkpoint, n_vocab, view, config), view.gaps, ()
+    preprocessing = read_preprocessing(json)
+    if model or preprocessing:
+        preprocessing = preprocessing or _preprocessing_of_model(model, config)
+        kv, steps = _sentencepiece(checkpoint, n_vocab, preprocessing, config), ()
+        unsupported = preprocessing.unsupported
     elif whole:
         declared = declared_tokens(checkpoint, config, added_tokens(str(whole), json))
         bpe = read_bpe(whole, json, config, n_vocab, rows=embedding_rows(checkpoint), declared=declared)
         template, steps = emulate(read_chat_template(checkpoint, config), bpe, config), emulated_steps(bpe.match)
         keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
-        kv, gaps = (*_said(config), *keys, *chat_template_kv(template)), bpe.gaps
+        kv, unsupported = (*_space_prefix(config), *keys, *chat_template_kv(template)), bpe.unsupported
     else:
         raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
-    if gaps:
-        _warn(str(whole or model), gaps, steps)
+    if unsupported:
+        _warn(str(whole or model), unsupported, steps)
     return kv
 
 
-def _said(config: Mapping[str, Any]) -> tuple[KV, ...]:
+def _space_prefix(config: Mapping[str, Any]) -> tuple[KV, ...]:
     """What tokenizer_config.json says of a space in front: llama.cpp's converter hands it on, before all else."""
     value = config.get("add_prefix_space")
     return (KV(PREFIX, GGUFValueType.BOOL, value),) if isinstance(value, bool) else ()
 
 
-def _view_of_model(path: Path | None, config: Mapping[str, Any]) -> TextView:
+def _preprocessing_of_model(path: Path | None, config: Mapping[str, Any]) -> Preprocessing:
     """Without a tokenizer.json, tokenizer_config.json says whether a space is put in front, else the model does."""
     model = read_sentencepiece(path) if path else None
-    said = next((kv.value for kv in _said(config)), None)
-    gaps = [] if model is None else ["letters replaced"] * model.maps + ["of several spaces one"] * model.joins_spaces
-    return TextView(bool(model and model.prefix) if said is None else said, tuple(gaps))
+    configured = next((kv.value for kv in _space_prefix(config)), None)
+    unsupported = ["letters replaced"] * (model is not None and model.maps)
+    unsupported += ["of several spaces one"] * (model is not None and model.joins_spaces)
+    return Preprocessing(bool(model and model.prefix) if configured is None else configured, tuple(unsupported))
 
 
-def _sentencepiece(checkpoint: Checkpoint, n_vocab: int, view: TextView, config: Mapping[str, Any]) -> tuple[KV, ...]:
-    """The runtime puts a space in front unless a key says no. (llama.cpp's converter asks tokenizer_config.json alone,
-    so for most models that take none its ids are wrong.)"""
+def _sentencepiece(
+    checkpoint: Checkpoint, n_vocab: int, preprocessing: Preprocessing, config: Mapping[str, Any]
+) -> tuple[KV, ...]:
+    """The keys of a SentencePiece vocabulary. The runtime puts a space in front unless a key says no. (llama.cpp's
+    converter asks tokenizer_config.json alone, so for most models that take none its ids are wrong.)"""
     kv = tokenizer_kv(read_tokenizer(checkpoint, n_vocab, plain=False), checkpoint.config, LLAMA)
-    said = tuple(replace(entry, value=view.prefix) for entry in _said(config))
-    if said != _said(config):
+    written = tuple(replace(entry, value=preprocessing.prefix) for entry in _space_prefix(config))
+    if written != _space_prefix(config):
         log.warning(
             "%s: add_prefix_space is %s, but tokenizer.json does otherwise, and is followed",
             checkpoint.path / "tokenizer_config.json",
-            str(not view.prefix).lower(),
+            str(not preprocessing.prefix).lower(),
         )
-    last = () if said or view.prefix else (KV(PREFIX, GGUFValueType.BOOL, False),)
-    return (*said, *kv, *last)
+    last = () if written or preprocessing.prefix else (KV(PREFIX, GGUFValueType.BOOL, False),)
+    return (*written, *kv, *last)
 
 
-def _warn(where: str, gaps: Sequence[str], steps: Sequence[Step]) -> None:
-    """What a GGUF cannot express of the tokenizer, and which of it the chat template does instead."""
+def _warn(where: str, unsupported: Sequence[str], steps: Sequence[Step]) -> None:
+    """Log the steps that a GGUF cannot express, and which of them the chat template does instead."""
     in_chats = f"; in chats the template does {', '.join(step.name for step in steps)}" if steps else ""
-    told = "texts that it changes get other token ids, which the check counts"
-    log.warning("%s: a GGUF cannot express %s: %s%s", where, "; ".join(gaps), told, in_chats)
+    effect = "texts that it changes get other token ids, which the check counts"
+    log.warning("%s: a GGUF cannot express %s: %s%s", where, "; ".join(unsupported), effect, in_chats)

@@ -87,7 +87,7 @@ class Match:
     others: tuple[str, ...]
 
     @property
-    def gaps(self) -> tuple[str, ...]:
+    def unsupported(self) -> tuple[str, ...]:
         return (*map(described, self.normalizer), *self.others)
 
 

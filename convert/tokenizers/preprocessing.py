@@ -1,7 +1,7 @@
-"""What a tokenizer.json of SentencePiece's kind does to a text before it joins pieces.
+"""The preprocessing (normalizer, pre-tokenizer, added tokens) of a tokenizer.json of SentencePiece's kind.
 
-llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and, if told so, puts one in front. Whatever else a
-checkpoint's tokenizer does is a gap: it is named here and measured elsewhere.
+llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and, if a key says so, puts one in front. Other steps of a
+checkpoint's tokenizer are listed as unsupported; the check measures which texts they change.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 @dataclass(frozen=True, slots=True)
-class TextView:
-    """`prefix`: a space is put in front. `normalizer` and `splits` name steps that llama.cpp does not do, `added` what
-    it does not do around added tokens."""
+class Preprocessing:
+    """`prefix`: a space is put in front. The others name what llama.cpp does not do: steps of the `normalizer`, of the
+    pre-tokenizer (`splits`), and around `added` tokens."""
 
     prefix: bool
     normalizer: tuple[str, ...] = ()
@@ -25,12 +25,12 @@ class TextView:
     added: tuple[str, ...] = ()
 
     @property
-    def gaps(self) -> tuple[str, ...]:
+    def unsupported(self) -> tuple[str, ...]:
         return self.normalizer + self.splits + self.added
 
 
-def text_view(json: Mapping[str, Any]) -> TextView | None:
-    """None when the tokenizer does not replace spaces by ▁, so is of another kind."""
+def read_preprocessing(json: Mapping[str, Any]) -> Preprocessing | None:
+    """The preprocessing of a parsed tokenizer.json; None when that does not replace spaces by ▁."""
     spaces = prefix = False
     normalizer, splits = [], []
     for step in steps(json.get("normalizer"), "normalizers"):
@@ -56,16 +56,17 @@ def text_view(json: Mapping[str, Any]) -> TextView | None:
             splits.append(described(step))
     if not spaces:
         return None
-    return TextView(prefix, tuple(normalizer), tuple(splits), added_token_gaps(json.get("added_tokens") or []))
+    added = unsupported_added_tokens(json.get("added_tokens") or [])
+    return Preprocessing(prefix, tuple(normalizer), tuple(splits), added)
 
 
-def added_token_gaps(added: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What added tokens do to the text around them: llama.cpp looks for nothing but their texts."""
+def unsupported_added_tokens(added: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What added tokens do to the text around them; llama.cpp searches for their texts alone."""
     tokens = list(added)
     stripping = [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]
     words = [token["content"] for token in tokens if token.get("single_word")]
-    told = ((stripping, "take the spaces around them"), (words, "only as whole words"))
-    return tuple(f"{some_names(texts)} {what}" for texts, what in told if texts)
+    effects = ((stripping, "take the spaces around them"), (words, "only as whole words"))
+    return tuple(f"{some_names(texts)} {what}" for texts, what in effects if texts)
 
 
 def some_names(texts: Sequence[str]) -> str:

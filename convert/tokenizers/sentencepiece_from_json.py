@@ -1,4 +1,4 @@
-"""The SentencePiece view of a tokenizer.json: what Gemma's fast tokenizer was made of.
+"""SentencePiece pieces and scores from a tokenizer.json, the fast form of Gemma's tokenizer.
 
 transformers made these files from a SentencePiece BPE model: for every piece, every way to split it into two pieces
 became a merge, and merges are ranked by the score of the piece they make. So a piece's score is found again, up to a
@@ -12,7 +12,7 @@ from typing import Any
 
 from ...checkpoint.file_access import quote
 from ...errors import InvalidInput
-from .preprocessing import text_view
+from .preprocessing import read_preprocessing
 
 NORMAL, UNUSED, BYTE = 1, 5, 6
 MERGED_NEVER = 0.0
@@ -34,7 +34,7 @@ def pieces_of_tokenizer_json(
     """The pieces; ids without one are those of the `added` tokens, which fill them. Merges are taken out of `json`.
 
     Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
-    `plain`, it may do to a text whatever `text_view` knows.
+    `plain`, it may do to a text whatever `read_preprocessing` knows.
     """
     model = json.get("model")
     if not isinstance(model, dict):
@@ -64,7 +64,7 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], p
         )
         if model.get(key) not in allowed
     ]
-    view = text_view(json)
+    view = read_preprocessing(json)
     if view is None or (plain and (view.prefix or view.normalizer)):
         faults.append("its normalizer does more, or less, than to replace spaces by ▁")
     if view is None or (plain and view.splits):
@@ -125,16 +125,13 @@ def _check_complete(where: str, vocabulary: Mapping[str, int], joined: AbstractS
 
 
 def pairs(where: str, merges: Sequence[Any]) -> Sequence[tuple[str, str]]:
-    """A merge is "left right" in older files, [left, right] in newer ones. Raises InvalidInput for anything else."""
-    if merges and isinstance(merges[0], tuple):  # as `read_tokenizer_file` gives all of them, or none
-        return merges
+    """Every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for one that is something else."""
     return [_pair(where, rank, merge) for rank, merge in enumerate(merges)]
 
 
 def _pair(where: str, rank: int, merge: Any) -> tuple[str, str]:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2:
-        left, right = parts
+    if isinstance(merge, list) and len(merge) == 2:
+        left, right = merge
         if isinstance(left, str) and isinstance(right, str) and left and right:
             return left, right
     raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")

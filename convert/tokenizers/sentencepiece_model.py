@@ -14,13 +14,9 @@ Source: the protocol buffers encoding, and sentencepiece_model.proto.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from ...checkpoint.file_access import open_regular, recognize
-from ...checkpoint.packed_records import WINDOW, following, next_singly, texts_at
 from ...errors import InvalidInput
 
 MAX_MODEL = 64 << 20  # 262144 pieces take 4.7 MB
@@ -28,6 +24,7 @@ MAX_PIECES = 1 << 20
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 UNIGRAM, BPE = 1, 2
+FLOAT = struct.Struct("<f")
 DAMAGED = "the file is damaged or incomplete, fetch it again"
 
 
@@ -72,63 +69,25 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
     scores: list[float] = []
     types: list[int] = []
     model_type, switches, maps = UNIGRAM, {3: True, 4: True}, False
-    at, singly = 0, 1
-    while at < len(data):
-        window = data[at : at + WINDOW]
-        texts, values, kinds, taken = _usual_pieces(window)
-        pieces += texts
-        scores += values
-        types += kinds
-        at += taken
-        singly = next_singly(singly, len(window), taken)
-        for number, wire, start, end in islice(_fields(data, at, len(data)), singly):
-            at = end
-            if number == 1 and wire == BYTES:
-                piece, score, type = _piece(data, start, end)
-                pieces.append(piece)
-                scores.append(score)
-                types.append(type)
-            elif number == 2 and wire == BYTES:
-                inner = (f for f in _fields(data, start, end) if f[:2] == (3, VARINT))
-                model_type = next((_varint(data, f[2], f[3])[0] for f in inner), model_type)
-            elif number == 3 and wire == BYTES:
-                for inside, kind, begin, stop in _fields(data, start, end):
-                    if kind == VARINT and inside in switches:
-                        switches[inside] = _varint(data, begin, stop)[0] != 0
-                    maps |= (inside, kind) == (2, BYTES) and stop > begin
-        if len(pieces) > MAX_PIECES:
-            raise _Damaged(f"byte {at}: more than {MAX_PIECES} pieces")
+    for number, wire, start, end in _fields(data, 0, len(data)):
+        if number == 1 and wire == BYTES:
+            piece, score, type = _piece(data, start, end)
+            pieces.append(piece)
+            scores.append(score)
+            types.append(type)
+            if len(pieces) > MAX_PIECES:
+                raise _Damaged(f"byte {end}: more than {MAX_PIECES} pieces")
+        elif number == 2 and wire == BYTES:
+            inner = (f for f in _fields(data, start, end) if f[:2] == (3, VARINT))
+            model_type = next((_varint(data, f[2], f[3])[0] for f in inner), model_type)
+        elif number == 3 and wire == BYTES:
+            for inside, kind, begin, stop in _fields(data, start, end):
+                if kind == VARINT and inside in switches:
+                    switches[inside] = _varint(data, begin, stop)[0] != 0
+                maps |= (inside, kind) == (2, BYTES) and stop > begin
     if not pieces:
         raise _Damaged("byte 0: it holds no pieces")
     return SentencePieceModel(tuple(pieces), tuple(scores), tuple(types), model_type, switches[3], switches[4], maps)
-
-
-def _usual_pieces(window: bytes) -> tuple[list[str], list[float], list[int], int]:
-    """Texts, scores and types of the pieces that `window` begins with, and how many bytes they take.
-
-        0A length | 0A length, text | 15 score | 18 type, unless it is 1
-
-    SentencePiece writes nearly all so, and there are 262144: they are taken apart together. Where one looks otherwise,
-    they end, as they do in the middle of one.
-    """
-    buffer = np.frombuffer(window, np.uint8)
-    begins = np.flatnonzero((buffer[:-3] == 0x0A) & (buffer[1:-2] < 0x80) & (buffer[2:-1] == 0x0A))
-    length, n = (buffer[begins + k].astype(np.int64) for k in (1, 3))
-    ends, after = begins + 2 + length, begins + 4 + n
-    tail = buffer[np.minimum(after[:, None] + np.arange(7), buffer.size - 1)]  # 15 score 18 type
-    typed = (length == n + 9) & (tail[:, 5] == 0x18) & (tail[:, 6] < 0x80)
-    usual = (tail[:, 0] == 0x15) & (typed | (length == n + 7)) & (ends <= buffer.size)
-    begins, ends, after, tail, typed = (each[usual] for each in (begins, ends, after, tail, typed))
-    count = following(begins, ends)
-    try:
-        texts = texts_at(buffer, begins[:count] + 4, after[:count])
-    except UnicodeDecodeError:
-        texts = []  # one by one, it is found out which
-    if not texts:
-        return [], [], [], 0
-    scores = tail[:count, 1:5].copy().view("<f4")[:, 0].tolist()
-    types = np.where(typed, tail[:, 6], 1)[:count].tolist()
-    return texts, scores, types, int(ends[count - 1])
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
@@ -136,32 +95,32 @@ def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
     for number, wire, at, stop in _fields(data, start, end):
         if number == 1 and wire == BYTES:
             try:
-                text = str(data[at:stop], "utf-8")
+                text = data[at:stop].decode()
             except UnicodeDecodeError:
                 raise _Damaged(f"byte {at}: a piece that is not UTF-8") from None
         elif number == 2 and wire == FIXED32:
-            (score,) = struct.unpack_from("<f", data, at)
+            (score,) = FLOAT.unpack_from(data, at)
         elif number == 3 and wire == VARINT:
-            type, _ = _varint(data, at, stop)
+            type = data[at] if stop == at + 1 else _varint(data, at, stop)[0]
     return text, score, type
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Each field between `at` and `end`: number, wire type, and where its value begins and ends."""
     while at < end:
-        tag = data[at]
-        if tag < 0x80:
-            start = at + 1
-        else:
-            tag, start = _varint(data, at, end)
+        tag, start = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at, end)
         wire = tag & 7
         if wire == BYTES:
-            length, start = _varint(data, start, end)
-            stop = start + length
-        elif wire == VARINT:
-            _, stop = _varint(data, start, end)
+            if start < end and data[start] < 0x80:  # nearly all: a vocabulary has a million fields
+                start += 1
+                stop = start + data[start - 1]
+            else:
+                length, start = _varint(data, start, end)
+                stop = start + length
         elif wire == FIXED32:
             stop = start + 4
+        elif wire == VARINT:
+            _, stop = _varint(data, start, end)
         elif wire == FIXED64:
             stop = start + 8
         else:

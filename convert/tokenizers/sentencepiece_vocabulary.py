@@ -1,28 +1,28 @@
 """The tokenizer as llama.cpp's SentencePiece kind: a text, a score and a type for every id of the vocabulary.
 
 The pieces come from tokenizer.model, or from tokenizer.json when that is all there is. Tokens added later
-(added_tokens.json, `added_tokens_decoder`) replace pieces; ids that nobody names are padding.
+(see `added_tokens`) replace pieces; ids that no file names are padding.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain, compress
 from operator import ne
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gguf.constants import GGUFValueType
 
 from ...checkpoint.file_access import quote
 from ...checkpoint.folder import Checkpoint
-from ...checkpoint.strict_json import read_json_object
 from ...checkpoint.tokenizer_file import read_tokenizer_file
 from ...checkpoint.types import KV
 from ...checkpoint.unsupported_folder import no_tokenizer
 from ...errors import InvalidInput
 from ..metadata.chat_template import ChatTemplate, chat_template_kv, read_chat_template
+from .added_tokens import AddedToken, added_tokens, declared_tokens, looks_special, optional_json
 from .embedding_rows import check_token_rows, embedding_rows
 from .sentencepiece_from_json import Pieces, pieces_of_tokenizer_json
 from .sentencepiece_model import BPE, SentencePieceModel, read_sentencepiece
@@ -32,7 +32,6 @@ from .token_validation import repeated, tokens_fault
 SPACE = "▁"
 ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
 TURNS = ("<start_of_turn>", "<end_of_turn>")
-LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 class TokenType(IntEnum):
@@ -101,8 +100,8 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     """
     model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     trained = read_sentencepiece(model) if model else None
-    json = read_tokenizer_file(whole, merges=trained is None) if whole else {}
-    config = _optional(checkpoint.file("tokenizer_config.json"))
+    json = read_tokenizer_file(whole) if whole else {}
+    config = optional_json(checkpoint, "tokenizer_config.json")
     added = added_tokens(str(whole), json)
     if model and trained:
         where, pieces = model, _pieces_of_model(model, trained)
@@ -147,10 +146,6 @@ def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any], names: Mapping
     )
 
 
-def _optional(path: Path | None) -> dict[str, Any]:
-    return read_json_object(path) if path else {}
-
-
 def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
     """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
     if model.model_type != BPE:
@@ -170,16 +165,6 @@ def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
     return Pieces(texts, model.scores, model.types)
 
 
-def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
-    tokens = json.get("added_tokens") or []
-    if not isinstance(tokens, list) or not all(
-        isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in tokens
-    ):
-        raise InvalidInput(f"{where}: added_tokens must be a list of objects with an id and a content")
-    return tokens
-
-
 def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
     """Pieces and ids of tokenizer.json; empty where there is none."""
     model = json.get("model")
@@ -188,7 +173,7 @@ def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_pieces(
-    where: str, vocabulary: dict[str, Any], added: Set[int], declared: Sequence["AddedToken"], table: _Table
+    where: str, vocabulary: dict[str, Any], added: Set[int], declared: Sequence[AddedToken], table: _Table
 ) -> None:
     """tokenizer.json must give a piece the id that the other files give it; `added` are the ids of its added tokens."""
     n, tokens = len(table.tokens), table.tokens
@@ -209,46 +194,6 @@ def _check_same_pieces(
         )
 
 
-class AddedToken(NamedTuple):
-    """A token added after training, and the file that says so; `special` is None where that file does not tell."""
-
-    path: Path
-    id: int
-    text: str
-    special: bool | None
-
-
-def declared_tokens(
-    checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
-) -> list[AddedToken]:
-    """The tokens of added_tokens.json, then those of tokenizer_config.json, or where it names none, of tokenizer.json
-    (`added`). Later ones replace earlier ones with the same id."""
-    path = checkpoint.path / "added_tokens.json"
-    tokens = [AddedToken(path, id, text, None) for text, id in _optional(checkpoint.file("added_tokens.json")).items()]
-    tokens += _declared(checkpoint.path, config, added)
-    for token in tokens:
-        if type(token.id) is not int or token.id < 0:
-            id = quote(str(token.id), 30)
-            raise InvalidInput(f"{token.path}: {quote(token.text)} has the id {id}; it must be a whole number from 0")
-    return tokens
-
-
-def _declared(folder: Path, config: Mapping[str, Any], added: Sequence[dict[str, Any]]) -> Iterator[AddedToken]:
-    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
-    if not decoder:
-        for token in added:
-            yield AddedToken(folder / "tokenizer.json", token["id"], token["content"], bool(token.get("special")))
-        return
-    if not isinstance(decoder, dict):
-        raise InvalidInput(f"{path}: added_tokens_decoder must be an object")
-    for key, token in decoder.items():
-        if not (key.isascii() and key.isdecimal() and len(key) < 10 and isinstance(token, dict)):
-            raise InvalidInput(f"{path}: added_tokens_decoder: {quote(key)} must be a token id with an object")
-        if not isinstance(token.get("content"), str):
-            raise InvalidInput(f"{path}: added_tokens_decoder: id {key} has no content")
-        yield AddedToken(path, int(key), token["content"], bool(token.get("special")))
-
-
 def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
     """Tokens added after the pieces were trained. Of those past the vocabulary only placeholders are left."""
     for _, id, text, special in declared:
@@ -259,12 +204,6 @@ def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
         else:
             plain = text if special is None else text.replace(SPACE, " ")
             table.put(id, plain, ADDED_SCORE, TokenType.USER_DEFINED)
-
-
-def looks_special(token: str) -> bool:
-    """Texts that are markers in every model that has them, even where a checkpoint forgot to call them special."""
-    wrapped = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
-    return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
 
 
 def _check(path: Path, table: _Table) -> None:

@@ -1,4 +1,4 @@
-"""What the texts of a vocabulary must be for llama.cpp to hold them. There are 262144: looked at all together first."""
+"""Validates the texts of a vocabulary: what llama.cpp cannot hold is refused. All 262144 are checked at once first."""
 
 from collections.abc import Sequence
 

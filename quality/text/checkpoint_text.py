@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say about text: its tokenizer, its chat template, the tokens that end an answer."""
+"""The text files of a checkpoint: its tokenizer, its chat template, and the tokens that end an answer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,16 @@ class CheckpointText:
     ends: dict[str, tuple[int, ...]]
 
 
-def read_checkpoint_text(folder: Path) -> CheckpointText:
-    """Read the companion files in `folder`; no weight is touched. Raises InvalidInput for a damaged file."""
-    checkpoint = Checkpoint(folder, None, {}, {})
+def read_checkpoint_text(checkpoint: Checkpoint) -> CheckpointText:
+    """Read the checkpoint's companion files; no weight is read. Raises InvalidInput for a damaged file."""
     config = optional_json(checkpoint, "tokenizer_config.json")
     source = read_chat_template(checkpoint, config)
     if isinstance(source, tuple):
         source = dict(source).get("default")
     template = None
     if source:
-        template = ChatTemplate(source, *(_token(config, f"{kind}_token") for kind in ("bos", "eos")))
-    return CheckpointText(folder, checkpoint.file("tokenizer.json"), template, dict(_ends(checkpoint)))
+        template = ChatTemplate(source, *(_token_text(config, f"{kind}_token") for kind in ("bos", "eos")))
+    return CheckpointText(checkpoint.path, checkpoint.file("tokenizer.json"), template, dict(_end_ids(checkpoint)))
 
 
 def optional_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -39,17 +38,18 @@ def optional_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return read_json_object(path, limit=MAX_TOKENIZER_JSON) if path else {}
 
 
-def _token(config: dict[str, Any], key: str) -> str:
+def _token_text(config: dict[str, Any], key: str) -> str:
     token = config.get(key)
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else ""
 
 
-def _ends(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...]]]:
-    found = []
-    for name in ("generation_config.json", "config.json"):
-        value = optional_json(checkpoint, name).get("eos_token_id")
+def _end_ids(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...]]]:
+    ends = []
+    generation = optional_json(checkpoint, "generation_config.json")
+    for name, settings in (("generation_config.json", generation), ("config.json", checkpoint.config)):
+        value = settings.get("eos_token_id")
         ids = tuple(id for id in (value if isinstance(value, list) else [value]) if type(id) is int)
         if ids:
-            found.append((name, ids))
-    return found
+            ends.append((name, ids))
+    return ends

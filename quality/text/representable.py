@@ -1,30 +1,30 @@
-"""A checkpoint's tokenizer without what a GGUF cannot express: what llama.cpp should make of the same vocabulary.
+"""The representable part of a tokenizer: a tokenizer.json without what a GGUF cannot express.
 
-Where this tokenizer and the checkpoint's give a text different ids, no converter is to blame; any other difference is
-a fault of the GGUF.
+llama.cpp should give every text the ids of the representable part. Where these are not those of the whole tokenizer, no
+converter could do better; any other difference is a fault of the GGUF.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...convert.metadata.template_whitespace import emulated_steps
+from ...convert.tokenizers.added_tokens import looks_special
 from ...convert.tokenizers.embedding_rows import PLACEHOLDERS
 from ...convert.tokenizers.pre_tokenizer import SPACE_IN_FRONT, Match, match_pre_type
-from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, some_names, steps, text_view
-from ...convert.tokenizers.sentencepiece_vocabulary import looks_special
+from ...convert.tokenizers.preprocessing import SPACE, SPACES, described, read_preprocessing, some_names, steps
 
 LITERAL_SPACE = f"the character {SPACE} (U+2581) in a text, which is read as a space"
 
 
 def representable(json: Mapping[str, Any], *, chat: bool = False, control: Sequence[str] = ()) -> dict[str, Any]:
-    """A parsed tokenizer.json, changed. `chat` keeps the steps that the GGUF's chat template does instead.
+    """Reduce a parsed tokenizer.json. `chat` keeps the steps that the GGUF's chat template does instead.
 
     `control` are ordinary tokens that llama.cpp treats as control tokens because of their names.
     """
     json = _with_control(_with_plain_spaces(json), control)
     greedy = {"lstrip": False, "rstrip": False, "single_word": False}
     json = {**json, "added_tokens": [{**token, **greedy} for token in json.get("added_tokens") or []]}
-    view = text_view(json)
+    view = read_preprocessing(json)
     if view:
         prefix = [{"type": "Prepend", "prepend": SPACE}] * view.prefix
         return {**json, "normalizer": _sequence("normalizers", [*prefix, SPACES]), "pre_tokenizer": None}
@@ -45,18 +45,18 @@ def without_rowless_tokens(json: Mapping[str, Any], n_vocab: int) -> dict[str, A
 
 
 def not_representable(
-    json: Mapping[str, Any], gaps: Iterable[str], control: Sequence[str] = (), *, in_spaces: bool = False
+    json: Mapping[str, Any], unsupported: Iterable[str], control: Sequence[str] = (), *, in_spaces: bool = False
 ) -> list[str]:
-    """In words, what `representable` leaves out. `gaps` are the steps that `convert` found llama.cpp not to do.
+    """Describes what `representable` leaves out. `unsupported` describes the steps that llama.cpp does not do.
     `in_spaces`: texts without a literal ▁ get other ids, too."""
-    found = list(gaps)
+    described = list(unsupported)
     if tokens := list(_space_tokens(json)):
         joined = f"added tokens that hold {SPACE} ({some_names(tokens)}), which llama.cpp looks for as spaces"
-        found.append(joined if in_spaces else LITERAL_SPACE)
+        described.append(joined if in_spaces else LITERAL_SPACE)
     if ordinary := _ordinary(json, control):
         what = "as ordinary text: llama.cpp takes a token of such a name for a control token"
-        found.append(f"{some_names(ordinary)} {what}")
-    return found
+        described.append(f"{some_names(ordinary)} {what}")
+    return described
 
 
 def _space_tokens(json: Mapping[str, Any]) -> dict[str, str]:
@@ -64,14 +64,14 @@ def _space_tokens(json: Mapping[str, Any]) -> dict[str, str]:
 
     llama.cpp looks for them in the text before it replaces spaces, so a literal ▁ no longer matches.
     """
-    if text_view(json) is None:
+    if read_preprocessing(json) is None:
         return {}
     texts = [t["content"] for t in json.get("added_tokens") or [] if not (t.get("special"))]
     return {text: text.replace(SPACE, " ") for text in texts if SPACE in text and not looks_special(text)}
 
 
 def _with_plain_spaces(json: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The vocabulary as a GGUF stores it: no merge makes the tokens of `_space_tokens` any longer."""
+    """The vocabulary as a GGUF stores it, without the merges that make tokens of `_space_tokens`."""
     stored = _space_tokens(json)
     if not stored:
         return json
@@ -83,12 +83,13 @@ def _with_plain_spaces(json: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ordinary(json: Mapping[str, Any], control: Sequence[str]) -> list[str]:
-    """Those of `control` that are no added tokens: these are looked for in a text anyway."""
+    """The names in `control` that are ordinary pieces: added tokens are searched for in a text anyway."""
     added = {token["content"] for token in json.get("added_tokens") or []}
     return [text for text in control if text in json["model"]["vocab"] and text not in added]
 
 
 def _with_control(json: Mapping[str, Any], control: Sequence[str]) -> Mapping[str, Any]:
+    """Ordinary pieces that llama.cpp takes for control tokens, as added tokens."""
     vocabulary = json["model"]["vocab"]
     flags = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
     more = [{"id": vocabulary[text], "content": text, **flags} for text in _ordinary(json, control)]
@@ -96,14 +97,14 @@ def _with_control(json: Mapping[str, Any], control: Sequence[str]) -> Mapping[st
 
 
 def _splits(json: Mapping[str, Any], match: Match, space: bool) -> list[dict[str, Any]]:
-    """The pre-tokenizer's steps up to ByteLevel (with or without a `space` in front), its regular expressions replaced
-    by those that llama.cpp really uses."""
+    """The pre-tokenizer's steps up to ByteLevel (which puts a `space` in front, or not), with the regular expressions
+    that llama.cpp really uses."""
     kept = []
     for step in steps(json.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "ByteLevel":
             return [*kept, {**step, "add_prefix_space": space}]
-        rough = {"pattern": {"Regex": match.type.actual}} if match.type.actual else {}
-        kept.append({**step, **rough})
+        pattern = {"pattern": {"Regex": match.type.actual}} if match.type.actual else {}
+        kept.append({**step, **pattern})
     return kept
 
 

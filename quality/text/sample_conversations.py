@@ -1,4 +1,4 @@
-"""Conversations that chat templates tend to render in different ways."""
+"""Sample conversations, chosen because chat templates tend to render them in different ways."""
 
 from typing import Any
 

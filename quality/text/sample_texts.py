@@ -1,4 +1,4 @@
-"""Texts on which tokenizers tend to disagree. Written for this purpose; every line says something of its own."""
+"""Sample texts on which tokenizers tend to disagree, written for this purpose."""
 
 LITERAL_SPACES = "▁ ▁▁ lav ▁strek▁"
 """SentencePiece's own character for a space, as text."""
@@ -70,5 +70,5 @@ LINES = (
 )
 
 QUICK_LINES = tuple(line for line in LINES if line is not LITERAL_SPACES)
-"""Those of the quick check: no GGUF of a Gemma 3 can get the line that is left out right, and to prove that this is why
-takes a second tokenizer, which is made only when something differs."""
+"""The quick check's. No GGUF of a Gemma 3 can tokenize the line that is left out as the checkpoint does; to show that
+this is a known difference takes another worker, which is started only when ids differ."""

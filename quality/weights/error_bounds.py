@@ -1,12 +1,12 @@
-"""How far a weight of each type may lie from what it was made of.
+"""Error bounds: how far the weights of each type may lie from their source.
 
-`TYPICAL` is the relative error, |decoded - source| / |source| over a tensor, that ggml's encoders make of bell-shaped
-weights: the largest of what was measured on normal weights (1024 columns, 96 rows) and on the matrices of a trained
-model, with and without an importance matrix. `tests/quality/test_error_bounds.py` measures it again.
+`TYPICAL` is the relative error, |decoded - source| / |source| over a tensor, of ggml's encoders on bell-shaped weights:
+the largest that was measured on normal weights (1024 columns, 96 rows) and on the matrices of a trained model, with and
+without an importance matrix. `tests/quality/test_error_bounds.py` measures it again.
 
-The table is a filter, not the judge: weights of another shape (a few large outliers, many zeros) have larger errors,
-and a lattice type on sparse rows much larger ones. What exceeds its limit is encoded again, and must be about as good
-as that.
+The table only selects suspicious rows: weights of another distribution (a few large outliers, many zeros) have larger
+errors, and lattice types on sparse rows much larger ones. Rows above the limit are encoded again, and pass if their
+error is about that of the new encoding.
 """
 
 from ...checkpoint.types import GGMLQuantizationType
@@ -48,34 +48,34 @@ SLACK = 1.3
 """Over TYPICAL: heavier tails than normal, and samples of a few rows."""
 
 ALIKE = 1.25
-"""How much worse than our own encoding of the same rows a tensor may be: other encoders round other ways."""
+"""How many times the error of our own encoding a row may have: other encoders round in other ways."""
 
 ALIKE_WEIGHTED = 2.5
-"""The same where an importance matrix that is not at hand chose which errors matter."""
+"""The same where an importance matrix that is not at hand weighted the errors."""
 
 FLOAT16_STEP = 2.0**-25
-"""Half the distance of the smallest float16 numbers, which scales are: tiny weights cannot be closer."""
+"""Half the distance between the smallest float16 numbers. Scales are float16, so tiny weights cannot be closer."""
 
 STEPS = 4096
-"""The most of these that one weight counts: 6 bits of scale times 6 of weight."""
+"""By how many such steps one weight may be off: 6 bits of scale times 6 bits of weight."""
 
 
 def limit(type: GGMLQuantizationType) -> float:
-    """The relative error of a tensor above which it is looked at again."""
+    """The relative error above which a row is encoded again."""
     return TYPICAL.get(type, 1.0) * SLACK
 
 
 def scale_limit(type: GGMLQuantizationType) -> float:
     """How far from 1 the factor between decoded and source weights may be.
 
-    An encoder at its optimum shrinks weights by the square of its relative error; the rest is chance.
+    An optimal encoder shrinks weights by the square of its relative error; the rest of the bound is for chance.
     """
     typical = TYPICAL.get(type, 1.0)
     return max(1.5 * typical**2, 0.1 * typical)
 
 
 def floor(type: GGMLQuantizationType) -> float:
-    """An error so small in absolute numbers that the type's float16 scales make it; 0 for types without."""
+    """The absolute error per weight that the type's float16 scales can cause; 0 for types without such scales."""
     if type in (T.F32, T.BF16):
         return 0.0
     return FLOAT16_STEP * (1 if type == T.F16 else STEPS)

@@ -1,10 +1,11 @@
-"""Sampled rows of a source, kept as they come in, so that a source far away is read once and looked at all the same."""
+"""Sampled rows of a tensor: which rows a quick check reads, and their bytes, kept while a streamed source is read."""
 
 import io
 import threading
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +14,79 @@ from ...errors import BorealisError
 from ...pipeline.plan import Tensor
 from ...pipeline.sources import OpenSlice
 from ...pipeline.tasks import Task
-from .comparison import sampled_rows
+
+SAMPLED_ROWS = 8
 
 
-class Tap:
-    """Opens sources for the executor (`open`), and again (`open_kept`): there, what is far away is the kept rows."""
+def sample_rows(rows: int) -> list[int]:
+    """The first row, the last, and one of each stretch between, unevenly spaced: no head or block is missed often."""
+    if rows <= SAMPLED_ROWS:
+        return list(range(rows))
+    starts = [rows * n // SAMPLED_ROWS for n in range(SAMPLED_ROWS)]
+    inner = [a + int((b - a) * (n * 0.618034 % 1)) for n, (a, b) in enumerate(pairwise(starts))]
+    return [0, *inner[1:], rows - 1]
+
+
+class SampledRows:
+    """The sampled rows of remote tensors, kept while the executor reads them, so that the check fetches nothing again.
+
+    The executor opens its sources with `open`, which keeps the bytes of sampled rows; the check opens the same sources
+    with `open_kept`, which for a remote source serves the kept bytes alone.
+    """
 
     def __init__(self, open_slice: OpenSlice) -> None:
         self._open = open_slice
-        self._files: dict[Path, _Kept] = defaultdict(_Kept)
+        self._files: dict[Path, _KeptRanges] = defaultdict(_KeptRanges)
 
-    def want(self, tensors: Iterable[Tensor]) -> None:
-        """Keep the sampled rows of `tensors`; to be called before anything is read."""
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Choose the sampled rows of `tensors` to be kept; to be called before anything is read."""
         for tensor in tensors:
-            for row in sampled_rows(tensor.rows):
-                self._files[tensor.source.slice.path].want(*Task(tensor, (), row, 1).source_range())
+            for row in sample_rows(tensor.rows):
+                self._files[tensor.source.slice.path].add(*Task(tensor, (), row, 1).source_range())
 
     def open(self, slice: Slice, stop: threading.Event) -> io.RawIOBase:
         file = self._open(slice, stop)
-        return file if slice.remote is None else _Tapped(file, self._files[slice.path])
+        return file if slice.remote is None else _RecordingFile(file, self._files[slice.path])
 
     def open_kept(self, slice: Slice, stop: threading.Event) -> io.RawIOBase:
-        return self._open(slice, stop) if slice.remote is None else _Replay(slice.path, self._files[slice.path])
+        return self._open(slice, stop) if slice.remote is None else _KeptFile(slice.path, self._files[slice.path])
 
 
-class _Kept:
-    """Ranges of one file: where each begins, and its bytes as far as they have come."""
+class _KeptRanges:
+    """Byte ranges of one file: `data` by start offset, and in `received` how many bytes of each have been read."""
 
     def __init__(self) -> None:
         self.data: dict[int, bytearray] = {}
-        self.seen: dict[int, int] = {}
+        self.received: dict[int, int] = {}
         self.starts: list[int] = []
         self.longest = 0
 
-    def want(self, start: int, nbytes: int) -> None:
+    def add(self, start: int, nbytes: int) -> None:
         if len(self.data.get(start, b"")) < nbytes:
-            self.data[start], self.seen[start] = bytearray(nbytes), 0
+            self.data[start], self.received[start] = bytearray(nbytes), 0
             self.starts = []
             self.longest = max(self.longest, nbytes)
 
-    def take(self, at: int, view: memoryview) -> None:
-        """Keep what is wanted of the bytes that stand from `at` on."""
+    def store(self, at: int, view: memoryview) -> None:
+        """Copy those bytes of `view`, which lies at offset `at` of the file, that belong to a kept range."""
         end = at + len(view)
         for start in self.starts[bisect_right(self.starts, at - self.longest) : bisect_left(self.starts, end)]:
             kept = self.data[start]
             first, last = max(at, start), min(end, start + len(kept))
             if first < last:
                 kept[first - start : last - start] = view[first - at : last - at]
-                self.seen[start] += last - first
+                self.received[start] += last - first
 
-    def sort(self) -> "_Kept":
-        """Before it is used: the starts in order."""
+    def sort(self) -> "_KeptRanges":
+        """Sort the start offsets, which `store` needs."""
         self.starts = self.starts or sorted(self.data)
         return self
 
 
-class _Tapped(io.RawIOBase):
-    """A source that hands over what it reads, and keeps some of it."""
+class _RecordingFile(io.RawIOBase):
+    """A source file that stores the kept ranges of what is read from it."""
 
-    def __init__(self, file: io.RawIOBase, kept: _Kept) -> None:
+    def __init__(self, file: io.RawIOBase, kept: _KeptRanges) -> None:
         self._file, self._kept = file, kept.sort()
 
     def readable(self) -> bool:
@@ -85,20 +100,20 @@ class _Tapped(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         at = self._file.tell()
-        got = self._file.readinto(buffer)
-        if got:
-            self._kept.take(at, memoryview(buffer).cast("B")[:got])
-        return got
+        count = self._file.readinto(buffer)
+        if count:
+            self._kept.store(at, memoryview(buffer).cast("B")[:count])
+        return count
 
     def close(self) -> None:
         self._file.close()
         super().close()
 
 
-class _Replay(io.RawIOBase):
-    """The kept ranges of a file."""
+class _KeptFile(io.RawIOBase):
+    """Reads the kept ranges of a file, and no other bytes of it."""
 
-    def __init__(self, path: Path, kept: _Kept) -> None:
+    def __init__(self, path: Path, kept: _KeptRanges) -> None:
         self._path, self._kept, self._at = path, kept, 0
 
     def readable(self) -> bool:
@@ -111,7 +126,7 @@ class _Replay(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         kept = self._kept.data.get(self._at, bytearray())
-        if len(kept) < len(view) or self._kept.seen[self._at] < len(kept):
+        if len(kept) < len(view) or self._kept.received[self._at] < len(kept):
             raise BorealisError(f"{self._path}: the bytes from {self._at} on were not read while the file was written")
         view[:] = kept[: len(view)]
         self._at += len(view)

@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError, InvalidInput
 from .libraries import library_path
 
@@ -29,7 +29,7 @@ LATTICE_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3
 LATTICE_LIMIT = 1e15
 """Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
 
-SOURCE_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16, np.dtype(np.uint16): T.BF16}
+SOURCE_TYPES = {dtype: type for type, dtype in FLOAT_DTYPES.items()}
 """The arrays that rows may be, and their types. (Keyed by dtype: numpy takes microseconds to make a dtype's name.)"""
 
 

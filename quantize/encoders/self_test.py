@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Event, Thread
 
 from ...checkpoint.types import GGMLQuantizationType
-from ...errors import BorealisError, Cancelled
+from ...errors import STOPPED, BorealisError, Cancelled
 from . import ggml, ggml_digest_cache, native
 from .libraries import library_path
 from .sample_weights import sample_bytes
@@ -29,7 +29,7 @@ class PendingSelfTest:
         set."""
         while self.thread.is_alive():
             if stop is not None and stop.is_set():
-                raise Cancelled("stopped; nothing was written under a final name")
+                raise Cancelled(STOPPED)
             self.thread.join(0.1)
         wrong = [type.name for type in self.types if _ggml_digest(type) != native.sample_digest(type, self.isa)]
         if wrong:

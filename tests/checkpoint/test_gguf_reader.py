@@ -17,7 +17,6 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from borealis_gguf.checkpoint import gguf_header
 from borealis_gguf.checkpoint.gguf import GGUFFile, read_gguf
 from borealis_gguf.checkpoint.gguf_validation import check_model
 from borealis_gguf.errors import InvalidInput
@@ -289,31 +288,17 @@ TEXTS = (
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
-@given(
-    texts=st.lists(TEXTS, max_size=20),
-    usual=st.integers(0, 40).map(lambda n: [b"bl\xc3\xa5"] * 8 * n),
-    at=st.integers(0, 400),
-    cut=st.integers(0, 60),
-)
-def test_strings_read_together_are_those_read_one_by_one(
-    tmp_path: Path, texts: list[bytes], usual: list[bytes], at: int, cut: int
-) -> None:
-    """Any bytes among many usual texts, whole and cut off; small windows, so that many begin anywhere."""
-    words = [*usual[:at], *texts, *usual[at:]]
-    data = a.gguf([a.array("k", a.STRING, len(words), b"".join(map(a.string, words)))])
+@given(texts=st.lists(TEXTS, max_size=20), cut=st.integers(0, 60))
+def test_any_strings(tmp_path: Path, texts: list[bytes], cut: int) -> None:
+    """Any bytes, whole and cut off."""
+    data = a.gguf([a.array("k", a.STRING, len(texts), b"".join(map(a.string, texts)))])
     path = put(tmp_path / "strings.gguf", data[: len(data) - cut])
-    results = []
-    for window, many in ((1 << 18, 64), (200, 8), (0, 1 << 40)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gguf_header, "WINDOW", window)
-            patch.setattr(gguf_header, "MANY", many)
-            try:
-                results.append(read_gguf(path).value("k"))
-            except InvalidInput as error:
-                results.append(str(error))
-    assert results[0] == results[1] == results[2]
-    if not cut:
-        assert [text.encode("utf-8", "surrogateescape") for text in results[0]] == words
+    try:
+        found = read_gguf(path).value("k")
+    except InvalidInput as error:
+        assert cut and "\n" not in str(error)
+    else:
+        assert [text.encode("utf-8", "surrogateescape") for text in found] == texts
 
 
 # ---- split files

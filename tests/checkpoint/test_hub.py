@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from borealis_gguf.checkpoint.folder import open_checkpoint
+from borealis_gguf.checkpoint.folder import Checkpoint, open_checkpoint
+from borealis_gguf.checkpoint.gguf import GGUFFile
 from borealis_gguf.checkpoint.hub.download import parse_id
-from borealis_gguf.checkpoint.source import Source, resolve_source
+from borealis_gguf.checkpoint.source import read_source
 from borealis_gguf.errors import InvalidInput
 
 from ..helpers import attacks as a
@@ -69,14 +70,16 @@ def put(folder: Path, **files: bytes) -> Path:
 
 
 def test_a_checkpoint_folder(tmp_path: Path) -> None:
-    path = put(tmp_path / "blå bær", config__json=b"{}", m__gguf=master())
-    assert resolve_source(path) == Source("checkpoint", path)
-    assert resolve_source(str(path)) == Source("checkpoint", path)
+    path = put(tmp_path / "blå bær", config__json=b"{}", model__safetensors=a.one(), m__gguf=master())
+    for source in (path, str(path)):
+        found = read_source(source)
+        assert isinstance(found, Checkpoint) and (found.path, found.stem) == (path, "blå bær")
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:
     path = put(tmp_path, m__gguf=master()) / "m.gguf"
-    assert resolve_source(path) == Source("gguf", path)
+    found = read_source(path)
+    assert isinstance(found, GGUFFile) and (found.path, found.stem) == (path, "m")
 
 
 def test_a_folder_with_one_unquantized_model(tmp_path: Path) -> None:
@@ -88,42 +91,43 @@ def test_a_folder_with_one_unquantized_model(tmp_path: Path) -> None:
         imatrix__gguf=master(kind="imatrix"),
         lora__gguf=master(kind="adapter"),
     )
-    assert resolve_source(path) == Source("gguf", path / "m_BF16.gguf")
+    found = read_source(path)
+    assert isinstance(found, GGUFFile) and found.path == path / "m_BF16.gguf"
 
 
 def test_folders_that_do_not_tell(tmp_path: Path) -> None:
-    assert "no config.json (a checkpoint) and no F32, F16 or BF16 GGUF" in refused(lambda: resolve_source(tmp_path))
+    assert "no config.json (a checkpoint) and no F32, F16 or BF16 GGUF" in refused(lambda: read_source(tmp_path))
     put(tmp_path, q__gguf=master(a.T_Q8_0))
-    assert "its GGUFs (q.gguf) are quantized or no models" in refused(lambda: resolve_source(tmp_path))
+    assert "its GGUFs (q.gguf) are quantized or no models" in refused(lambda: read_source(tmp_path))
     put(tmp_path, a__gguf=master(), b__gguf=master(a.T_F16))
-    assert "holds 2 unquantized GGUFs (a.gguf, b.gguf); give one" in refused(lambda: resolve_source(tmp_path))
+    assert "holds 2 unquantized GGUFs (a.gguf, b.gguf); give one" in refused(lambda: read_source(tmp_path))
 
 
 def test_files_that_are_no_source(tmp_path: Path) -> None:
     put(tmp_path, model__safetensors=a.one(), config__json=b"{}", x__bin=b"PK\3\4", x__txt=b"hei")
-    assert "give the folder it lies in" in refused(lambda: resolve_source(tmp_path / "model.safetensors"))
-    assert "give the folder it lies in" in refused(lambda: resolve_source(tmp_path / "config.json"))
-    assert "zip archive" in refused(lambda: resolve_source(tmp_path / "x.bin"))
-    assert "neither a GGUF nor a checkpoint folder" in refused(lambda: resolve_source(tmp_path / "x.txt"))
+    assert "give the folder it lies in" in refused(lambda: read_source(tmp_path / "model.safetensors"))
+    assert "give the folder it lies in" in refused(lambda: read_source(tmp_path / "config.json"))
+    assert "zip archive" in refused(lambda: read_source(tmp_path / "x.bin"))
+    assert "neither a GGUF nor a checkpoint folder" in refused(lambda: read_source(tmp_path / "x.txt"))
 
 
 def test_a_local_path_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path / "NbAiLab" / "borealis-4b", config__json=b"{}")
+    put(tmp_path / "NbAiLab" / "borealis-4b", config__json=b"{}", model__safetensors=a.one())
     monkeypatch.chdir(tmp_path)
-    assert resolve_source("NbAiLab/borealis-4b") == Source("checkpoint", Path("NbAiLab/borealis-4b"))
-    assert "revision 'v1' means nothing" in refused(lambda: resolve_source("NbAiLab/borealis-4b", revision="v1"))
+    assert read_source("NbAiLab/borealis-4b").path == Path("NbAiLab/borealis-4b")
+    assert "revision 'v1' means nothing" in refused(lambda: read_source("NbAiLab/borealis-4b", revision="v1"))
 
 
 @pytest.mark.parametrize(
     "text", ["./borealis", "/no/such/folder", "~/x", "borealis.gguf", "a/b/c", "..\\x", "C:\\m", "x" * 5000, "a b"]
 )
 def test_paths_that_do_not_exist(text: str) -> None:
-    message = refused(lambda: resolve_source(text))
+    message = refused(lambda: read_source(text))
     assert "no such file or folder, and not a Hub id such as NbAiLab/borealis-4b" in message
 
 
 def test_a_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
-    assert refused(lambda: resolve_source(Path("NbAiLab/none"))).endswith("none: no such file or folder")
+    assert refused(lambda: read_source(Path("NbAiLab/none"))).endswith("none: no such file or folder")
 
 
 @pytest.mark.parametrize(
@@ -164,25 +168,25 @@ def test_hub_ids(text: str, expected: tuple[str | None, str | None]) -> None:
     ],
 )
 def test_names_the_hub_does_not_allow(text: str, expected: str) -> None:
-    assert expected in refused(lambda: resolve_source(text))
+    assert expected in refused(lambda: read_source(text))
 
 
 def test_two_revisions() -> None:
-    message = refused(lambda: resolve_source("hf://a/b@v1", revision="v2"))
+    message = refused(lambda: read_source("hf://a/b@v1", revision="v2"))
     assert "names revision v1, but 'v2' is asked for" in message
-    assert "is not a revision" in refused(lambda: resolve_source("a/b", revision="../v2"))
+    assert "is not a revision" in refused(lambda: read_source("a/b", revision="../v2"))
 
 
 def test_a_token_in_the_source_is_not_repeated() -> None:
-    assert TOKEN not in refused(lambda: resolve_source(f"https://user:{TOKEN}@huggingface.co/a/b"))
-    assert TOKEN not in refused(lambda: resolve_source(f"hf://a/b@{TOKEN}/..", revision=None))
+    assert TOKEN not in refused(lambda: read_source(f"https://user:{TOKEN}@huggingface.co/a/b"))
+    assert TOKEN not in refused(lambda: read_source(f"hf://a/b@{TOKEN}/..", revision=None))
 
 
 # ---- on the Hub: the address is read when huggingface_hub is imported, hence a process of its own
 
 CHILD = """
 import json, os, sys
-from borealis_gguf.checkpoint.source import resolve_source
+from borealis_gguf.checkpoint.source import read_source
 from borealis_gguf.errors import BorealisError, Cancelled
 def step(done, total):
     seen.append((done, total))
@@ -191,8 +195,8 @@ def step(done, total):
 for source, revision in json.loads(sys.argv[1]):
     seen = []
     try:
-        found = resolve_source(source, revision=revision, on_progress=step)
-        answer = {"kind": found.kind, "path": str(found.path), "repo_id": found.repo_id, "revision": found.revision}
+        found = read_source(source, revision=revision, on_progress=step)
+        answer = {"kind": type(found).__name__, "path": str(found.path), "repo_id": found.repo_id}
     except BorealisError as error:
         answer = {"error": str(error), "type": type(error).__name__}
     print(json.dumps(answer | {"progress": seen[-1:]}))
@@ -200,7 +204,7 @@ for source, revision in json.loads(sys.argv[1]):
 
 
 def resolve(home: Path, url: str, *sources: tuple[str, str | None], **extra: str) -> tuple[list[dict[str, Any]], str]:
-    """The answers of `resolve_source`, and everything the process wrote."""
+    """The answers of `read_source`, and everything the process wrote."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "XDG_CACHE"))}
     env |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", CHILD, json.dumps(sources)]
@@ -231,7 +235,8 @@ def test_download(hub: Hub, tmp_path: Path) -> None:
     sources = [("NbAiLab/borealis-4b", None), ("hf://NbAiLab/borealis-4b@v1", None), ("NbAiLab/borealis-4b", COMMIT)]
     answers, output = resolve(tmp_path, hub.url, *sources)
     for answer in answers:
-        assert (answer["kind"], answer["repo_id"], answer["revision"]) == ("checkpoint", "NbAiLab/borealis-4b", COMMIT)
+        assert (answer["kind"], answer["repo_id"]) == ("Checkpoint", "NbAiLab/borealis-4b")
+        assert Path(answer["path"]).name == COMMIT
     path = Path(answers[0]["path"])
     files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert files == CHECKPOINT

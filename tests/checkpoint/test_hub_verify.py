@@ -1,6 +1,7 @@
 """Files from the Hub are believed when their bytes are those the Hub has, whatever a connection made of them."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ REPO = "NbAiLab/borealis-4b"
 CHUNK = 10 << 20
 """huggingface_hub writes so many bytes at a time; what is left of a broken download is whole chunks."""
 
-WEIGHTS = hashlib.shake_128(b"weights").digest(CHUNK + (2 << 20))
+NBYTES = CHUNK + (2 << 20) - 128
+HEADER = json.dumps({"a": {"dtype": "BF16", "shape": [NBYTES // 2], "data_offsets": [0, NBYTES]}}).ljust(120).encode()
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + hashlib.shake_128(b"weights").digest(NBYTES)
 FILES = {**CHECKPOINT, "model.safetensors": WEIGHTS}
 TOTAL = sum(map(len, FILES.values()))
 BREAKS = Fault(close=CHUNK + (1 << 20))
@@ -111,7 +114,7 @@ def test_small_files_are_verified_too(hub: Hub, machine: Machine) -> None:
 def test_a_resumed_download_that_is_right_is_kept(hub: Hub, machine: Machine) -> None:
     hub.faults["model.safetensors"] = [BREAKS, Fault(headers={"ETag": '"another"'})]
     answer, _ = machine.resolve()
-    assert answer["kind"] == "checkpoint" and hub.asked_ranges == [RESUMED]
+    assert answer["kind"] == "Checkpoint" and hub.asked_ranges == [RESUMED]
     assert machine.stored("model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -141,12 +144,12 @@ def test_copies_instead_of_links(hub: Hub, machine: Machine) -> None:
     hub.faults["model.safetensors"] = [Fault(body=other)]
     assert machine.resolve(**copies)[0]["error"] == refusal("model.safetensors")
     assert not machine.holds(other(WEIGHTS))
-    assert machine.resolve(**copies)[0]["kind"] == "checkpoint"
+    assert machine.resolve(**copies)[0]["kind"] == "Checkpoint"
     shard = machine.stored("model.safetensors")
     assert not shard.is_symlink() and shard.read_bytes() == WEIGHTS
     machine.forget()
     answer, output = machine.resolve(**copies, HF_HUB_OFFLINE="1")
-    assert answer["kind"] == "checkpoint"
+    assert answer["kind"] == "Checkpoint"
     named = "README.md, additional_chat_templates/rag.jinja, chat_template.jinja, …"
     assert f"{answer['path']}: the Hub cannot be asked now whether these are its files: {named}\n" in output
     assert machine.resolve(**copies)[0]["progress"] == [[TOTAL] * 2]  # it was believed, and not for known

@@ -1,5 +1,6 @@
 """Weights read over the network, from a Hub that runs here and behaves, or does not."""
 
+import gc
 import gzip
 import hashlib
 import re
@@ -21,6 +22,7 @@ from borealis_gguf.checkpoint.hub.retry import retry_after
 from borealis_gguf.checkpoint.hub.stream import find, open_stream, read_remote_header
 from borealis_gguf.convert.describe import describe
 from borealis_gguf.errors import BorealisError, Cancelled
+from borealis_gguf.pipeline.equal_slices import require_equal
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.memory_estimate import memory_needed
@@ -30,6 +32,7 @@ from borealis_gguf.pipeline.tasks import CHUNK_WEIGHTS
 
 from ..conftest import NANO
 from ..helpers import attacks as a
+from ..helpers.checkpoints import Miniature, config
 from ..helpers.hub_server import COMMIT, SIGNATURE, Fault, Hub, serve
 from ..helpers.tiny import CODEC
 from .test_hub import TOKEN
@@ -223,8 +226,7 @@ def test_a_read_that_waits_can_be_stopped(hub: Hub) -> None:
 
 
 def plan(hub: Hub, output: Path) -> FilePlan:
-    found = open_stream(REPO, None, endpoint=hub.url)
-    model, types = describe(open_checkpoint(found.folder.path, repo_id=REPO, remote=found.headers), "q8_0")
+    model, types = describe(open_stream(REPO, None, endpoint=hub.url), "q8_0")
     return lay_out(output, model, types)
 
 
@@ -247,6 +249,28 @@ def test_streamed_bytes_are_those_of_a_local_checkpoint(hub: Hub, tmp_path: Path
     execute([planned], CODEC, jobs=2, open_slice=open_slice)
     assert sha(planned.path) == local_q8
     assert list(tmp_path.iterdir()) == [planned.path]
+
+
+@pytest.mark.parametrize("head", ["untied", "tied"])
+def test_a_stored_output_layer(hub: Hub, tmp_path: Path, head: str) -> None:
+    """Whether it is the embedding once more is compared where the weights lie, before files are written."""
+    folder = Miniature(COMMIT, config(tie_word_embeddings=head == "tied"), head=head).write(tmp_path)
+    hub.repos[REPO] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    planned = plan(hub, tmp_path / "x.gguf")
+    assert ("output.weight" in {t.tensor.name for t in planned.tensors}) == (head == "untied")
+    require_equal(planned.model.equal, open_slice)
+    execute([planned], CODEC, jobs=2, open_slice=open_slice)
+    model, types = describe(open_checkpoint(folder, repo_id=REPO), "q8_0")
+    local = lay_out(tmp_path / "local.gguf", model, types)
+    execute([local], CODEC)
+    assert sha(planned.path) == sha(local.path)
+
+
+def test_an_output_layer_that_is_tied_and_differs(hub: Hub, tmp_path: Path) -> None:
+    folder = Miniature(COMMIT, config(), head="untied").write(tmp_path)
+    hub.repos[REPO] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    planned = plan(hub, tmp_path / "x.gguf")
+    assert "lm_head.weight is not the embedding" in failed(lambda: require_equal(planned.model.equal, open_slice))
 
 
 def test_the_same_bytes_through_every_fault(hub: Hub, tmp_path: Path, local_q8: str) -> None:
@@ -323,8 +347,7 @@ def test_a_header_is_as_strictly_checked_as_a_local_one(hub: Hub, name: str) -> 
 
 def test_an_index_is_compared_with_the_headers(hub: Hub) -> None:
     del hub.repos[REPO][SHARD]
-    found = open_stream(REPO, None, endpoint=hub.url)
-    message = failed(lambda: open_checkpoint(found.folder.path, remote=found.headers))
+    message = failed(lambda: open_stream(REPO, None, endpoint=hub.url))
     assert f"{SHARD}: missing, though model.safetensors.index.json lists it" in message
 
 
@@ -336,16 +359,17 @@ def test_a_copy_that_changes_between_header_and_weights(hub: Hub, tmp_path: Path
 
 def test_small_files_leave_with_their_folder(hub: Hub) -> None:
     found = open_stream(REPO, "v1", endpoint=hub.url)
-    folder = found.folder.path
+    folder = found.path
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
         name: data for name, data in FILES.items() if not name.endswith(".safetensors")
     }
-    assert found.commit == COMMIT and folder.name == COMMIT
+    assert folder.name == COMMIT
     del found
     assert not folder.parents[1].exists()
 
 
 def test_progress_and_stopping_while_planning(hub: Hub) -> None:
+    gc.collect()  # plans of earlier tests, which tracebacks hold
     seen: list[tuple[int, int]] = []
     open_stream(REPO, None, lambda done, total: seen.append((done, total)), endpoint=hub.url)
     total = sum(len(data) for name, data in FILES.items() if not name.endswith(".safetensors"))

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
-from borealis_gguf.checkpoint.source import resolve_source
+from borealis_gguf.checkpoint.gguf import GGUFFile
+from borealis_gguf.checkpoint.source import read_source
 from borealis_gguf.cli.main import cli
 from borealis_gguf.convert.describe import describe
 from borealis_gguf.errors import InvalidInput
@@ -111,7 +112,7 @@ def test_folders_that_are_no_trainers(tmp_path: Path) -> None:
     put(tmp_path, "checkpoint-5/config.json", "m.gguf").joinpath("m.gguf").write_bytes(
         a.gguf([a.ARCH, a.kv("general.type", a.STRING, a.string("model"))], [a.ONE], bytes(128))
     )
-    assert resolve_source(tmp_path).kind == "gguf"
+    assert isinstance(read_source(tmp_path), GGUFFile)
 
 
 def test_what_a_trainer_leaves_in_a_checkpoint_does_not_matter(

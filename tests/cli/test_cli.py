@@ -256,7 +256,7 @@ def test_check_tells_good_from_bad(nano: Path, nano_q8: Path, tmp_path: Path) ->
     assert bad.returncode == 1
     content = json.loads(bad.stdout)
     failed = [f["where"] for s in content["sections"] for f in s["findings"] if f["status"] == "failed"]
-    assert failed == ["blk.0.attn_q.weight"] * 2  # by the plan, and by the second opinion
+    assert failed == ["blk.0.attn_q.weight"] * 2  # by the plan, and by the cross check
     lost = with_metadata(nano_q8, tmp_path / "lost.gguf", drop("tokenizer.chat_template"))
     quiet = run("check", lost, "--against", nano, "-q")
     assert quiet.returncode == 1

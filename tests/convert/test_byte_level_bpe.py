@@ -91,10 +91,10 @@ def test_ids_are_those_of_the_tokenizers_library(name: str, tmp_path: Path) -> N
     gap = measure(keys(found, value), tmp_path / "tokenizer.json", LINES_AND_MORE)
     assert gap.lines == len(LINES_AND_MORE) > 50
     if not found.match.type.inexact:
-        assert found.gaps == ()
+        assert found.unsupported == ()
         assert (gap.different, gap.example) == (0, "")
     else:
-        assert found.gaps == (CASES,)
+        assert found.unsupported == (CASES,)
         assert gap.example == "ÆRLIG TALT: DETTE ER ØVERST PÅ ÅRETS LISTE"
         assert gap.different == 2
 
@@ -169,7 +169,7 @@ def test_a_fallback_to_bytes_that_could_be_taken_is_refused(letter: str, tmp_pat
 
 def test_each_gap_is_named(tmp_path: Path) -> None:
     found = read(tmp_path, NORA_TOKENIZER)
-    assert found.gaps == (
+    assert found.unsupported == (
         "Prepend(' ')",
         "NFKC",
         r"Replace('\n' → '\n ')",
@@ -179,13 +179,13 @@ def test_each_gap_is_named(tmp_path: Path) -> None:
     )
     value = bpe_json([byte_level(use_regex=True, add_prefix_space=True)], ignore_merges=True)
     value["added_tokens"][4]["lstrip"] = True
-    assert read(tmp_path, value).gaps == (
+    assert read(tmp_path, value).unsupported == (
         "ByteLevel's space in front",
         "ignore_merges is true",
         "'<mask>' take the spaces around them",
     )
     words = bpe_json([split(QWEN2), byte_level(add_prefix_space=True)])
-    assert read(tmp_path, words).gaps == ("ByteLevel's space in front of every word",)
+    assert read(tmp_path, words).unsupported == ("ByteLevel's space in front of every word",)
 
 
 def test_what_a_gguf_cannot_express_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,7 +151,7 @@ def test_null_key_value_heads_are_as_many_as_heads(said: dict[str, Any], kv_head
     config = {**names, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 2, **said}
     assert read_decoder("config.json", config, llama.MISTRAL).kv_heads == kv_heads
     _, definition = definition_of(config)
-    assert definition and definition.values(config)["num_key_value_heads"] == kv_heads
+    assert definition and definition.read_settings(config)["num_key_value_heads"] == kv_heads
 
 
 @pytest.mark.parametrize(("window", "warned"), [(2048, False), (2047, True), (None, True), (4096, False)])

@@ -13,7 +13,6 @@ from borealis_gguf.convert import ARCHITECTURES, describe
 from borealis_gguf.convert.architectures import gemma3
 from borealis_gguf.convert.architectures.gemma3_config import read_config
 from borealis_gguf.convert.rows import Row, map_tensors
-from borealis_gguf.convert.same_bytes import STEP, same_bytes
 from borealis_gguf.errors import InvalidInput
 
 from ..helpers.checkpoints import NANO, Miniature, config, pattern, text_shapes
@@ -199,16 +198,3 @@ def test_unknown_architecture_names_the_known_ones_and_imports_nothing(tmp_path:
 def test_unknown_outtype() -> None:
     with pytest.raises(InvalidInput, match=r"--outtype q4_0: .* f32, f16, bf16, q8_0, auto"):
         describe(open_checkpoint(NANO), "q4_0")
-
-
-@pytest.mark.parametrize("where", [0, STEP - 1, STEP, 2 * STEP + 9])
-def test_same_bytes(where: int, tmp_path: Path) -> None:
-    n = 2 * STEP + 10
-    data = bytearray(n)
-    (tmp_path / "a").write_bytes(b"head" + data)
-    data[where] ^= 1
-    (tmp_path / "b").write_bytes(bytes(8) + data)
-    (tmp_path / "c").write_bytes(bytes(8 + n))
-    a, b, c = (Slice(tmp_path / name, at, T.BF16, (n // 2,)) for name, at in (("a", 4), ("b", 8), ("c", 8)))
-    assert same_bytes(a, c) and not same_bytes(a, b)
-    assert not same_bytes(a, Slice(a.path, 4, T.F16, a.shape))

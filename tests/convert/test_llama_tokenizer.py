@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from borealis_gguf.checkpoint.folder import Checkpoint
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert.tokenizers.llama_tokenizer import PREFIX, vocabulary_kv
-from borealis_gguf.convert.tokenizers.preprocessing import SPACES, TextView, text_view
+from borealis_gguf.convert.tokenizers.preprocessing import SPACES, Preprocessing, read_preprocessing
 from borealis_gguf.convert.tokenizers.sentencepiece_model import parse_sentencepiece
 from borealis_gguf.errors import InvalidInput
 
@@ -76,41 +76,41 @@ def test_without_tokenizer_json_the_settings_are_believed(said: bool, tmp_path: 
 
 
 VIEWS = {
-    "gemma": ([SPACES], [{"type": "Split", "pattern": {"String": " "}}], TextView(False)),
-    "legacy": ([PREPEND, SPACES], [], TextView(True)),
+    "gemma": ([SPACES], [{"type": "Split", "pattern": {"String": " "}}], Preprocessing(False)),
+    "legacy": ([PREPEND, SPACES], [], Preprocessing(True)),
     "metaspace": (
         [],
         [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}],
-        TextView(False),
+        Preprocessing(False),
     ),
     "first": (
         [],
         [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}],
-        TextView(True, (), ("no space before a text that begins with one", "no space after a control token")),
+        Preprocessing(True, (), ("no space before a text that begins with one", "no space after a control token")),
     ),
     "old metaspace": (
         [],
         [{"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}],
-        TextView(True, (), ("no space before a text that begins with one", "nothing joined across a space")),
+        Preprocessing(True, (), ("no space before a text that begins with one", "nothing joined across a space")),
     ),
-    "nfkc": ([{"type": "NFKC"}, SPACES], [], TextView(False, ("NFKC",))),
-    "split": ([SPACES], [{"type": "Digits", "individual_digits": True}], TextView(False, (), ("Digits",))),
+    "nfkc": ([{"type": "NFKC"}, SPACES], [], Preprocessing(False, ("NFKC",))),
+    "split": ([SPACES], [{"type": "Digits", "individual_digits": True}], Preprocessing(False, (), ("Digits",))),
 }
 
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_what_a_tokenizer_does_to_a_text(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    normalizers, pre_tokenizers, view = VIEWS[name]
+    normalizers, pre_tokenizers, preprocessing = VIEWS[name]
     normalizer = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
     pre_tokenizer = {"type": "Sequence", "pretokenizers": pre_tokenizers} if pre_tokenizers else None
-    assert text_view({"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}) == view
+    assert read_preprocessing({"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}) == preprocessing
     sentencepiece(*ALL[1:])(tmp_path)
     edit(tmp_path / "tokenizer.json", normalizer=normalizer, pre_tokenizer=None if name == "gemma" else pre_tokenizer)
     with caplog.at_level(logging.INFO):
         kv = read(tmp_path)
-    assert prefix(kv) is view.prefix
-    if view.gaps:
-        assert f"a GGUF cannot express {'; '.join(view.gaps)}: " in caplog.text
+    assert prefix(kv) is preprocessing.prefix
+    if preprocessing.unsupported:
+        assert f"a GGUF cannot express {'; '.join(preprocessing.unsupported)}: " in caplog.text
         assert measure(kv, tmp_path / "tokenizer.json").different > 0 or name == "split"
     else:
         assert caplog.text == ""
@@ -118,9 +118,9 @@ def test_what_a_tokenizer_does_to_a_text(name: str, tmp_path: Path, caplog: pyte
 
 
 def test_other_kinds_have_no_such_view() -> None:
-    assert text_view({}) is None
-    assert text_view({"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "ByteLevel"}}) is None
-    assert text_view({"normalizer": "x"}) is None
+    assert read_preprocessing({}) is None
+    assert read_preprocessing({"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "ByteLevel"}}) is None
+    assert read_preprocessing({"normalizer": "x"}) is None
 
 
 def test_a_model_that_changes_letters_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

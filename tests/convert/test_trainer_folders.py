@@ -1,5 +1,6 @@
 """What trainers and tools leave behind converts as they mean it, or is refused with what it is and what to type."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,26 @@ def test_renamed_and_added_tokens_are_control_tokens_with_their_new_text(tmp_pat
     assert tokens(kv, N_SP, N_SP + 1) == chatml
 
 
-def test_an_output_layer_of_its_own_is_kept_though_the_configuration_ties_it(
+def test_an_output_layer_of_its_own_that_the_configuration_ties_is_refused_before_a_file_is_written(
+    tmp_path: Path,
+) -> None:
+    """transformers 5 keeps it, 4 ignores it. Planning reads no weights, so that it is known when files are written."""
+    source = t.mergekit_parted_head(tmp_path)
+    expected = "tie_word_embeddings is true, but lm_head.weight is not the embedding; set tie_word_embeddings to false"
+    with pytest.raises(InvalidInput, match=expected):
+        converted(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf"))
+    config = t.read(source / "config.json") | {"tie_word_embeddings": False}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    _, names = converted(source, tmp_path / "out2")
+    assert "output.weight" in names
+
+
+def test_a_tied_output_layer_of_another_type_than_the_embedding_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As transformers 5 does; 4 ignores it, so it is said, once."""
-    _, names = converted(t.mergekit_parted_head(tmp_path), tmp_path / "out")
+    """As transformers 5 does; 4 ignores it, so a warning says it, once. Headers tell that it is another matrix."""
+    _, names = converted(t.mergekit_parted_head(tmp_path, dtype="F32"), tmp_path / "out")
     assert "output.weight" in names
     assert caplog.text.count("tie_word_embeddings is true, but lm_head.weight is not the embedding") == 1
     caplog.clear()

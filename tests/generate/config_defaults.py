@@ -18,7 +18,7 @@ CLASSES = {
     "BLOOM": "BloomConfig",
     "SIGLIP": "SiglipVisionConfig",
 }
-"""Names in quality/cross_check/transformers_definition.py, and the classes whose defaults they hold."""
+"""Names in quality/cross_check/transformers_settings.py, and the classes whose defaults they hold."""
 
 ASK = """
 import json, sys, transformers

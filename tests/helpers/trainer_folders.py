@@ -333,11 +333,12 @@ def mergekit_slerp(folder: Path) -> Path:
     return path
 
 
-def mergekit_parted_head(folder: Path) -> Path:
+def mergekit_parted_head(folder: Path, dtype: str = "BF16") -> Path:
     """mergekit, of a tied model and one that is not: an lm_head of its own, though config.json still ties it."""
     path = named(LLAMA, "parted-head").write(folder)
     tensors = LLAMA.tensors()
-    tensors[HEAD] = "BF16", tensors[EMBEDDING][1], bf16(weights(9, *tensors[EMBEDDING][1])).tobytes()
+    values = weights(9, *tensors[EMBEDDING][1])
+    tensors[HEAD] = dtype, tensors[EMBEDDING][1], (bf16(values) if dtype == "BF16" else values).tobytes()
     mergekit_index(path, tensors)
     return path
 

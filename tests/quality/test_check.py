@@ -1,4 +1,4 @@
-"""Good files pass the check; what is written passes it before it gets its name; reports say what was not looked at."""
+"""The check passes good files, fails others, and reports what it compared."""
 
 import json
 import shutil
@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from borealis_gguf import BorealisError, InvalidInput, Report, api, load
+from borealis_gguf import InvalidInput, Report, api, load
 from borealis_gguf.checkpoint.gguf import read_gguf
-from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
-from borealis_gguf.pipeline.plan import Codec, FilePlan
 from borealis_gguf.pipeline.reader import SourceRows
-from borealis_gguf.quality.check import QuickCheck, check_file
+from borealis_gguf.quality.check import check_file
 from borealis_gguf.quality.logits import _compared
+from borealis_gguf.quality.quick_check import QuickCheck
 from borealis_gguf.quality.report import as_json, as_text
 from borealis_gguf.quality.text.sample_conversations import CONVERSATIONS
 from borealis_gguf.quality.text.sample_texts import LINES, QUICK_LINES
-from borealis_gguf.quality.weights.comparison import SAMPLED_ROWS, sampled_rows
-from borealis_gguf.quantize.encoders import ggml
+from borealis_gguf.quality.weights.sampled_rows import SAMPLED_ROWS, sample_rows
 from borealis_gguf.runtime.events import Options
 
 from ..helpers.asking import encode, local
@@ -30,17 +28,19 @@ from ..helpers.gguf_faults import Weights, flipped_bit, set_value, with_metadata
 from ..helpers.tiny import raw_model, weights
 
 TITLES = ["metadata", "tensors", "weights", "second opinion", "token ids", "special tokens", "chat template"]
+QUICK_TITLES = [title for title in TITLES if title != "second opinion"]
+"""Of the check before a file gets its name."""
 
 
 def lines(report: Report, title: str) -> list[str]:
     return [f"{f.status} {f.line}" for section in report.sections if section.title == title for f in section.findings]
 
 
-def test_every_section_of_a_good_file_is_looked_at(nano: Path, nano_q4: Path) -> None:
+def test_a_good_file_passes_every_section(nano: Path, nano_q4: Path) -> None:
     report = api.check(nano_q4, nano)
     assert report.ok, as_text(report)
     assert [section.title for section in report.sections] == TITLES
-    assert all(section.looked for section in report.sections)
+    assert all(section.checked for section in report.sections)
     assert not report.notes
     assert lines(report, "weights")[0] == "ok F32: 37 tensors, 37 rows: equal"
     assert lines(report, "weights")[2].endswith("each weight the one our encoder gives")
@@ -60,13 +60,13 @@ def tokens(report: Report) -> int:
     return count
 
 
-def test_every_line_and_conversation_is_another() -> None:
+def test_sample_lines_and_conversations_are_distinct() -> None:
     assert len(set(LINES)) == len(LINES) > 50
     assert len({json.dumps(messages) for messages in CONVERSATIONS.values()}) == len(CONVERSATIONS)
 
 
 @pytest.mark.parametrize("preset", ["F32", "F16", "Q6_K", "Q5_0", "Q3_K_M", "Q2_K", "Q2_0", "TQ2_0"])
-def test_no_preset_is_called_wrong(tmp_path: Path, nano: Path, preset: str) -> None:
+def test_every_preset_passes(tmp_path: Path, nano: Path, preset: str) -> None:
     """The quick check of `execute` raises nothing, the whole one finds nothing."""
     plans = api.plan_quantize(nano, [preset], tmp_path)
     api.execute(plans)
@@ -74,7 +74,7 @@ def test_no_preset_is_called_wrong(tmp_path: Path, nano: Path, preset: str) -> N
     assert report.ok, as_text(report)
 
 
-def test_files_made_with_an_importance_matrix(tmp_path: Path, nano: Path) -> None:
+def test_check_with_and_without_the_importance_matrix(tmp_path: Path, nano: Path) -> None:
     """With the matrix, weights must be exact; without, they must be about as near, and one bit goes unseen."""
     matrix = write_matrix(tmp_path / "imatrix.gguf", nano)
     (plan,) = api.plan_quantize(nano, ["Q4_0"], tmp_path / "good.gguf", imatrix=matrix)
@@ -108,7 +108,7 @@ def write_matrix(path: Path, nano: Path) -> Path:
     return path
 
 
-def test_by_way_of_an_f16_file_is_as_good(tmp_path: Path, nano: Path) -> None:
+def test_requantizing_from_an_f16_file_passes(tmp_path: Path, nano: Path) -> None:
     """Rounding to float16 in between changes blocks here and there, which is no damage."""
     plans = api.plan_quantize(nano, ["F16"], tmp_path)
     api.execute(plans)
@@ -121,7 +121,7 @@ def test_by_way_of_an_f16_file_is_as_good(tmp_path: Path, nano: Path) -> None:
     assert report.ok, as_text(report)
 
 
-def test_weights_far_from_bell_shaped_are_no_fault(tmp_path: Path) -> None:
+def test_unusual_weight_distributions_pass(tmp_path: Path) -> None:
     """What the table of typical errors does not foresee is encoded again, and that decides."""
     shapes = {"up.weight": (64, 512), "gate.weight": (64, 512), "token_embd.weight": (32, 512)}
     model = raw_model(tmp_path / "raw", shapes, T.F32)
@@ -133,18 +133,18 @@ def test_weights_far_from_bell_shaped_are_no_fault(tmp_path: Path) -> None:
         plan = lay_out(tmp_path / f"{type.name}.gguf", model, [type] * 3)
         with QuickCheck(api.CODEC) as quick:
             execute([plan], api.CODEC, verifier=quick)
-        report = check_file(plan.path, model, api.CODEC, against="raw")
+        report = check_file(read_gguf(plan.path), model, api.CODEC, against="raw")
         assert report.ok, as_text(report)
 
 
 def test_the_source_may_be_a_gguf(nano_bf16: Path, nano_q4: Path) -> None:
     report = api.check(nano_q4, nano_bf16)
     assert report.ok, as_text(report)
-    assert [section.title for section in report.sections] == [title for title in TITLES if title != "second opinion"]
+    assert [section.title for section in report.sections] == QUICK_TITLES
     assert "note not compared: a GGUF is the source" in lines(report, "chat template")[-1]
 
 
-def test_ids_that_cannot_be_compared_are_not_proven(
+def test_a_missing_tokenizers_library_fails_the_check(
     tmp_path: Path, nano: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizers.py").write_text("raise ImportError('none here')", encoding="utf-8")
@@ -160,7 +160,7 @@ def test_a_tokenizer_that_never_answers_fails_the_check(
 ) -> None:
     (tmp_path / "tokenizers.py").write_text("while True: pass", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("borealis_gguf.quality.text.text_checks.TIME_LIMIT", 3.0)
+    monkeypatch.setattr("borealis_gguf.quality.check_worker_client.TIME_LIMIT", 3.0)
     report = api.check(nano_q8, nano, quick=True)
     (finding,) = report.failures
     assert finding.what.endswith("tokenizer.json, no answer came within 3 s")
@@ -198,7 +198,7 @@ def test_tensors_too_many_too_few_or_of_another_shape(tmp_path: Path, nano: Path
     model = api.plan_convert(nano).model
     first, second, third, *rest = model.tensors
     changed = (replace(first, shape=(4000, 256)), replace(second, name="blk.0.ffn_left.weight"), third, *rest)
-    report = check_file(nano_q8, replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
+    report = check_file(read_gguf(nano_q8), replace(model, tensors=changed), api.CODEC, against="nano", quick=True)
     assert [finding.line for finding in report.failures] == [
         "blk.0.ffn_left.weight: tensor: expected a tensor; found none",
         f"{second.name}: tensor: expected none; found a tensor",
@@ -206,14 +206,14 @@ def test_tensors_too_many_too_few_or_of_another_shape(tmp_path: Path, nano: Path
     ]
 
 
-def test_nan_of_the_source_is_told_but_not_blamed(tmp_path: Path) -> None:
+def test_a_nan_of_the_source_is_a_note(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", {"token_embd.weight": (32, 512), "output_norm.weight": (512,)}, T.F32)
     values = np.fromfile(tmp_path / "raw", np.float32)
     values[5 * 512 + 3] = np.nan
     values.tofile(tmp_path / "raw")
     plan = lay_out(tmp_path / "x.gguf", model, [T.F16, T.F32])
     execute([plan], api.CODEC, allow_nonfinite=True)
-    report = check_file(plan.path, model, api.CODEC, against="raw")
+    report = check_file(read_gguf(plan.path), model, api.CODEC, against="raw")
     assert report.ok, as_text(report)
     assert report.notes[0].line == "token_embd.weight: NaN or infinity in row 5, as in the source"
 
@@ -224,16 +224,18 @@ def test_not_a_gguf(tmp_path: Path, nano: Path) -> None:
         api.check(tmp_path / "x.gguf", nano)
 
 
-def test_sampled_rows_reach_every_stretch() -> None:
+def test_sampled_rows_cover_every_part_of_a_tensor() -> None:
     for rows in (1, 5, 8, 9, 64, 1000, 262208):
-        picked = sampled_rows(rows)
+        picked = sample_rows(rows)
         assert picked == sorted(set(picked))
         assert picked[0] == 0 and picked[-1] == rows - 1
         assert len(picked) == min(rows, SAMPLED_ROWS)
         assert max(np.diff(picked), default=0) <= max(1, rows / 3)
 
 
-def test_logits_say_what_they_need(nano: Path, nano_bf16: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libraries_for_logits_are_named(
+    nano: Path, nano_bf16: Path, nano_q8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
     with pytest.raises(InvalidInput, match=r"comparing logits needs torch: pip install torch$"):
         api.check(nano_q8, nano, quick=True, logits=True)
@@ -242,7 +244,7 @@ def test_logits_say_what_they_need(nano: Path, nano_bf16: Path, nano_q8: Path, m
         api.check(nano_q8, nano_bf16, quick=True, logits=True)
 
 
-def test_logits_of_one_batch_and_of_several_are_those_that_answers_come_from(nano_q8: Path) -> None:
+def test_logits_over_several_batches_equal_those_of_decoding(nano_q8: Path) -> None:
     with load(nano_q8, context=1024, sampling={"temperature": 0}) as model:
         ids, engine = encode(model, "Skriv om Norge. " * 100), local(model).engine
         assert len(ids) > 512
@@ -256,7 +258,7 @@ def test_logits_of_one_batch_and_of_several_are_those_that_answers_come_from(nan
         assert again[0].argmax() == rows[0].argmax()
 
 
-def test_divergence() -> None:
+def test_divergence_of_logits() -> None:
     """Equal rows, and a shift of all logits, are 0; half of the certainty lost is log 2; padding does not count."""
     rows = np.log(np.array([[0.5, 0.25, 0.25], [0.98, 0.01, 0.01]], np.float32))
     assert _compared([1, 2], rows, rows + np.float32(3)) == {
@@ -268,56 +270,7 @@ def test_divergence() -> None:
     assert _compared([1], sure, torn)["divergence"] == pytest.approx(np.log(2), rel=1e-4)
 
 
-# ---- before a file gets its name
-
-
-class NoShift:
-    """An encoder that forgets Gemma's + 1: what the pipeline hands it is one too large."""
-
-    @staticmethod
-    def encode(rows: np.ndarray, type: T, importance: np.ndarray | None, out: np.ndarray) -> bool:
-        if rows.shape[0] == 1 and rows.dtype == np.float32:
-            rows = rows - np.float32(1)
-        return ggml.encode(rows, type, importance, out)
-
-
-def test_a_wrong_encoder_gets_no_file(tmp_path: Path, nano: Path) -> None:
-    plans = api.plan_quantize(nano, ["Q8_0", "Q4_K_M"], tmp_path)
-    reports: list[Report] = []
-    with (
-        QuickCheck(api.CODEC, reports.append) as quick,
-        pytest.raises(BorealisError, match=r"^quick check of nano-nb-7m-Q8_0\.gguf failed: .*_norm.* weight is 1"),
-    ):
-        execute(plans, Codec(NoShift.encode, ggml.decode, ggml.validate), verifier=quick)
-    assert list(tmp_path.iterdir()) == []
-    assert len(reports) == 1 and not reports[0].ok
-
-
-def test_a_wrong_header_gets_no_file(tmp_path: Path, nano: Path) -> None:
-    (plan,) = api.plan_quantize(nano, ["Q8_0"], tmp_path)
-    with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000 \(and \d+ more\)"):
-        api.execute([_with_header(plan, "gemma3.rope.freq_base", 10000.0)])
-    assert list(tmp_path.iterdir()) == []
-
-
-def _with_header(plan: FilePlan, key: str, value: float) -> FilePlan:
-    """`plan` with another header of the same length, and eos for bos."""
-    wrong = {key: value, "tokenizer.ggml.bos_token_id": 1}
-    kv = tuple(KV(k.key, k.type, wrong.get(k.key, k.value), k.item_type) for k in plan.model.kv)
-    header = lay_out(plan.path, replace(plan.model, kv=kv), [t.type for t in plan.tensors]).header
-    return replace(plan, header=header)
-
-
-def test_files_of_one_pass_are_reported_one_by_one(tmp_path: Path, nano: Path) -> None:
-    reports: list[Report] = []
-    plans = api.plan_quantize(nano, ["Q8_0", "Q4_K_M", "IQ4_XS"], tmp_path)
-    api.execute(plans, on_report=reports.append)
-    assert [report.path for report in reports] == [plan.path for plan in plans]
-    assert all(report.ok and report.quick for report in reports)
-    assert [[section.title for section in report.sections] for report in reports] == [TITLES] * 3
-
-
-def test_rows_for_comparing_are_the_executors(tmp_path: Path) -> None:
+def test_source_rows_equal_those_of_the_executor(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", {"a.weight": (300, 256), "a_norm.weight": (256,)}, T.BF16, shift=1.0)
     matrix = (weights(0, 300, 256).view(np.uint32) & 0xFFFF0000).view(np.float32)
     norm = (weights(1, 256).view(np.uint32) & 0xFFFF0000).view(np.float32) + np.float32(1)
@@ -328,7 +281,7 @@ def test_rows_for_comparing_are_the_executors(tmp_path: Path) -> None:
         assert np.array_equal(reader.read_each(model.tensors[1], [0])[0], norm)
 
 
-def test_reports_for_machines(nano: Path, nano_q8: Path) -> None:
+def test_report_as_json(nano: Path, nano_q8: Path) -> None:
     report = api.check(nano_q8, nano, quick=True)
     content = json.loads(as_json(report))
     assert content["ok"] is True

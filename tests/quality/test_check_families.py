@@ -1,4 +1,4 @@
-"""The check knows no architecture: what another family's rows, tokenizer or vision side mean comes from the plan."""
+"""The check of every model family, of mmprojs, and of faults in their tokenizers and chat templates."""
 
 import json
 import re
@@ -40,15 +40,15 @@ def test_good_files_pass_and_moved_rows_do_not(family: Family, tmp_path: Path) -
     assert name in [finding.where for finding in api.check(bad.path, checkpoint, quick=True).failures]
 
 
-def test_what_no_gguf_can_say_is_told_and_the_rest_still_checked(tmp_path: Path) -> None:
+def test_a_normalizer_is_a_known_difference(tmp_path: Path) -> None:
     """A normalizer changes some texts; without its doing, every id must agree."""
     reports: list[Report] = []
     family = next(family for family in FAMILIES if "qwen2" in family.name)
     plan = api.plan_convert(family.write(tmp_path), tmp_path / "good.gguf")
     api.execute([plan], on_report=reports.append)
-    told, example, rest = next(s.findings for s in reports[0].sections if s.title == "token ids")
-    assert told.status == example.status == "note"
-    assert told.what.endswith("texts become other tokens; a GGUF cannot express NFC")
+    note, example, rest = next(s.findings for s in reports[0].sections if s.title == "token ids")
+    assert note.status == example.status == "note"
+    assert note.what.endswith("texts become other tokens; a GGUF cannot express NFC")
     assert rest.status == "ok" and rest.what.endswith("apart from that")
 
 
@@ -102,24 +102,24 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_where_it_is(name: str, tmp_path: Path) -> None:
+def test_a_fault_fails_its_section(name: str, tmp_path: Path) -> None:
     """Whatever the tokenizer does that no GGUF can say: it excuses nothing else."""
-    family, edit, title, told = FAULTS[name]
+    family, edit, title, pattern = FAULTS[name]
     plan = api.plan_convert(family.write(tmp_path), tmp_path / "good.gguf", outtype="f32")
     api.execute([plan], check=False)
     report = api.check(with_metadata(plan.path, tmp_path / "bad.gguf", edit), tmp_path / family.name, quick=True)
     lines = [f.line for section in report.sections if section.title == title for f in section.findings]
     assert not {s.title: s.ok for s in report.sections}[title], as_text(report)
-    assert any(re.search(told, line) for line in lines), as_text(report)
+    assert any(re.search(pattern, line) for line in lines), as_text(report)
 
 
-def test_every_gap_at_once_is_told_and_every_id_agrees_without_them(tmp_path: Path) -> None:
+def test_all_known_differences_at_once(tmp_path: Path) -> None:
     reports: list[Report] = []
     plan = api.plan_convert(MISTRAL_11B.write(tmp_path), tmp_path / "good.gguf")
     api.execute([plan], on_report=reports.append)
     found = {section.title: [finding.line for finding in section.findings] for section in reports[0].sections}
-    told = "52 of 53 texts become other tokens; a GGUF cannot express Prepend(' '); NFKC; Replace("
-    assert found[IDS][0].startswith(told)
+    note = "52 of 53 texts become other tokens; a GGUF cannot express Prepend(' '); NFKC; Replace("
+    assert found[IDS][0].startswith(note)
     assert found[IDS][2] == "53 texts, apart from that"
     assert found[TEMPLATE][1:] == [
         "15 conversations render other text, which is the same tokens",
@@ -127,7 +127,7 @@ def test_every_gap_at_once_is_told_and_every_id_agrees_without_them(tmp_path: Pa
     ]
 
 
-def test_a_conversation_that_a_template_cannot_make_right_is_a_note(tmp_path: Path) -> None:
+def test_a_conversation_with_a_known_difference_is_a_note(tmp_path: Path) -> None:
     """What the template itself says has letters that the normalizer changes."""
     odd = CHATML.replace("> assistant", "> assistant ½ ÆØÅL")
     assert odd != CHATML
@@ -146,7 +146,7 @@ def test_a_conversation_that_a_template_cannot_make_right_is_a_note(tmp_path: Pa
     assert "✗ one question: rendering: " in as_text(api.check(bad, source, quick=True))
 
 
-def test_pieces_of_words_alone(tmp_path: Path) -> None:
+def test_sentencepiece_with_a_pre_tokenizer(tmp_path: Path) -> None:
     """A SentencePiece model whose tokenizer.json splits words beforehand, and changes letters."""
     source = MISTRAL_7B.write(tmp_path)
     pieces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
@@ -155,13 +155,13 @@ def test_pieces_of_words_alone(tmp_path: Path) -> None:
     reports: list[Report] = []
     api.execute([api.plan_convert(source, tmp_path / "good.gguf")], on_report=reports.append)
     (section,) = [section for section in reports[0].sections if section.title == IDS]
-    told, _, rest = section.findings
-    assert "cannot express NFKC; no space before a text that begins with one; no space after a " in told.what
+    note, _, rest = section.findings
+    assert "cannot express NFKC; no space before a text that begins with one; no space after a " in note.what
     assert rest.line == "53 texts, apart from that"
 
 
 @pytest.mark.parametrize("miniature", SEEING, ids=lambda miniature: miniature.name)
-def test_the_side_that_sees(miniature: Miniature, tmp_path: Path) -> None:
+def test_mmproj(miniature: Miniature, tmp_path: Path) -> None:
     checkpoint = miniature.write(tmp_path)
     plan = api.plan_mmproj(checkpoint, tmp_path)
     api.execute([plan])

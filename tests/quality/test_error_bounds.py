@@ -1,4 +1,4 @@
-"""The table of typical errors is what ggml's encoders make; nothing that is no encoding of a row passes for one."""
+"""The typical errors are those of ggml's encoders, and unrelated weights exceed the limits made of them."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import row_nbytes
 from borealis_gguf.quality.weights import error_bounds
-from borealis_gguf.quality.weights.comparison import row_sums
+from borealis_gguf.quality.weights.row_comparison import row_sums
 from borealis_gguf.quantize.encoders import ggml
 
 SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XS, T.IQ2_S}
@@ -25,13 +25,13 @@ def through(values: np.ndarray, type: T) -> np.ndarray:
     return ggml.decode(out, type, values.shape[1])
 
 
-def test_every_type_that_can_be_written_has_a_row() -> None:
+def test_every_encodable_type_has_a_typical_error() -> None:
     writable = {t for t in T if t not in ggml.NOT_ENCODED and ggml.sizes(t) == (t.block, t.nbytes)}
     assert set(error_bounds.TYPICAL) == writable
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_errors_are_what_the_table_says(type: T) -> None:
+def test_measured_errors_equal_the_table(type: T) -> None:
     values = rows()
     source, both, error = row_sums(values, through(values, type)).sum(axis=1)
     relative, scale = (error / source) ** 0.5, both / source
@@ -40,7 +40,7 @@ def test_errors_are_what_the_table_says(type: T) -> None:
 
 
 @pytest.mark.parametrize("type", [t for t in TYPES if error_bounds.TYPICAL[t] < 0.5], ids=lambda type: type.name)
-def test_other_weights_are_far_beyond(type: T) -> None:
+def test_unrelated_weights_exceed_every_limit(type: T) -> None:
     """Rows that belong elsewhere, and rows that are 1.5 times too large, exceed the limit several times over."""
     values = rows()
     decoded = through(values, type)
@@ -49,7 +49,7 @@ def test_other_weights_are_far_beyond(type: T) -> None:
         assert ((error / source) ** 0.5 > error_bounds.limit(type)).all()
 
 
-def test_tiny_weights_are_as_good_as_float16_scales_are() -> None:
+def test_tiny_weights_are_within_the_floor_of_float16_scales() -> None:
     values = rows() * np.float32(1e-4)
     for type in (T.Q8_0, T.Q4_K, T.Q6_K, T.F16):
         error = row_sums(values, through(values, type))[2]

@@ -1,4 +1,4 @@
-"""What no GGUF can express is counted and told in one sentence, and whatever else differs is still a fault."""
+"""Known differences: what no GGUF can express is a note that counts texts, and any other difference is a fault."""
 
 import json
 from pathlib import Path
@@ -109,7 +109,7 @@ def ids(report: Report) -> list[str]:
 
 
 def test_a_literal_space_piece(tmp_path: Path) -> None:
-    """Gemma 3: the quick check passes without a word, the whole one counts and tells, and neither hides a fault."""
+    """Gemma 3: the quick check has no note, the whole check has one that counts texts, and neither hides a fault."""
     miniature = Miniature("gemma", config(vocab_size=4160), tokenizer=space_pieces)
     checkpoint = miniature.write(tmp_path)
     reports: list[Report] = []
@@ -118,8 +118,8 @@ def test_a_literal_space_piece(tmp_path: Path) -> None:
     assert not reports[0].notes
     report = api.check(plan.path, checkpoint)
     assert report.ok, as_text(report)
-    told = "note 1 of 54 texts become other tokens; a GGUF cannot express the character ▁ (U+2581) in a text, which is"
-    assert ids(report)[0] == f"{told} read as a space"
+    note = "note 1 of 54 texts become other tokens; a GGUF cannot express the character ▁ (U+2581) in a text, which is"
+    assert ids(report)[0] == f"{note} read as a space"
     assert ids(report)[2] == "ok 54 texts, apart from that"
     bad = with_metadata(plan.path, tmp_path / "bad.gguf", set_item("tokenizer.ggml.tokens", 300, "\ue123"))
     report = api.check(bad, checkpoint)
@@ -127,27 +127,27 @@ def test_a_literal_space_piece(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "described"),
     [
         ({"▁hei": {}}, "added tokens that hold ▁ ('\\u2581hei'), which llama.cpp looks for as spaces"),
         ({"er": {"single_word": True}}, "'er' only as whole words"),
         ({"<start_of_turn>": {"single_word": True}}, "'<start_of_turn>' only as whole words"),
     ],
 )
-def test_added_tokens_in_ordinary_text(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_added_tokens_in_ordinary_text(tmp_path: Path, changes: dict[str, Any], described: str) -> None:
     """The last one is in conversations alone."""
     checkpoint = Miniature("gemma", config(), tokenizer=nano_with(**changes)).write(tmp_path)
     plan = api.plan_convert(checkpoint, tmp_path / "good.gguf")
     api.execute([plan])
     report = api.check(plan.path, checkpoint)
-    assert report.ok and f"become other tokens; a GGUF cannot express {told}\n" in f"{as_text(report)}\n"
+    assert report.ok and f"become other tokens; a GGUF cannot express {described}\n" in f"{as_text(report)}\n"
     bad = with_metadata(plan.path, tmp_path / "bad.gguf", set_item("tokenizer.ggml.tokens", 300, "\ue123"))
     assert not api.check(bad, checkpoint).ok
 
 
 @pytest.mark.parametrize("holes", [False, True])
 def test_a_piece_with_the_name_of_a_control_token(tmp_path: Path, holes: bool) -> None:
-    """Qwen 2; and where `tokenizers` numbers added tokens otherwise than the file says, that is told, too."""
+    """Qwen 2; and where `tokenizers` numbers added tokens otherwise than the file says, a note says so."""
     checkpoint = qwen(tmp_path, holes)
     reports: list[Report] = []
     plan = api.plan_convert(checkpoint, tmp_path / "good.gguf")
@@ -160,7 +160,7 @@ def test_a_piece_with_the_name_of_a_control_token(tmp_path: Path, holes: bool) -
         assert not holes or "'<|endoftext|>' 257, '<|im_start|>' 258, '<|im_end|>' 259" in renumbered[0]
 
 
-def test_an_unknown_difference_beside_a_known_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_difference_excuses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GGUF that joins nothing: some lines differ for reasons that are known, the rest does not pass with them."""
     checkpoint = qwen(tmp_path, holes=False)
     monkeypatch.setattr("borealis_gguf.convert.tokenizers.byte_level_bpe._merges", lambda *_: ("e h",))

@@ -1,4 +1,4 @@
-"""`check --logits`, with what transformers makes of the trained checkpoint recorded by tests.generate.check_logits."""
+"""`check --logits`, with the checkpoint's logits in transformers as tests.generate.check_logits recorded them."""
 
 import re
 from dataclasses import replace
@@ -34,7 +34,7 @@ METADATA: dict[str, Edit] = {
 
 
 def compared(path: Path, nano: Path) -> Section:
-    return check_logits(str(path), nano, read_gguf(path), 2, RECORDED)
+    return check_logits(read_gguf(path), nano, 2, RECORDED)
 
 
 def divergences(section: Section) -> list[float]:
@@ -44,7 +44,7 @@ def divergences(section: Section) -> list[float]:
     return [float(match[1]) for match in found if match]
 
 
-def test_good_files_agree_and_coarser_ones_less(tmp_path: Path, nano: Path, nano_q8: Path, nano_q4: Path) -> None:
+def test_divergence_grows_with_coarser_types(tmp_path: Path, nano: Path, nano_q8: Path, nano_q4: Path) -> None:
     (plan,) = api.plan_quantize(nano, ["F16"], tmp_path)
     api.execute([plan])
     means = []
@@ -55,7 +55,7 @@ def test_good_files_agree_and_coarser_ones_less(tmp_path: Path, nano: Path, nano
     assert means[0] < 1e-5 < means[1] < 1e-3 < means[2] < 0.1
 
 
-def test_prompts_are_those_recorded_and_cross_every_window(nano_q8: Path) -> None:
+def test_prompts_equal_the_recorded_ones_and_exceed_the_sliding_window(nano_q8: Path) -> None:
     prompts = prompts_of(str(nano_q8))
     assert [len(prompt) for prompt in prompts][-1] == 1400
     recorded = read_recorded(RECORDED, prompts)
@@ -66,14 +66,14 @@ def test_prompts_are_those_recorded_and_cross_every_window(nano_q8: Path) -> Non
 
 
 @pytest.mark.parametrize("plant", WEIGHTS, ids=lambda plant: plant.__name__)
-def test_faults_in_weights_are_heard(tmp_path: Path, nano: Path, nano_q8: Path, plant: Plant) -> None:
+def test_faults_in_weights_raise_the_divergence(tmp_path: Path, nano: Path, nano_q8: Path, plant: Plant) -> None:
     bad = Weights(nano_q8, tmp_path / "bad.gguf")
     plant(bad)
     assert "failed" in [finding.status for finding in compared(bad.path, nano).findings]
 
 
 @pytest.mark.parametrize("name", METADATA)
-def test_faults_in_metadata_are_heard(tmp_path: Path, nano: Path, nano_q8: Path, name: str) -> None:
+def test_faults_in_metadata_raise_the_divergence(tmp_path: Path, nano: Path, nano_q8: Path, name: str) -> None:
     bad = with_metadata(nano_q8, tmp_path / "bad.gguf", METADATA[name])
     assert "failed" in [finding.status for finding in compared(bad, nano).findings]
 
@@ -81,12 +81,12 @@ def test_faults_in_metadata_are_heard(tmp_path: Path, nano: Path, nano_q8: Path,
 def test_a_model_that_does_not_load_is_a_failed_finding(tmp_path: Path, nano: Path, nano_q8: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(nano_q8.read_bytes()[:-4096])
-    (finding,) = check_logits(str(bad), nano, replace(read_gguf(nano_q8), path=bad), 2, RECORDED).findings
+    (finding,) = check_logits(replace(read_gguf(nano_q8), path=bad), nano, 2, RECORDED).findings
     assert finding.status == "failed" and finding.what == "both models"
 
 
 def test_adapters_and_mmprojs_are_refused(tmp_path: Path, nano: Path) -> None:
-    """The checkpoint has other logits than what was merged, and what sees has none. No library is asked for first."""
+    """A merged model has other logits than the checkpoint, and an mmproj has none. Neither error needs transformers."""
     lora, seeing = FOR_NANO.write(tmp_path), SEEING[0].write(tmp_path)
     plans = [api.plan_convert(nano, tmp_path, loras=[(lora, 0.25)]), api.plan_mmproj(seeing, tmp_path)]
     api.execute(plans)

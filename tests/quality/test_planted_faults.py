@@ -1,4 +1,4 @@
-"""Planted faults: each of them loads in llama.cpp without a word, and none may pass the check."""
+"""Planted faults: llama.cpp loads every one without an error, and the check fails each."""
 
 import re
 from dataclasses import replace
@@ -132,7 +132,7 @@ def test_weights(tmp_path: Path, nano: Path, nano_quantized: dict[str, Path], pl
 
 @pytest.mark.parametrize("preset", ["Q8_0", "Q4_K_M"])
 @pytest.mark.parametrize("plant", ONLY_FULL, ids=lambda plant: plant.__name__)
-def test_weights_that_only_all_rows_show(
+def test_weights_that_only_the_whole_check_reads(
     tmp_path: Path, nano: Path, nano_quantized: dict[str, Path], plant: Plant, preset: str
 ) -> None:
     bad = Weights(nano_quantized[preset], tmp_path / "bad.gguf")

@@ -1,4 +1,4 @@
-"""What is left of a tokenizer without what no GGUF can say is exactly what llama.cpp does."""
+"""The representable part of a tokenizer gives exactly llama.cpp's ids."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def lines() -> list[str]:
 
 
 def ids(folder: Path, value: dict[str, Any]) -> tuple[list[tuple[int, ...]], ...]:
-    """llama.cpp's, those of the whole tokenizer and of the bare one."""
+    """The ids in llama.cpp, of the whole tokenizer, and of its representable part."""
     write_json(folder / "tokenizer.json", value)
     n = 1 + max(*value["model"]["vocab"].values(), *(token["id"] for token in value["added_tokens"]))
     found = read_bpe(folder / "tokenizer.json", value, {}, n)
@@ -45,13 +45,13 @@ def encoded(value: dict[str, Any]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_every_way_of_splitting(name: str, tmp_path: Path) -> None:
+def test_every_pre_tokenizer(name: str, tmp_path: Path) -> None:
     pre_tokenizer, ignore_merges, _ = STRUCTURES[name]
-    ours, _, left = ids(tmp_path, bpe_json(pre_tokenizer, ignore_merges=ignore_merges))
-    assert ours == left
+    llama_cpp, _, reduced = ids(tmp_path, bpe_json(pre_tokenizer, ignore_merges=ignore_merges))
+    assert llama_cpp == reduced
 
 
-def test_where_every_word_is_a_token(tmp_path: Path) -> None:
+def test_pre_tokenizer_with_every_word_as_a_token(tmp_path: Path) -> None:
     """So that each other way to split shows: a word that is a token is taken whole."""
     value = bpe_json([split(ROUGH_TEKKEN), byte_level()], ignore_merges=True)
     words = Tokenizer.from_str(json.dumps(value)).pre_tokenizer
@@ -60,21 +60,21 @@ def test_where_every_word_is_a_token(tmp_path: Path) -> None:
         for word, _ in words.pre_tokenize_str(line):
             vocabulary.setdefault(word, 10000 + len(vocabulary))
     value["pre_tokenizer"]["pretokenizers"][0] = split(TEKKEN)
-    ours, theirs, left = ids(tmp_path, value)
-    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) > 300
-    assert ours == left
+    llama_cpp, reference, reduced = ids(tmp_path, value)
+    assert sum(a != b for a, b in zip(llama_cpp, reference, strict=True)) > 300
+    assert llama_cpp == reduced
 
 
-def test_every_gap_at_once(tmp_path: Path) -> None:
+def test_every_unsupported_step_at_once(tmp_path: Path) -> None:
     value = json.loads(json.dumps(NORA_TOKENIZER))
     value["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
     value["added_tokens"][4] |= {"lstrip": True, "single_word": True}
-    ours, theirs, left = ids(tmp_path, value)
-    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) > 300
-    assert ours == left
+    llama_cpp, reference, reduced = ids(tmp_path, value)
+    assert sum(a != b for a, b in zip(llama_cpp, reference, strict=True)) > 300
+    assert llama_cpp == reduced
 
 
-def test_for_chats_it_keeps_what_templates_do() -> None:
+def test_chats_keep_the_steps_that_templates_emulate() -> None:
     kept = representable(NORA_TOKENIZER, chat=True)["normalizer"]["normalizers"]
     assert [step["type"] for step in kept] == ["Prepend", "Replace", "Replace"]
     words = bpe_json([byte_level(use_regex=True, add_prefix_space=True)])
@@ -85,7 +85,7 @@ def test_for_chats_it_keeps_what_templates_do() -> None:
     assert spaces == [False, True]
 
 
-def test_of_sentencepieces_kind_only_the_spaces_are_left() -> None:
+def test_sentencepiece_keeps_only_spaces() -> None:
     """llama.cpp joins pieces across spaces, and puts one in front of every stretch of text."""
     pieces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     plain = llama_json(llama_pieces(), True)

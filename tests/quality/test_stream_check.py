@@ -19,7 +19,7 @@ from borealis_gguf.checkpoint.types import Remote, Slice
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor
-from borealis_gguf.quality.check import QuickCheck
+from borealis_gguf.quality.quick_check import QuickCheck
 from borealis_gguf.quality.report import as_text
 from borealis_gguf.quantize.encoders import ggml
 
@@ -28,7 +28,8 @@ from ..conftest import NANO
 from ..helpers.hub_server import Hub, serve
 from ..helpers.lora_adapters import FOR_NANO
 from ..helpers.tiny import raw_model
-from .test_check import TITLES, NoShift, _with_header, lines
+from .test_check import QUICK_TITLES, lines
+from .test_quick_check import EncoderWithoutShift, with_header
 
 REPO = "NbAiLab/nano-nb-7m"
 FILES = {file.name: file.read_bytes() for file in NANO.iterdir()}
@@ -43,12 +44,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def sections(reports: list[Report]) -> list[tuple[object, ...]]:
-    """All but the metadata, which for a Hub id tells where the model is from, and the opinion that fetches nothing."""
-    others = ("metadata", "second opinion")
-    return [tuple(s for s in report.sections if s.title not in others) for report in reports]
+    """All but the metadata, which for a Hub id tells where the model is from."""
+    return [tuple(s for s in report.sections if s.title != "metadata") for report in reports]
 
 
-def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_report_equals_a_folders_without_more_requests(hub: Hub, tmp_path: Path) -> None:
     near: list[Report] = []
     far: list[Report] = []
     presets = ["Q8_0", "Q4_K_M"]
@@ -58,9 +58,7 @@ def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path:
     api.execute(plans, on_report=far.append)
     requests = sorted(hub.ranges)
     assert sections(far) == sections(near)
-    assert [[section.title for section in report.sections] for report in far] == [TITLES] * 2
-    opinions = [lines(report, "second opinion") for report in (far[0], near[0])]
-    assert opinions == [["ok 17 keys are config.json's"], [*opinions[0], opinions[1][1]]]
+    assert [[section.title for section in report.sections] for report in far] == [QUICK_TITLES] * 2
     assert lines(far[0], "weights")[1].startswith("ok Q8_0: 43 tensors, 344 rows: relative error 0.00")
     plans = api.plan_quantize(REPO, presets, tmp_path, stream=True)
     hub.ranges.clear()
@@ -68,7 +66,7 @@ def test_the_report_is_that_of_a_folder_and_costs_no_request(hub: Hub, tmp_path:
     assert sorted(hub.ranges) == requests
 
 
-def test_adapters_and_the_master_file(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_adapters_and_conversion_pass(hub: Hub, tmp_path: Path) -> None:
     reports: list[Report] = []
     lora = FOR_NANO.write(tmp_path)
     api.execute([api.plan_convert(REPO, tmp_path, stream=True)], on_report=reports.append)
@@ -79,30 +77,31 @@ def test_adapters_and_the_master_file(hub: Hub, tmp_path: Path) -> None:
     assert lines(reports[0], "weights")[1].endswith("rows: equal")
 
 
-def test_a_wrong_encoder_or_header_gets_no_file(hub: Hub, tmp_path: Path) -> None:
+def test_quick_check_rejects_a_wrong_encoder_or_header_of_a_stream(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
-    codec = Codec(NoShift.encode, ggml.decode, ggml.validate)
+    codec = Codec(EncoderWithoutShift.encode, ggml.decode, ggml.validate)
     with (
         QuickCheck(api.CODEC, None, open_slice) as quick,
         pytest.raises(BorealisError, match=r"^quick check of nano-nb-7m-Q8_0\.gguf failed: .*_norm.*weights"),
     ):
         execute([plan], codec, verifier=quick, open_slice=quick.open_slice)
     with pytest.raises(BorealisError, match=r"rope.freq_base: key: expected 1000000; found 10000"):
-        api.execute([_with_header(plan, "gemma3.rope.freq_base", 10000.0)])
+        api.execute([with_header(plan, "gemma3.rope.freq_base", 10000.0)])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tokenizers_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path) -> None:
+def test_streamed_tokenizer_files_live_as_long_as_the_plan(hub: Hub, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(REPO, ["Q8_0"], tmp_path, stream=True)
-    origin = plan.model.origin
-    assert origin and (origin / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
-    del plan
-    assert not origin.exists()
+    checkpoint = plan.model.checkpoint
+    assert checkpoint and (checkpoint.path / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+    folder = checkpoint.path
+    del plan, checkpoint
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("order", [None, RowMap((8, 2, 16), (0, 2, 1)), RowMap((4, 3, 20), (1, 0, 2))])
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_kept_rows_are_the_source_s(tmp_path: Path, order: RowMap | None, jobs: int) -> None:
+def test_kept_rows_equal_the_source(tmp_path: Path, order: RowMap | None, jobs: int) -> None:
     """Also where rows are reordered, and where one request brings the rows of several."""
     rows = 256 if order is None else int(np.prod(order.shape))
     model = raw_model(tmp_path / "raw", {"a.weight": (rows, 512), "b_norm.weight": (512,)}, T.BF16)

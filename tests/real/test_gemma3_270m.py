@@ -123,7 +123,7 @@ def test_convert(gemma_270m: Path, converted: tuple[Path, list[Report]]) -> None
     assert quick.ok and quick.quick
     report = api.check(path, gemma_270m)
     assert report.ok and not report.quick, report.failures
-    assert all(section.looked for section in report.sections)
+    assert all(section.checked for section in report.sections)
     assert [section.title for section in report.sections] == [section.title for section in quick.sections]
 
 

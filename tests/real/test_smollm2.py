@@ -132,7 +132,7 @@ def test_requantized(smollm2: Path, requantized: Path, tmp_path: Path) -> None:
     assert filecmp.cmp(requantized, tmp_path / "theirs", shallow=False)
     report = api.check(requantized, smollm2)
     assert report.ok and not report.quick, report.failures
-    looked = {section.title for section in report.sections if section.looked}
+    looked = {section.title for section in report.sections if section.checked}
     assert looked == {"metadata", "tensors", "weights", "token ids", "special tokens"}
     with load(requantized, sampling={"temperature": 0}, context=256, threads=1) as loaded:
         assert loaded.chat(ASKED, SHORT).text().endswith(SUM)
