@@ -80,7 +80,7 @@ def execute(
     began = time.monotonic()
     check_outputs(plans)
     stamps = source_stamps(plans)
-    settings = RunSettings(plans, codec, open_slice, stop or threading.Event(), allow_nonfinite)
+    settings = RunSettings(plans, codec, open_slice, threading.Event(), allow_nonfinite)
     with ExitStack() as stack, _os_errors_as_ours():
         files: list[PartialFile] = []
         for plan in plans:
@@ -92,7 +92,7 @@ def execute(
         run = _Run(settings, tasks(plans, chunk_weights), [file.path for file in files])
         stack.callback(run.close)
         with flushing(files, lambda: run.done, run.fail):
-            run.work(jobs or usable_cores(), total_nbytes(plans), on_progress)
+            run.work(jobs or usable_cores(), total_nbytes(plans), on_progress, stop or threading.Event())
         require_unchanged(stamps)
         with ThreadPoolExecutor(1, "sync") as pool:  # the disk works while the verifier does
             synced = [pool.submit(file.sync) for file in files]
@@ -134,8 +134,10 @@ class _Run:
         if self.read_ahead:
             self.read_ahead.close()
 
-    def work(self, jobs: int, total: int, on_progress: Callable[[Progress], None] | None) -> None:
-        """Run all tasks; return when they are done, raise when one failed or the run was stopped."""
+    def work(
+        self, jobs: int, total: int, on_progress: Callable[[Progress], None] | None, cancelled: threading.Event
+    ) -> None:
+        """Run all tasks; return when they are done, raise when one failed or the caller has set `cancelled`."""
         began = time.monotonic()
         threads = [threading.Thread(target=self._work, name=f"worker-{n}") for n in range(jobs)]
         ended = False
@@ -145,6 +147,8 @@ class _Run:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.1)
+                    if cancelled.is_set():  # the caller's own event is read, and never set
+                        self.stop.set()
                     if on_progress:
                         on_progress(Progress(self.done, total, time.monotonic() - began))
             ended = True
@@ -156,7 +160,7 @@ class _Run:
                     thread.join()
         if self.error:
             raise self.error
-        if self.stop.is_set():
+        if cancelled.is_set():
             raise Cancelled(STOPPED)
         if on_progress:
             on_progress(Progress(self.done, total, time.monotonic() - began))

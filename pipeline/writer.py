@@ -48,8 +48,12 @@ def _write_at(file: FileIO, start: int, data: memoryview) -> None:
 def flushing(
     files: Sequence[PartialFile], done: Callable[[], int], on_error: Callable[[OSError], None]
 ) -> Iterator[None]:
-    """While the body runs, a thread flushes `files` each time `done()`, in bytes of input, has grown enough."""
+    """While the body runs, a thread flushes `files` each time `done()`, in bytes of input, has grown enough.
+
+    Raises the OSError of a flush that fails while or after the body ends; `on_error` is called with it at once.
+    """
     ended = threading.Event()
+    errors: list[OSError] = []
 
     def flush() -> None:
         flushed = 0
@@ -60,6 +64,7 @@ def flushing(
                     for file in files:
                         file.flush()
                 except OSError as error:  # the system reports an error of the disk once: here
+                    errors.append(error)
                     on_error(error)
 
     thread = threading.Thread(target=flush, name="flush")
@@ -69,3 +74,5 @@ def flushing(
     finally:
         ended.set()
         thread.join()
+    if errors:
+        raise errors[0]

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ import pytest
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
-from borealis_gguf.pipeline import atomic_output, sources
+from borealis_gguf.pipeline import atomic_output, sources, writer
+from borealis_gguf.pipeline import execute as executor
 from borealis_gguf.pipeline.atomic_output import PartialFile
 from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
@@ -415,3 +417,39 @@ def test_a_flush_in_mid_run_replaces_no_fsync(tmp_path: Path, monkeypatch: pytes
     assert len(synced) == (1 if starts_alone else 2)
     file.publish()
     assert plan.path.stat().st_size == plan.size
+
+
+def test_a_failure_leaves_the_callers_stop_event_alone(tmp_path: Path) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    stop = threading.Event()
+    plan = lay_out(tmp_path / "x.gguf", raw_model(tmp_path / "raw", SHAPES, T.F32), [T.Q8_0] * 3)
+    with pytest.raises(BorealisError, match="Input/output error"):
+        execute([plan], replace(CODEC, encode=fail), stop=stop)
+    assert not stop.is_set()
+
+
+def test_an_error_of_the_last_flush_keeps_a_file_from_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush has begun when the workers end, and fails afterwards."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def fail(self: PartialFile) -> None:
+        begun.set()
+        assert ended.wait(30)
+        time.sleep(0.2)
+        raise OSError(5, "Input/output error")
+
+    def work(self: executor._Run, *args: Any) -> None:
+        real(self, *args)
+        assert begun.wait(30)
+        ended.set()
+
+    real = executor._Run.work
+    monkeypatch.setattr(executor._Run, "work", work)
+    monkeypatch.setattr(PartialFile, "flush", fail)
+    monkeypatch.setattr(writer, "FLUSH_BYTES", 1)
+    plan = lay_out(tmp_path / "x.gguf", raw_model(tmp_path / "raw", SHAPES, T.F32), [T.Q8_0] * 3)
+    with pytest.raises(BorealisError, match="Input/output error"):
+        execute([plan], CODEC)
+    assert only_inputs(tmp_path)
