@@ -62,9 +62,9 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, strict: bool
             value = json.loads(
                 text.decode("utf-8" if strict else "utf-8-sig"),
                 object_pairs_hook=_unique,
-                parse_constant=_constant if strict else None,
-                parse_float=_finite if strict else None,
-                parse_int=(_short_integer if strict else _integer) if has_long_number else None,
+                parse_constant=refuse_constant if strict else None,
+                parse_float=finite_number if strict else None,
+                parse_int=(_short_integer if strict else bounded_integer) if has_long_number else None,
             )
     except RecursionError:
         raise InvalidInput(f"{where}: JSON nested too deeply") from None
@@ -96,25 +96,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def finite_number(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
         raise ValueError(f"the number {quote(digits, 30)} is too large")
     return number
 
 
-def _integer(digits: str, limit: int = MAX_INTEGER_DIGITS) -> int:
+def bounded_integer(digits: str, limit: int = MAX_INTEGER_DIGITS) -> int:
     if len(digits.lstrip("-")) > limit:
         raise ValueError(f"the number {quote(digits, 30)} is too large")
     return int(digits)
 
 
 def _short_integer(digits: str) -> int:
-    return _integer(digits, 20)
+    return bounded_integer(digits, 20)
 
 
 def _one_line(error: ValueError) -> str:

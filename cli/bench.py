@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common_options import size, table
+from ..size_format import format_nbytes
+from .common_options import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,5 +150,5 @@ def _rows(speeds: "Sequence[ModelSpeed]") -> "Iterator[tuple[str, ...]]":
         rates = f"{s.prefill:.1f} t/s", f"{s.decode:.1f} t/s"
         yield (
             str(s.parallel), *rates, f"{s.time_to_first_token:.3f} s", f"{s.time_to_first_token_cached:.3f} s",
-            size(s.peak_memory), f"{s.loading:.2f} s",
+            format_nbytes(s.peak_memory), f"{s.loading:.2f} s",
         )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from ..size_format import format_nbytes
+
 if TYPE_CHECKING:
     from .. import FilePlan, FileResult, Options, Progress, Report
 
@@ -207,7 +209,9 @@ def show_results(results: "Iterable[FileResult]", quiet: bool) -> None:
     """A table of the files that were written."""
     if quiet:
         return
-    rows = [(str(r.path), r.label, size(r.size), f"{r.bits_per_weight:.2f}", f"{r.seconds:.1f} s") for r in results]
+    rows = [
+        (str(r.path), r.label, format_nbytes(r.size), f"{r.bits_per_weight:.2f}", f"{r.seconds:.1f} s") for r in results
+    ]
     click.echo(table(("File", "Preset", "Size", "Bits/weight", "Time"), rows))
 
 
@@ -216,13 +220,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [tuple(head), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def size(nbytes: int) -> str:
-    """Decimal units, as file managers and the Hub show them."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"

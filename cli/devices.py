@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common_options import size, table
+from ..size_format import format_nbytes
+from .common_options import table
 
 if TYPE_CHECKING:
     from ..runtime.llama.devices import Device
@@ -52,4 +53,4 @@ def as_json_text(devices: "Sequence[Device]") -> str:
 def _memory(device: "Device") -> tuple[str, str]:
     if not device.total:
         return "unknown", "unknown"
-    return size(device.total), size(device.free)
+    return format_nbytes(device.total), format_nbytes(device.free)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common_options import PATH, size, table
+from ..size_format import format_nbytes
+from .common_options import PATH, table
 
 if TYPE_CHECKING:
     from ..checkpoint.gguf import GGUFFile
@@ -37,7 +38,7 @@ def inspect(file: Path, as_json: bool) -> None:
 def gguf_text(gguf: "GGUFFile") -> str:
     """Metadata and tensors as tables."""
     kv = table(("Key", "Type", "Value"), [(kv.key, _type(kv), _shown(kv)) for kv in gguf.kv])
-    rows = [(n, " x ".join(map(str, s.shape)), s.type.name, size(s.nbytes)) for n, s in gguf.tensors.items()]
+    rows = [(n, " x ".join(map(str, s.shape)), s.type.name, format_nbytes(s.nbytes)) for n, s in gguf.tensors.items()]
     counts = ", ".join(f"{n} {type}" for type, n in Counter(s.type.name for s in gguf.tensors.values()).most_common())
     weights = sum(prod(s.shape) for s in gguf.tensors.values())
     nbytes = sum(s.nbytes for s in gguf.tensors.values())

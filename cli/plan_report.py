@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common_options import size, table
+from ..size_format import format_nbytes
+from .common_options import table
 
 if TYPE_CHECKING:
     from .. import FilePlan, FileResult
@@ -25,21 +26,21 @@ def _plan_text(plan: "FilePlan") -> str:
             t.tensor.source.slice.type.name,
             t.type.name,
             f"{t.requested.name} does not fit" if t.requested else "",
-            size(t.nbytes),
+            format_nbytes(t.nbytes),
         )
         for t in plan.tensors
     ]
-    head = f"{plan.path}  ({plan.label}, {size(plan.size)})"
+    head = f"{plan.path}  ({plan.label}, {format_nbytes(plan.size)})"
     return head + "\n" + table(("Tensor", "Shape", "From", "To", "Fallback", "Size"), rows)
 
 
 def _summary(plans: "Sequence[FilePlan]", jobs: int | None) -> str:
     from .. import api
 
-    rows = [(p.label, size(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
+    rows = [(p.label, format_nbytes(p.size), f"{p.bits_per_weight:.2f}", fallbacks(p)) for p in plans]
     disk, memory = sum(p.size for p in plans), api.memory_needed(plans, jobs)
     summary = table(("Preset", "Size", "Bits/weight", "Fallbacks"), rows)
-    return f"{summary}\n\nDisk: {size(disk)}. Buffers: {size(memory)}."
+    return f"{summary}\n\nDisk: {format_nbytes(disk)}. Buffers: {format_nbytes(memory)}."
 
 
 def fallbacks(plan: "FilePlan") -> str:

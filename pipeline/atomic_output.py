@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BorealisError, InvalidInput
+from ..size_format import format_nbytes
 from .plan import FilePlan
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -130,7 +131,7 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
         free = shutil.disk_usage(files[0].path.parent).free + sum(_left_behind_nbytes(plan.path) for plan in files)
         if size > free:
             raise InvalidInput(
-                f"{files[0].path.parent}: {_amount(size)} needed, {_amount(free)} free; "
+                f"{files[0].path.parent}: {format_nbytes(size)} needed, {format_nbytes(free)} free; "
                 "make room, or choose another folder with -o"
             )
 
@@ -138,10 +139,6 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
 def _left_behind_nbytes(final: Path) -> int:
     """Bytes on the disk of the partial files that killed runs have left at `final`; the next run removes them."""
     return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in _left_behind(final))
-
-
-def _amount(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _left_behind(final: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...checkpoint.gguf import GGUFFile
 from ...errors import InvalidInput
+from ...size_format import format_nbytes
 from ..llama.devices import Device, device_array
 from ..llama.limits import CELL_MULTIPLE, DEFAULT_CONTEXT
 from .memory_estimate import MemoryNeed, ModelSizes, Repack, estimate, sizes, vision_need
@@ -111,10 +112,6 @@ def model_params(placement: Placement) -> dict[str, Any]:
         "main_gpu": 0,  # of the list above
         "split_mode": SPLIT_NONE if on_gpu else SPLIT_LAYER,
     }
-
-
-def format_nbytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...checkpoint.gguf import read_gguf
 from ...errors import BorealisError, InvalidInput
+from ...size_format import format_nbytes
 from ..fitting.host_memory import host_memory
 from ..fitting.memory_estimate import ModelSizes, estimate, sizes
-from ..fitting.placement import format_nbytes
 from .vocabulary import clear_errors, error_clause
 
 if TYPE_CHECKING:

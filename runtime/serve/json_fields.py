@@ -1,11 +1,11 @@
 """The fields of a JSON object from a stranger: each taken with its type and its limits, and named when it is wrong."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...checkpoint.strict_json import bounded_integer, finite_number, refuse_constant
 from .error_response import ErrorResponse, invalid_field
 
 MAX_DEPTH = 64
@@ -24,7 +24,7 @@ def parse_object(raw: bytes) -> "Fields":
         raise ErrorResponse(400, f"the body has more than {MAX_VALUES} values")
     try:
         text = raw.decode("utf-8")
-        found = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole)
+        found = json.loads(text, parse_constant=refuse_constant, parse_float=finite_number, parse_int=_integer)
     except UnicodeDecodeError as error:
         raise ErrorResponse(400, f"the body is not UTF-8: byte {error.start}") from None
     except RecursionError:
@@ -37,21 +37,8 @@ def parse_object(raw: bytes) -> "Fields":
     return Fields(found)
 
 
-def _not_finite(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:20]} is out of range")
-    return value
-
-
-def _whole(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"the number {text[:20]}… is out of range")
-    return int(text)
+def _integer(digits: str) -> int:
+    return bounded_integer(digits, MAX_DIGITS)
 
 
 def _check(found: Any, texts: bool) -> None:

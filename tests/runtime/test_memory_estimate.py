@@ -283,7 +283,7 @@ def test_embeddings_are_refused_where_there_is_no_room(nano_q8: Path, monkeypatc
     with load(nano_q8, context=256) as model:
         monkeypatch.setattr(embedder, "host_memory", lambda: HostMemory(10**9, 10**6))
         with pytest.raises(
-            BorealisError, match=r"embeddings need \d+ MB, 1 MB are free; load the model with a smaller"
+            BorealisError, match=r"embeddings need \d+\.\d MB, 1\.0 MB are free; load the model with a smaller"
         ):
             model.embed(["Oslo"])
         monkeypatch.setattr(embedder, "host_memory", lambda: None)

@@ -56,8 +56,8 @@ def test_without_a_gpu(model: GGUFFile) -> None:
     assert (chosen.device, chosen.n_gpu_layers, chosen.context, chosen.gpu) == ("CPU", 0, 8192, MemoryNeed())
     assert chosen.cpu == estimate(sizes(model), 8192)[0]
     assert chosen.describe() == (
-        "all layers on CPU, context 8192: 2.2 GB weights, 619 MB cache, 559 MB to compute; "
-        "16.0 GB are free on CPU, and llama.cpp sees no GPU"
+        "all layers on CPU, context 8192: 2.18 GB weights, 618.7 MB cache, 559.0 MB to compute; "
+        "16.00 GB are free on CPU, and llama.cpp sees no GPU"
     )
 
 
@@ -80,10 +80,10 @@ def test_as_many_layers_as_fit(model: GGUFFile) -> None:
         if n < 35:
             assert estimate(found, 8192, gpu_layers=n + 1)[1].total + GPU_MARGIN > free * GB
     described = choose_placement(model, devices=[cpu(16), cuda(4)]).describe()
-    assert described.endswith("more do not fit, 4.0 GB are free on CUDA:0")
+    assert described.endswith("more do not fit, 4.00 GB are free on CUDA:0")
     nothing = choose_placement(model, devices=[cpu(16), cuda(1.2)])
     assert (nothing.device, nothing.n_gpu_layers) == ("CPU", 0)
-    assert nothing.reason == "nothing fits on CUDA:0, where 1.2 GB are free"
+    assert nothing.reason == "nothing fits on CUDA:0, where 1.20 GB are free"
 
 
 def test_repacked_weights_must_fit_once(model: GGUFFile) -> None:
@@ -96,7 +96,7 @@ def test_repacked_weights_must_fit_once(model: GGUFFile) -> None:
     embedding, blocks = sizes(model).tied, sum(sizes(model, repack).packed)
     assert twice.cpu.weights == plain.cpu.weights + blocks + embedding
     assert blocks <= twice.cpu.spare < blocks + 10**6
-    assert "4.4 GB weights (1.8 GB of them only to load), 619 MB cache" in twice.describe()
+    assert "4.37 GB weights (1.80 GB of them only to load), 618.7 MB cache" in twice.describe()
     need = plain.cpu.total + embedding + HOST_MARGIN
     assert choose_placement(model, context=8192, devices=[replace(cpu(16), free=need)], repack=repack).context == 8192
     with pytest.raises(InvalidInput, match="the largest context that fits is"):
@@ -116,7 +116,7 @@ def test_what_cannot_be_names_the_largest_context_that_fits(model: GGUFFile) -> 
     with pytest.raises(InvalidInput) as caught:
         choose_placement(model, context=131072, devices=devices)
     told, _, largest = str(caught.value).rpartition(" ")
-    what = "a context of 131072 tokens needs 6.1 GB on CPU, 5.0 GB are free; the largest context that fits is"
+    what = "a context of 131072 tokens needs 6.15 GB on CPU, 5.00 GB are free; the largest context that fits is"
     assert told == f"{model.path}: {what}"
     largest = int(largest)
     assert 65000 < largest < 80000 and not largest % 256
@@ -135,9 +135,9 @@ def test_a_context_nobody_asked_for_shrinks_and_says_so(model: GGUFFile) -> None
 def test_a_model_that_never_fits(model: GGUFFile) -> None:
     with pytest.raises(InvalidInput, match=r"no context fits: use a smaller model or preset$"):
         choose_placement(model, devices=[cpu(1), cuda(1)])
-    with pytest.raises(InvalidInput, match=r"on CUDA:0, 2\.0 GB are free; no context .* or fewer layers"):
+    with pytest.raises(InvalidInput, match=r"on CUDA:0, 2\.00 GB are free; no context .* or fewer layers"):
         choose_placement(model, gpu_layers=35, devices=[cpu(16), cuda(2)])
-    with pytest.raises(InvalidInput, match="on CPU, 0 MB are free"):
+    with pytest.raises(InvalidInput, match="on CPU, 0 B are free"):
         choose_placement(model, devices=[cpu(0), cuda(20)])
 
 
