@@ -12,7 +12,7 @@ from .settings_cross_check import check_settings
 from .transformers_definition import definition_of
 from .weights_cross_check import CheckpointWeights, check_weights
 
-TITLE = "second opinion"
+TITLE = "cross check"
 
 
 def cross_check(header: GGUFFile, source: GGUFModel, codec: Codec, *, quick: bool) -> Section:

@@ -27,8 +27,8 @@ from ..helpers.asking import encode, local
 from ..helpers.gguf_faults import Weights, flipped_bit, set_value, with_metadata
 from ..helpers.tiny import raw_model, weights
 
-TITLES = ["metadata", "tensors", "weights", "second opinion", "token ids", "special tokens", "chat template"]
-QUICK_TITLES = [title for title in TITLES if title != "second opinion"]
+TITLES = ["metadata", "tensors", "weights", "cross check", "token ids", "special tokens", "chat template"]
+QUICK_TITLES = [title for title in TITLES if title != "cross check"]
 """Of the check before a file gets its name."""
 
 

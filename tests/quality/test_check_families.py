@@ -167,7 +167,7 @@ def test_mmproj(miniature: Miniature, tmp_path: Path) -> None:
     api.execute([plan])
     report = api.check(plan.path, checkpoint)
     assert report.ok, as_text(report)
-    assert [section.title for section in report.sections] == ["metadata", "tensors", "weights", "second opinion"]
+    assert [section.title for section in report.sections] == ["metadata", "tensors", "weights", "cross check"]
     bad = Weights(plan.path, tmp_path / "bad.gguf")
     bad.swap("v.blk.0.attn_q.weight", "v.blk.0.attn_k.weight")
     assert "it holds v.blk.0.attn_q.weight" in api.check(bad.path, checkpoint, quick=True).failures[0].line
