@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../quantize/kernels/job.h"
+#include "../../quantize/kernels/job.h"
 
 int borealis_can_encode(int isa, int type);
 int borealis_encode(int isa, int type, const void *rows, int source, int64_t n_rows, int64_t n_per_row,
