@@ -10,19 +10,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint.folder import Checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_naming import MMPROJ, model_stem
-from .checkpoint.gguf_validation import check_model
 from .checkpoint.hub.remote import open_slice
-from .checkpoint.imatrix import Imatrix, read_imatrix
+from .checkpoint.imatrix import read_imatrix
 from .checkpoint.lora import Adapter, read_adapter, read_adapters
 from .checkpoint.source import read_source
-from .checkpoint.types import KV, UNQUANTIZED, GGMLQuantizationType
+from .checkpoint.types import GGMLQuantizationType
 from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
@@ -31,16 +29,17 @@ from .pipeline import execute as pipeline
 from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
 from .pipeline.layout import lay_out
-from .pipeline.plan import Codec, FilePlan, GGUFModel, Tensor, gguf_tensors
+from .pipeline.plan import Codec, FilePlan, GGUFModel
 from .pipeline.tasks import is_copy
 from .quality.check import check_file, read_lines
 from .quality.quick_check import QuickCheck
 from .quality.report import Report
-from .quantize.choose import Choice, TypeOptions, choose_types, file_order, model_shape, require_matches
+from .quantize.choose import TypeOptions, model_shape, require_matches
 from .quantize.encoders import ggml, native, self_test
-from .quantize.importance import importance_of, warn_of_gaps, what_is_missing
-from .quantize.metadata import file_type_of, imatrix_kv, parse_override, quantized_kv
-from .quantize.presets import Preset, find_preset, parse_tensor_type, parse_type
+from .quantize.importance import importance_of, warn_of_gaps
+from .quantize.metadata import parse_override
+from .quantize.presets import find_preset, parse_tensor_type, parse_type
+from .quantize_plan import model_to_quantize, plan_preset, require_known_tensor
 from .usable_cores import usable_cores
 
 if TYPE_CHECKING:
@@ -52,11 +51,6 @@ T = GGMLQuantizationType
 CODEC = Codec(native.encode, ggml.decode, ggml.validate, native.add_product)
 LORA_SUFFIX = re.compile(r"[-_]lora$", re.IGNORECASE)
 OUTTYPE = (("", "--outtype {}"),)
-TENSOR_TYPE = (
-    ("output.weight", "--output-tensor-type {}"),
-    ("token_embd.weight", "--token-embedding-type {}"),
-    ("", "--tensor-type {name}={}"),
-)
 """Options that give tensors another type, as `FilePlan.retype` has them."""
 
 MMPROJ_OUTTYPE = "f16"
@@ -207,12 +201,12 @@ def plan_quantize(
     opened = read_source(source, revision=revision, stream=stream, use_card=card, on_progress=on_download)
     if isinstance(opened, GGUFFile) and not card:
         raise InvalidInput(f"{opened.path}: --no-card needs a checkpoint; a GGUF keeps its metadata")
-    model, types = _model_to_quantize(opened, model_name, adapters)
+    model, types = model_to_quantize(opened, model_name, adapters)
     require_matches({t.name: t.shape for t in model.tensors}, model_shape((*model.kv, *overrides)).arch, options)
     if matrix and imatrix:
-        _check_imatrix(matrix, imatrix, model)
+        require_known_tensor(matrix, imatrix, model)
     plans = [
-        _plan_preset(
+        plan_preset(
             model,
             types,
             preset,
@@ -351,7 +345,7 @@ def check(
 def _expected(header: GGUFFile, source: Checkpoint | GGUFFile, adapters: Sequence[tuple[Adapter, float]]) -> GGUFModel:
     """What a GGUF should be if it was made from `source`: its text model, or its vision tower."""
     if isinstance(source, GGUFFile):
-        return _model_to_quantize(source, None, adapters)[0]
+        return model_to_quantize(source, None, adapters)[0]
     kind = header.value("general.type", "model")
     if kind == "adapter":
         raise InvalidInput(
@@ -360,82 +354,6 @@ def _expected(header: GGUFFile, source: Checkpoint | GGUFFile, adapters: Sequenc
     if kind == "mmproj":
         return describe_vision(source, "f32", loras=adapters)[0]
     return describe(source, "f32", loras=adapters)[0]
-
-
-def _model_to_quantize(
-    source: Checkpoint | GGUFFile, model_name: str | None, adapters: Sequence[tuple[Adapter, float]]
-) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The model in its output order, and the type each tensor keeps if no preset changes it."""
-    if isinstance(source, Checkpoint):
-        model, types = describe(source, "f32", model_name=model_name, loras=adapters)
-    else:
-        if adapters:
-            raise InvalidInput(f"{source.path}: an adapter is merged into the checkpoint, not into a GGUF; give that")
-        if model_name:
-            raise InvalidInput(f"{source.path}: --model-name needs a checkpoint; a GGUF keeps its name")
-        check_model(source)
-        model = GGUFModel(source.kv, gguf_tensors(source.tensors))
-        types = [t.source.slice.type for t in model.tensors]
-    by_name = dict(zip((t.name for t in model.tensors), zip(model.tensors, types, strict=True), strict=True))
-    ordered = [by_name[name] for name in file_order(by_name)]
-    return replace(model, tensors=tuple(t for t, _ in ordered)), [type for _, type in ordered]
-
-
-def _plan_preset(
-    model: GGUFModel,
-    types: Sequence[GGMLQuantizationType],
-    preset: Preset,
-    options: TypeOptions,
-    overrides: tuple[KV, ...],
-    *,
-    path: Path,
-    matrix: tuple[Path, Imatrix] | None,
-    requantize: bool,
-) -> FilePlan:
-    infos = [(t.name, t.shape, type) for t, type in zip(model.tensors, types, strict=True)]
-    choices = choose_types(infos, model_shape((*model.kv, *overrides)), preset, options)
-    entries = matrix[1].entries if matrix else {}
-    importance = [importance_of(matrix[1], t.name, t.shape) if matrix else None for t in model.tensors]
-    for tensor, choice, values in zip(model.tensors, choices, importance, strict=True):
-        if choice.requires_imatrix and values is None:
-            raise InvalidInput(f"{preset.name}: {tensor.name} as {choice.type.name} {_needs(matrix, tensor.name)}")
-        _check_choice(tensor, choice, requantize)
-    if matrix:
-        overrides += imatrix_kv(matrix[0].name, matrix[1].datasets, len(entries), matrix[1].chunk_count)
-    file_type = file_type_of(model.kv, types) if preset.ftype is None else preset.ftype
-    return lay_out(
-        path,
-        replace(model, kv=quantized_kv(model.kv, file_type, overrides)),
-        [choice.type for choice in choices],
-        requested=[choice.requested for choice in choices],
-        importance=importance,
-        label=preset.name,
-        retype=TENSOR_TYPE if preset.type not in UNQUANTIZED else (("", "the preset {}"),),
-    )
-
-
-def _needs(matrix: tuple[Path, Imatrix] | None, name: str) -> str:
-    """What is missing of the importance matrix that tensor `name` needs, and what to do."""
-    if matrix is None:
-        return "needs an importance matrix; give one with --imatrix"
-    other = TENSOR_TYPE[-1][1].format("q4_k", name=name)
-    what = what_is_missing(matrix[1], name)
-    return f"needs importance values, and {matrix[0]} has {what} for it; collect the matrix again, or use {other}"
-
-
-def _check_choice(tensor: Tensor, choice: Choice, requantize: bool) -> None:
-    source = tensor.source.slice.type
-    if source != choice.type and source not in UNQUANTIZED and not requantize:
-        raise InvalidInput(
-            f"{tensor.source.slice.path}: {tensor.name} is quantized already ({source.name}); start from the BF16 or "
-            "F32 file, or accept the loss with --allow-requantize"
-        )
-
-
-def _check_imatrix(matrix: Imatrix, path: Path, model: GGUFModel) -> None:
-    """A matrix that names no tensor of the model would change nothing. Raises InvalidInput."""
-    if not any(t.name in matrix.entries for t in model.tensors):
-        raise InvalidInput(f"{path}: names no tensor of this model; it belongs to another one")
 
 
 def _main_type(types: Sequence[GGMLQuantizationType]) -> str:
