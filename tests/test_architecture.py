@@ -80,3 +80,11 @@ def test_constraints_pin_the_tools() -> None:
     pins = {line.partition("==")[0] for line in lines if not line.startswith("#")}
     assert all("==" in line for line in lines if not line.startswith("#"))
     assert pins >= {"ruff", "pyright", "import-linter", "pytest", "hypothesis", "setuptools"}
+
+
+def test_only_the_pipeline_makes_headers_of_gguf_files() -> None:
+    """Beside it, the CPU probe makes the tiny model that it loads, with the gguf package's writer."""
+    modules = [path for top in TOP[:8] for path in (ROOT / top).rglob("*.py")] + list(ROOT.glob("*.py"))
+    makes = [path for path in modules if re.search(r"\bGGUF_MAGIC\b|\bGGUFWriter\(", path.read_text(encoding="utf-8"))]
+    found = sorted(path.relative_to(ROOT).as_posix() for path in makes)
+    assert found == ["pipeline/layout.py", "runtime/fitting/cpu_probe.py"]
