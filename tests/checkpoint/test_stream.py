@@ -1,6 +1,5 @@
 """Weights read over the network, from a Hub that runs here and behaves, or does not."""
 
-import gc
 import gzip
 import hashlib
 import re
@@ -368,8 +367,8 @@ def test_small_files_leave_with_their_folder(hub: Hub) -> None:
     assert not folder.parents[1].exists()
 
 
-def test_progress_and_stopping_while_planning(hub: Hub) -> None:
-    gc.collect()  # plans of earlier tests, which tracebacks hold
+def test_progress_and_stopping_while_planning(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen: list[tuple[int, int]] = []
     open_stream(REPO, None, lambda done, total: seen.append((done, total)), endpoint=hub.url)
     total = sum(len(data) for name, data in FILES.items() if not name.endswith(".safetensors"))
@@ -380,7 +379,7 @@ def test_progress_and_stopping_while_planning(hub: Hub) -> None:
 
     with pytest.raises(Cancelled, match="enough"):
         open_stream(REPO, None, enough, endpoint=hub.url)
-    assert not list(Path(tempfile.gettempdir()).glob("borealis-gguf-*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_trouble_while_pinning(hub: Hub) -> None:

@@ -124,7 +124,9 @@ def test_convert(gemma_270m: Path, converted: tuple[Path, list[Report]]) -> None
     report = api.check(path, gemma_270m)
     assert report.ok and not report.quick, report.failures
     assert all(section.checked for section in report.sections)
-    assert [section.title for section in report.sections] == [section.title for section in quick.sections]
+    titles = [section.title for section in report.sections]
+    assert [section.title for section in quick.sections] == [title for title in titles if title != "cross check"]
+    assert "cross check" in titles
 
 
 DIFFERENT = {
