@@ -105,10 +105,10 @@ def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.nd
         raise InvalidInput(f"{path}: {quote(name)} has {sums.size} values for {counts.size} counts; {DAMAGED}")
     if not np.isfinite(counts).all():
         raise InvalidInput(f"{path}: {quote(name)} has a count that is not finite; {DAMAGED}")
-    whole = counts.astype(np.float64)
-    whole = np.trunc(whole + np.copysign(0.5, whole)).astype(np.float32)[:, None]
+    counts = counts.astype(np.float64)
+    rounded = np.trunc(counts + np.copysign(0.5, counts)).astype(np.float32)[:, None]
     rows = sums.reshape(counts.size, -1)
-    return np.where(whole > 0, rows / np.where(whole > 0, whole, 1), np.float32(1)).ravel()
+    return np.where(rounded > 0, rows / np.where(rounded > 0, rounded, 1), np.float32(1)).ravel()
 
 
 def _check_values(path: Path, name: str, values: np.ndarray) -> np.ndarray:

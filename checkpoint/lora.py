@@ -125,13 +125,13 @@ def _adapter_folder(path: Path) -> Path:
     if not path.is_dir():
         file, _ = open_regular(path)
         with file:
-            what = recognize(file.read(64)) or "a file"
-        raise InvalidInput(f"{path}: {what}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
+            description = recognize(file.read(64)) or "a file"
+        raise InvalidInput(f"{path}: {description}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
     if instead := instead_of_peft(path):
         raise InvalidInput(f"{path}: {instead}")
     if not (path / CONFIG).exists():
-        what = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
-        raise InvalidInput(f"{path}: holds no {CONFIG}; {what}")
+        hint = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
+        raise InvalidInput(f"{path}: holds no {CONFIG}; {hint}")
     return path
 
 

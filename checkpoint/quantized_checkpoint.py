@@ -82,11 +82,13 @@ def refuse_dtypes(
     `label` replaces the folder `where` in messages for a checkpoint on the Hub.
     """
     name, dtype = next((name, dtype) for name, dtype in dtypes.items() if dtype not in known)
-    kind = next((what for start, what in DTYPES.items() if dtype.startswith(start)), None)
+    kind = next((text for start, text in DTYPES.items() if dtype.startswith(start)), None)
     method = _by_tensor_names(dtypes, config) or (method_named(config) or Method(kind, (), ()) if kind else None)
     if method is not None:
-        what = f"{method.what} ({_unquoted(name)} is {_unquoted(dtype)})"
-        raise InvalidInput(f"{label or where}: the weights are quantized {what}; {_advice(where, method, label)}")
+        method_text = f"{method.what} ({_unquoted(name)} is {_unquoted(dtype)})"
+        raise InvalidInput(
+            f"{label or where}: the weights are quantized {method_text}; {_advice(where, method, label)}"
+        )
 
 
 def refuse_leftovers(folder: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:

@@ -94,8 +94,8 @@ def _slice(path: Path, name: str, entry: Any, start: int) -> Slice:
         raise UnknownDtype(f"{where}: dtype {quote(str(dtype), 20)}; only {', '.join(DTYPES)} can be converted", {})
     slice = Slice(path, start + offsets[0], type, shape)
     if slice.nbytes != offsets[1] - offsets[0]:
-        held = offsets[1] - offsets[0]
-        raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {held}")
+        span = offsets[1] - offsets[0]
+        raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {span}")
     return slice
 
 

@@ -13,7 +13,8 @@ from gguf.constants import GGUFValueType
 class GGMLQuantizationType(IntEnum):
     """The tensor types of GGUF (`ggml_type` of ggml.h), with the number of weights and of bytes in a block.
 
-    The numbers are those of the gguf package, whose newest release lacks Q2_0; members of both compare as equal.
+    The numbers are those of the gguf package, whose newest release lacks Q2_0.
+    A member equals the gguf package's member of the same number.
     """
 
     block: int

@@ -104,7 +104,7 @@ class RemoteFile(io.RawIOBase):
 
     def _check_response(self, response: Any, start: int, nbytes: int) -> None:
         """Refuses a response unless it is the requested range, uncompressed, of the pinned file."""
-        status, headers, name, held = response.status_code, response.headers, host(response), str(nbytes)
+        status, headers, name, length = response.status_code, response.headers, host(response), str(nbytes)
         if status in TRANSIENT_STATUSES:
             raise TransientError(f"{name} answered {status}", retry_after(headers))
         if status in (401, 403, 404, 410):  # an expired URL; for missing permission, the Hub refuses the next request
@@ -116,7 +116,7 @@ class RemoteFile(io.RawIOBase):
         if status not in (200, 206):
             raise self._error(f"{name} answered {status} to a request for bytes from {start}")
         range = f"bytes {start}-{start + nbytes - 1}/{self.remote.size}"
-        if (status == 206 and headers.get("Content-Range") != range) or headers.get("Content-Length", held) != held:
+        if (status == 206 and headers.get("Content-Range") != range) or headers.get("Content-Length", length) != length:
             raise TransientError(f"{name} sent other bytes than those asked for")
         if origin(str(response.url))[0] != origin(self.remote.url)[0]:
             raise self._error(f"{name} was reached without encryption, though the Hub is encrypted")
