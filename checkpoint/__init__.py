@@ -1,1 +1,1 @@
-"""Checkpoints, adapters and GGUFs, on disk or on the Hub: their headers, validated before anything else uses them."""
+"""Reads and validates the headers of checkpoints, LoRA adapters and GGUF files, on disk or on the Hub."""

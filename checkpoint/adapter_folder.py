@@ -1,4 +1,4 @@
-"""Folders that hold an adapter instead of a model: what kind it is, and the command that uses it."""
+"""Recognizes folders that hold an adapter instead of a model, and words the command that uses the adapter."""
 
 import os
 import shlex
@@ -18,12 +18,12 @@ MLX_WEIGHTS = "adapters.safetensors"
 MLX_KEYS = ("fine_tune_type", "lora_parameters", "lora_layers")
 
 MAX_ENTRIES = 1000
-"""Entries of a folder that are looked at for adapters in subfolders."""
+"""At most this many entries of a folder are searched for adapters in subfolders."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """An adapter on disk. `method` is PEFT's ("LORA"), or "MLX"; `base` is the model it names, if that can be shown."""
+    """An adapter on disk. `method` is its `peft_type` or "MLX"; `base` is its base model, if printable."""
 
     path: Path
     method: str
@@ -36,32 +36,32 @@ class AdapterFolder:
 
     @property
     def advice(self) -> str:
-        """What to do where a model was expected."""
+        """The advice to show when a user gives this adapter in place of a model."""
         if self.method != "LORA":
             return self.merge_first
         base, folder = self.base or "BASE", _argument(self.path, "DIR")
         convert = command_line("borealis-gguf", "convert", base, "--lora", folder)
         quantize = command_line("borealis-gguf", "quantize", "PRESET", "-m", base, "--lora", folder)
-        return f"{convert}, or {quantize}{self._unnamed}"
+        return f"{convert}, or {quantize}{self._base_hint}"
 
     @property
     def merge_first(self) -> str:
-        """What to do with an adapter that this package does not read."""
+        """The advice to show for an adapter whose kind this package does not read."""
         if self.method != "MLX":
-            return f"merge it with PEFT's merge_and_unload, save the model and convert that{self._unnamed}"
+            return f"merge it with PEFT's merge_and_unload, save the model and convert that{self._base_hint}"
         folder = _argument(self.path, "DIR")
         fused = f"{folder.rstrip('/')}-fused" if folder not in (".", "..") else "fused"
         arguments = ("--adapter-path", folder, "--save-path", fused, "--dequantize")
         fuse = command_line("mlx_lm.fuse", "--model", self.base or "BASE", *arguments)
-        return f"{fuse}, then {command_line('borealis-gguf', 'convert', fused)}{self._unnamed}"
+        return f"{fuse}, then {command_line('borealis-gguf', 'convert', fused)}{self._base_hint}"
 
     @property
-    def _unnamed(self) -> str:
+    def _base_hint(self) -> str:
         return "" if self.base else "; BASE is the model it was trained on"
 
 
 def find_adapter(folder: Path) -> AdapterFolder | None:
-    """The adapter whose files lie directly in `folder`."""
+    """Returns the adapter whose files lie directly in `folder`, or None."""
     names = {name for name in (CONFIG, WEIGHTS, PICKLE, MLX_WEIGHTS) if (folder / name).exists()}
     if not names:
         return None
@@ -71,15 +71,15 @@ def find_adapter(folder: Path) -> AdapterFolder | None:
         config = {}
     is_mlx = "peft_type" not in config and (MLX_WEIGHTS in names or any(key in config for key in MLX_KEYS))
     method = "MLX" if is_mlx else str(config.get("peft_type", "LORA"))
-    return AdapterFolder(folder, method, _base(config.get("model" if is_mlx else "base_model_name_or_path")))
+    return AdapterFolder(folder, method, _printable_base(config.get("model" if is_mlx else "base_model_name_or_path")))
 
 
 def adapters_below(folder: Path) -> list[AdapterFolder]:
-    """Those in subfolders: PEFT saves an adapter with a name of its own there, a trainer each checkpoint.
+    """Returns the adapters in subfolders, where PEFT saves a named adapter and a trainer saves each checkpoint.
 
-    One beside a model is not meant: torchtune saves the adapter together with what it was merged into.
+    A subfolder that also holds a model is skipped: torchtune saves an adapter together with the merged model.
     """
-    return [found for path in _subfolders(folder) if not _holds_model(path) and (found := find_adapter(path))]
+    return [adapter for path in _subfolders(folder) if not _holds_model(path) and (adapter := find_adapter(path))]
 
 
 def _holds_model(folder: Path) -> bool:
@@ -88,27 +88,27 @@ def _holds_model(folder: Path) -> bool:
 
 
 def instead_of_model(folder: Path) -> str | None:
-    """What a folder without a model holds, if that is an adapter, with the command to type."""
-    if found := find_adapter(folder):
-        return f"{found.what}, not a model: {found.advice}"
+    """Describes the adapter in a folder that holds no model, with the command to type; None without an adapter."""
+    if adapter := find_adapter(folder):
+        return f"{adapter.what}, not a model: {adapter.advice}"
     if below := adapters_below(folder):
-        return f"no model; {_where(below)}: {below[0].advice}"
+        return f"no model; {_name_subfolders(below)}: {below[0].advice}"
     return None
 
 
 def instead_of_peft(folder: Path) -> str | None:
-    """What a folder that is not a PEFT adapter holds, if that is an adapter of another kind or place."""
-    found = find_adapter(folder)
-    if found and found.method == "MLX":
-        return f"{found.what}, not a PEFT adapter; fuse it first: {found.merge_first}"
-    if not found and (below := adapters_below(folder)):
+    """Describes an MLX adapter, or adapters in subfolders, in a folder given as a PEFT adapter; None without one."""
+    adapter = find_adapter(folder)
+    if adapter and adapter.method == "MLX":
+        return f"{adapter.what}, not a PEFT adapter; fuse it first: {adapter.merge_first}"
+    if not adapter and (below := adapters_below(folder)):
         folders = " or ".join(command_line("--lora", _argument(each.path, "DIR")) for each in below[:3])
-        return f"holds no {CONFIG}; {_where(below)}: give {folders}"
+        return f"holds no {CONFIG}; {_name_subfolders(below)}: give {folders}"
     return None
 
 
 def command_line(*words: str) -> str:
-    """`words` as one types them in a shell; DIR stands for what no terminal could show."""
+    """Quotes `words` for the shell; DIR replaces a word with unprintable characters."""
     words = tuple(word if word.isprintable() else "DIR" for word in words)
     if os.name == "nt":
         from subprocess import list2cmdline
@@ -117,7 +117,7 @@ def command_line(*words: str) -> str:
     return shlex.join(words)
 
 
-def _where(below: list[AdapterFolder]) -> str:
+def _name_subfolders(below: list[AdapterFolder]) -> str:
     names = ", ".join(shown(each.path.name) for each in below[:3]) + (", …" if len(below) > 3 else "")
     return f"its folder {names} is {below[0].what}" if len(below) == 1 else f"its folders {names} are adapters"
 
@@ -130,11 +130,11 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _argument(path: Path, placeholder: str) -> str:
-    """A path as an argument of a command; the placeholder where a terminal could not show it."""
+    """Returns a path as a command's argument; `placeholder` if it is unprintable or begins with a dash."""
     text = str(path)
     return text if text.isprintable() and not text.startswith("-") else placeholder
 
 
-def _base(value: Any) -> str | None:
+def _printable_base(value: Any) -> str | None:
     usable = isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and not value.startswith("-")
     return value if usable else None

@@ -1,4 +1,4 @@
-"""Opens untrusted files, and words error messages: quoting, file names, what a file is by its first bytes."""
+"""Opens untrusted files, recognizes formats by their first bytes, and quotes untrusted text for error messages."""
 
 import os
 import stat
@@ -23,9 +23,9 @@ SIGNATURES = (
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
-    """Open a regular file for reading and return it with its size.
+    """Opens a regular file for reading and returns it with its size.
 
-    A pipe or device is refused before it is opened, since opening one can block for ever.
+    Pipes and devices are refused before they are opened, since opening one can block for ever.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -37,27 +37,27 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """The system's own words, without the path (which the message already holds)."""
+    """Returns the operating system's message without the path, which the caller's message already holds."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def recognize(head: bytes) -> str | None:
-    """What a file is that begins with `head`, when it is not what its name says."""
-    return next((what for magic, what in SIGNATURES if head.startswith(magic)), None)
+    """Returns a description of the file format that `head`, the first bytes of a file, belongs to; None if unknown."""
+    return next((description for magic, description in SIGNATURES if head.startswith(magic)), None)
 
 
 def quote(text: str, limit: int = 80) -> str:
-    """Foreign text as part of a one-line message: escaped, and cut when it is long."""
+    """Escapes untrusted text for a one-line message, and cuts it after `limit` characters."""
     return ascii(text) if len(text) <= limit else ascii(text[:limit]) + "…"
 
 
 def shown(name: str) -> str:
-    """A file name as it is, unless it would break the line or hide something."""
+    """Returns a file name unchanged if it is printable and short, else quoted."""
     return name if name.isprintable() and len(name) <= 1000 else quote(name)
 
 
 def exists(path: Path) -> bool:
-    """Like Path.exists, and False for what no file system could hold."""
+    """Like Path.exists, but returns False for a path that the operating system rejects."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -65,12 +65,12 @@ def exists(path: Path) -> bool:
 
 
 def extended(path: Path) -> Path:
-    """The same path; on Windows one near or beyond 260 characters gets the prefix that lifts that limit."""
-    # abspath also drops "..", which that prefix makes a literal name
+    """Returns `path`; on Windows, a path near or beyond 260 characters gets the prefix that lifts that limit."""
+    # abspath also resolves "..", which is a literal name behind the prefix
     return Path(extended_windows(os.path.abspath(path))) if os.name == "nt" else path  # noqa: PTH100
 
 
 def extended_windows(absolute: str) -> str:
-    if len(absolute) < 180 or absolute.startswith("\\\\?\\"):  # files inside a folder need room too
+    if len(absolute) < 180 or absolute.startswith("\\\\?\\"):  # leaves room for the names of files inside a folder
         return absolute
     return f"\\\\?\\UNC\\{absolute[2:]}" if absolute.startswith("\\\\") else f"\\\\?\\{absolute}"

@@ -1,4 +1,4 @@
-"""Opening a checkpoint folder: configuration, and every tensor with the place of its bytes."""
+"""Opens a checkpoint folder: reads config.json and locates the bytes of every tensor."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
 
 DERIVED = ".rotary_emb.inv_freq"
-"""Computed from config.json when a model is built: trainers drop these, and keep the index that lists them."""
+"""Buffers that transformers computes from config.json: trainers drop them but keep them in the index."""
 
 Headers = Mapping[str, Mapping[str, Slice]]
 
@@ -35,8 +35,8 @@ log = logging.getLogger("borealis_gguf")
 class Checkpoint:
     """A checkpoint whose files agree with each other.
 
-    `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. The folder
-    lives as long as `keep`. Without `use_card`, README.md is ignored.
+    `tensors` is in llama.cpp's order: shard files by name, and inside a shard tensors by name, as strings. `keep`
+    owns a temporary folder, which is deleted with it. Without `use_card`, README.md is ignored.
     """
 
     path: Path
@@ -48,18 +48,18 @@ class Checkpoint:
     warned: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def warn(self, text: str) -> None:
-        """Log a warning, once for this checkpoint: several files may be made of it."""
+        """Logs a warning once per checkpoint, though several GGUF files may be written from it."""
         if text not in self.warned:
             self.warned.add(text)
             _warn(text)
 
     @property
     def stem(self) -> str:
-        """The model's name in file names: the repository's, or the folder's."""
+        """The model's name in output file names: the repository's name, else the folder's."""
         return self.repo_id.rpartition("/")[2] if self.repo_id else self.path.resolve().name
 
     def file(self, name: str) -> Path | None:
-        """The path of a companion file ("tokenizer.json"), or None where there is none."""
+        """Returns the path of a companion file ("tokenizer.json"), or None if it does not exist."""
         path = self.path / name
         return own_file(self.path, path) if path.exists() else None
 
@@ -72,20 +72,19 @@ def open_checkpoint(
     keep: object = None,
     use_card: bool = True,
 ) -> Checkpoint:
-    """Open a folder of config.json and safetensors, single or sharded; no weight is read.
+    """Opens a folder of config.json and safetensors, single or sharded, without reading weights.
 
-    `repo_id` defaults to the one in the path when the folder is a snapshot in the Hub's cache. `remote` has the headers
-    of safetensors that belong to the folder and lie elsewhere, by file name. What is odd and harmless is a warning.
-    Raises InvalidInput for files that are missing, damaged, contradict each other, or are links to somewhere outside
-    the checkpoint.
+    `repo_id` defaults to the repository of a snapshot in the Hub's cache. `remote` maps the names of safetensors files
+    that stay on the Hub to their headers. Harmless contradictions are logged as warnings.
+    Raises InvalidInput for files that are missing, damaged, contradict each other, or are links out of the checkpoint.
     """
     remote = remote or {}
     path = extended(path)
     config_path = path / "config.json"
     if not exists(config_path):
         if not path.is_dir():
-            raise InvalidInput(_no_folder(path))
-        missing = f"holds no config.json; is this a checkpoint folder?{_found_instead(path)}"
+            raise InvalidInput(_not_a_folder(path))
+        missing = f"holds no config.json; is this a checkpoint folder?{_other_contents(path)}"
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     config = read_json_object(own_file(path, config_path))
     try:
@@ -100,14 +99,15 @@ def open_checkpoint(
 
 
 def own_file(folder: Path, path: Path) -> Path:
-    """`path`, unless it is a link out of the checkpoint. Links into the Hub cache's own blobs are the cache's way."""
+    """Returns `path`; refuses links out of the checkpoint, except into the blobs of the Hub's cache."""
     try:
         target, home = path.resolve(strict=True), folder.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise InvalidInput(f"{path}: a link that leads nowhere; copy the file itself there") from error
     allowed = [home]
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
-        allowed += [home.parents[1] / "blobs", home.parents[2] / "blobs"]  # the repository's, the cache's shared ones
+        # blobs of the repository, and blobs that the whole cache shares
+        allowed += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
     if not any(target.is_relative_to(root) for root in allowed):
         raise InvalidInput(f"{path}: a link out of the checkpoint, to {target}; copy the file itself there")
     return path
@@ -123,21 +123,21 @@ def _read_tensors(path: Path, remote: Headers) -> dict[str, Slice]:
     if (path / INDEX).exists():
         _warn(f"{path}: holds both {SINGLE} and {INDEX}; the former is used")
     else:
-        _tell_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model")
-    return _header(path / SINGLE, remote)
+        _warn_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model")
+    return _tensors_of_file(path / SINGLE, remote)
 
 
-def _tell_unused(path: Path, remote: Headers, used: Set[str], why: str) -> None:
-    """Files of an earlier save, say. Mistral's consolidated ones are known to be the same weights once more."""
+def _warn_unused(path: Path, remote: Headers, used: Set[str], reason: str) -> None:
+    """Warns of unused safetensors, except Mistral's consolidated files, which hold the same weights."""
     names = {file.name for file in path.glob("*.safetensors")} | remote.keys()
     unused = sorted(name for name in names - used if not name.startswith("consolidated"))
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        _warn(f"{path}: not used: {', '.join(map(shown, unused[:3]))}{more}; {why}")
+        _warn(f"{path}: not used: {', '.join(map(shown, unused[:3]))}{more}; {reason}")
 
 
-def _header(path: Path, remote: Headers) -> dict[str, Slice]:
-    """The tensors of a safetensors file in the folder, by name."""
+def _tensors_of_file(path: Path, remote: Headers) -> dict[str, Slice]:
+    """Returns the tensors of a safetensors file of the folder, sorted by name."""
     header = remote[path.name] if path.name in remote else read_header(own_file(path.parent, path))
     return dict(sorted(header.items()))
 
@@ -145,16 +145,16 @@ def _header(path: Path, remote: Headers) -> dict[str, Slice]:
 def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
     if not index.exists():
-        missing = f"holds neither {SINGLE} nor {INDEX}.{_found_instead(path)}"
+        missing = f"holds neither {SINGLE} nor {INDEX}.{_other_contents(path)}"
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     document = read_json_object(own_file(path, index))
     weight_map = _weight_map(index, document.get("weight_map"))
     tensors: dict[str, Slice] = {}
     for shard in sorted(set(weight_map.values())):
         _add_shard(tensors, path / shard, remote)
-    _compare(index, weight_map, tensors)
+    _compare_names(index, weight_map, tensors)
     _compare_size(index, document.get("metadata"), tensors)
-    _tell_unused(path, remote, set(weight_map.values()), f"{INDEX} names the files of the model")
+    _warn_unused(path, remote, set(weight_map.values()), f"{INDEX} names the files of the model")
     return tensors
 
 
@@ -163,21 +163,21 @@ def _weight_map(index: Path, value: Any) -> dict[str, str]:
         raise InvalidInput(f"{index}: weight_map must map tensor names to shard files")
     for name, shard in value.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard) or not shard.isprintable():
-            what = f"{quote(name)} is mapped to {quote(str(shard))}"
-            raise InvalidInput(f"{index}: {what}; a shard is the plain name of a .safetensors file in this folder")
+            entry = f"{quote(name)} is mapped to {quote(str(shard))}"
+            raise InvalidInput(f"{index}: {entry}; a shard is the plain name of a .safetensors file in this folder")
     return value
 
 
 def _add_shard(tensors: dict[str, Slice], shard: Path, remote: Headers) -> None:
     if shard.name not in remote and not shard.exists() and not shard.is_symlink():
         raise InvalidInput(f"{shard}: missing, though {INDEX} lists it; fetch it again")
-    for name, slice in _header(shard, remote).items():
+    for name, slice in _tensors_of_file(shard, remote).items():
         if name in tensors:
             raise InvalidInput(f"{shard}: {quote(name)} also lies in {tensors[name].path.name}")
         tensors[name] = slice
 
 
-def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice]) -> None:
+def _compare_names(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice]) -> None:
     for name, shard in weight_map.items():
         if name not in tensors and name.endswith(DERIVED):
             continue
@@ -191,14 +191,14 @@ def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, Slice])
 
 
 def _compare_size(index: Path, metadata: Any, tensors: dict[str, Slice]) -> None:
-    """A wrong total is common after merging adapters, and harmless: everything else has been compared."""
+    """Warns of a wrong total_size, which is common after merging adapters; names and shards are compared before."""
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     total = sum(slice.nbytes for slice in tensors.values())
     if claimed is not None and claimed != total:
         _warn(f"{index}: total_size is {str(claimed)[:30]}, but the tensors have {total} bytes")
 
 
-def _no_folder(path: Path) -> str:
+def _not_a_folder(path: Path) -> str:
     if not path.exists():
         return f"{path}: no such folder"
     file, _ = open_regular(path)
@@ -206,12 +206,12 @@ def _no_folder(path: Path) -> str:
         head = file.read(64)
     if head.startswith(b"GGUF"):
         return f"{path}: a GGUF file; a checkpoint folder (config.json and .safetensors) is needed here"
-    what = recognize(head)
-    return f"{path}: not a folder but {what}" if what else f"{path}: a file; give the folder it lies in"
+    file_format = recognize(head)
+    return f"{path}: not a folder but {file_format}" if file_format else f"{path}: a file; give the folder it lies in"
 
 
-def _found_instead(path: Path) -> str:
-    """What the folder holds in place of what was looked for, with what to do; empty when nothing tells."""
+def _other_contents(path: Path) -> str:
+    """Describes what a folder without the expected weights holds, with advice; empty if nothing is recognized."""
     if instead := what_instead(path):
         return f" It is {instead}"
     for pattern, advice in (
@@ -225,7 +225,7 @@ def _found_instead(path: Path) -> str:
 
 
 def _cached_repo_id(path: Path) -> str | None:
-    """ "org/name" of …/models--org--name/snapshots/COMMIT."""
+    """Returns "org/name" for a path …/models--org--name/snapshots/COMMIT, else None."""
     path = path.absolute()
     if path.parent.name != "snapshots" or not path.parents[1].name.startswith("models--"):
         return None

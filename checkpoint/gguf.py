@@ -1,4 +1,4 @@
-"""Reading a GGUF as a model: one file, or all shards of a split one."""
+"""Reads the header of a GGUF model: one file, or all shards of a split one."""
 
 import re
 from dataclasses import replace
@@ -17,9 +17,9 @@ SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read and check the header of a GGUF v2 or v3; the first shard of a split file brings all the others.
+    """Reads and checks the header of a GGUF v2 or v3; given the first shard of a split file, reads all shards.
 
-    Raises InvalidInput, naming file, byte and field, for anything llama.cpp would not load.
+    Raises InvalidInput, naming file, byte and field, for a file that llama.cpp would not load.
     """
     first = read_header(extended(path))
     count = _split_key(first, "split.count", GGUFValueType.UINT16, default=0)
@@ -27,18 +27,18 @@ def read_gguf(path: Path) -> GGUFFile:
 
 
 def _split_key(file: GGUFFile, key: str, type: GGUFValueType, default: int | None = None) -> int:
-    found = file.find(key)
-    if found is None:
+    entry = file.find(key)
+    if entry is None:
         if default is not None:
             return default
         raise InvalidInput(f"{file.path}: {key} is missing from a shard of a split model; {DAMAGED}")
-    if found.type is not type:
-        raise InvalidInput(f"{file.path}: {key} is {found.type.name}, not {type.name}")
-    return found.value
+    if entry.type is not type:
+        raise InvalidInput(f"{file.path}: {key} is {entry.type.name}, not {type.name}")
+    return entry.value
 
 
 def _join_shards(first: GGUFFile, count: int) -> GGUFFile:
-    """All shards as one: metadata of the first, tensors of each in turn."""
+    """Joins all shards: the metadata of the first, and the tensors of every shard in order."""
     match = SPLIT_NAME.fullmatch(first.path.name)
     number = _split_key(first, "split.no", GGUFValueType.UINT16)
     if match is None or int(match[3]) != count or int(match[2]) != number + 1:
@@ -63,9 +63,9 @@ def _add_shard(tensors: dict[str, Slice], path: Path, no: int, count: int, total
     claimed = tuple(_split_key(shard, key, GGUFValueType.UINT16) for key in ("split.no", "split.count"))
     if claimed != (no, count):
         raise InvalidInput(f"{path}: says it is shard {claimed[0] + 1} of {claimed[1]}, not {no + 1} of {count}")
-    twice = next((name for name in shard.tensors if name in tensors), None)
-    if twice is not None:
-        raise InvalidInput(f"{path}: {quote(twice)} also lies in an earlier shard")
+    duplicate = next((name for name in shard.tensors if name in tensors), None)
+    if duplicate is not None:
+        raise InvalidInput(f"{path}: {quote(duplicate)} also lies in an earlier shard")
     tensors.update(shard.tensors)
     if len(tensors) > total:
         raise InvalidInput(f"{path}: the shards hold more tensors than split.tensors.count, {total}")

@@ -1,11 +1,11 @@
-"""Reading GGUF headers strictly: what is accepted here is laid out as llama.cpp demands.
+"""Reads GGUF headers strictly: an accepted file has the layout that llama.cpp demands.
 
     magic "GGUF" | version u32 | tensor count i64 | KV count i64
     KV:     key | type u32 | value             (string: length u64, bytes; array: item type u32, count u64, items)
     tensor: name | n_dims u32 | dims i64 … (row length first) | type u32 | offset u64 (from the data section)
     padding to the alignment | data, every tensor padded to the alignment, in the order of the list
 
-Every length is compared with what is left of the file, and with a budget of memory, before it is believed.
+Every length is checked against the remaining bytes of the file and against a memory budget before it is used.
 """
 
 import struct
@@ -26,7 +26,7 @@ MAX_DIMS = 4
 MAX_TENSOR_NAME = 63  # ggml keeps names in 64 bytes with a closing NUL
 MAX_KEY = 65535  # the format's own limit
 MAX_ALIGNMENT = 1 << 24
-MAX_COUNT = 1 << 16  # keys, or tensors: some thirty times what the largest models have
+MAX_COUNT = 1 << 16  # keys, or tensors: about thirty times those of the largest models
 MAX_STRING = 8 << 20
 MAX_MEMORY = 128 << 20  # for all metadata; a vocabulary of 262144 with 514906 merges takes 60 MiB
 DAMAGED = "the file is damaged or incomplete, fetch it again"
@@ -34,7 +34,7 @@ DAMAGED = "the file is damaged or incomplete, fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """The header of one GGUF, or of all shards of a split one (`path`, `kv`, `data_offset` are then the first's).
+    """The header of one GGUF, or of all shards of a split one (then `path`, `kv`, `data_offset` are the first shard's).
 
     `tensors` keeps file order; a split file's `split.*` keys stay in `kv`.
     """
@@ -48,20 +48,20 @@ class GGUFFile:
 
     @property
     def stem(self) -> str:
-        """The model's name in file names, without its type."""
+        """The file name without its type suffix."""
         return model_stem(self.path)
 
     def find(self, key: str) -> KV | None:
         return next((kv for kv in self.kv if kv.key == key), None)
 
     def value(self, key: str, default: Any = None) -> Any:
-        found = self.find(key)
-        return default if found is None else found.value
+        entry = self.find(key)
+        return default if entry is None else entry.value
 
 
 @dataclass(frozen=True, slots=True)
-class _Info:
-    """A tensor as the header lists it: `offset` counts from the data section, `at` is where it was read."""
+class _TensorInfo:
+    """A tensor info entry: `offset` counts from the data section, `at` is the file position of that field."""
 
     type: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -70,14 +70,14 @@ class _Info:
 
 
 def read_header(path: Path) -> GGUFFile:
-    """The header of exactly this file; a shard of a split GGUF stays alone. Raises InvalidInput."""
+    """Reads the header of this file alone, without other shards of a split GGUF. Raises InvalidInput."""
     file, size = open_regular(path)
     with file:
         return _Reader(file, path, size).read()
 
 
 class _Reader:
-    """Walks through one header. `pos` is the offset of the next byte, `memory` what may still be spent."""
+    """Parses one header. `pos` is the offset of the next byte, `memory` the bytes of memory left in the budget."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size = file, path, size
@@ -94,7 +94,7 @@ class _Reader:
         for index in range(n_kv):
             self.entry(f"KV {index}", kv)
         alignment = self.alignment(kv)
-        infos: dict[str, _Info] = {}
+        infos: dict[str, _TensorInfo] = {}
         for index in range(n_tensors):
             self.info(f"tensor {index}", infos)
         if self.file.tell() != self.pos:
@@ -129,7 +129,7 @@ class _Reader:
         return self.strings(1, field, limit)[0]
 
     def strings(self, count: int, field: str, limit: int = MAX_STRING) -> tuple[str, ...]:
-        """`count` strings of at most `limit` bytes. Vocabularies have hundreds of thousands: the loop calls little."""
+        """Reads `count` strings of at most `limit` bytes. Inlined, since vocabularies have 262144 strings."""
         read, from_bytes, getsizeof = self.file.read, int.from_bytes, sys.getsizeof
         left, spent = self.size - self.pos, 0
         texts: list[str] = []
@@ -209,7 +209,7 @@ class _Reader:
         if type is GGUFValueType.STRING:
             return self.strings(count, field)
         at, dtype = self.pos, np.dtype(SCALARS[type])
-        self.spend(count * 40, field)  # a number and its place in a tuple
+        self.spend(count * 40, field)  # bytes of a Python number and its slot in a tuple
         values = np.frombuffer(self.take(count * dtype.itemsize, field), dtype)
         if type is not GGUFValueType.BOOL:
             return tuple(values.tolist())
@@ -218,17 +218,17 @@ class _Reader:
         return tuple(values.astype(bool).tolist())
 
     def alignment(self, kv: dict[str, KV]) -> int:
-        found = kv.get("general.alignment")
-        if found is None:
+        entry = kv.get("general.alignment")
+        if entry is None:
             return GGUF_DEFAULT_ALIGNMENT
-        value = found.value
-        if found.type is not GGUFValueType.UINT32:
-            self.fail("general.alignment", f"is {found.type.name}, not UINT32")
+        value = entry.value
+        if entry.type is not GGUFValueType.UINT32:
+            self.fail("general.alignment", f"is {entry.type.name}, not UINT32")
         if value < 8 or value > MAX_ALIGNMENT or value & (value - 1):
             self.fail("general.alignment", f"{value} is not a power of two between 8 and {MAX_ALIGNMENT}")
         return value
 
-    def info(self, field: str, seen: dict[str, _Info]) -> None:
+    def info(self, field: str, seen: dict[str, _TensorInfo]) -> None:
         at, name = self.pos, self.string(f"{field} name", MAX_TENSOR_NAME)
         if not name or not name.isprintable():
             self.fail(f"{field} name", f"{quote(name)} is not a name" if name else "is empty", at)
@@ -240,10 +240,10 @@ class _Reader:
         dims = struct.unpack(f"<{n_dims}q", self.take(8 * n_dims, f"{quote(name)} dims"))
         type = self.tensor_type(quote(name), dims)
         at = self.pos
-        seen[name] = _Info(type, dims[::-1], self.u64(f"{quote(name)} offset"), at)
+        seen[name] = _TensorInfo(type, dims[::-1], self.u64(f"{quote(name)} offset"), at)
 
     def tensor_type(self, field: str, dims: tuple[int, ...]) -> GGMLQuantizationType:
-        """The type, once rows fill whole blocks of it and no product of dimensions leaves 63 bits."""
+        """Reads the type; refuses rows that do not fill whole blocks and sizes of 2**63 bytes or more."""
         at, number = self.pos, self.u32(f"{field} type")
         if any(dim < 0 for dim in dims):
             self.fail(field, f"negative dimension in {list(dims)}", at - 8 * len(dims))
@@ -254,22 +254,22 @@ class _Reader:
         row, size = (dims or (1,))[0], type.nbytes
         if row % type.block:
             self.fail(field, f"rows of {row} do not fit {type.name} blocks of {type.block}", at)
-        for dim in dims:  # zeros apart, so that a zero cannot hide an overflow
+        for dim in dims:  # counts a zero as one, so that it cannot hide an overflow
             size *= dim or 1
         if size >= 1 << 63:
             self.fail(field, f"shape {list(dims)} is too large for any file", at - 8 * len(dims))
         return type
 
-    def place(self, infos: dict[str, _Info], start: int, alignment: int) -> dict[str, Slice]:
-        """Turn relative offsets into slices. As in llama.cpp, each tensor begins where the padded last one ends."""
+    def place(self, infos: dict[str, _TensorInfo], start: int, alignment: int) -> dict[str, Slice]:
+        """Turns offsets into slices. As in llama.cpp, each tensor begins at the padded end of the one before."""
         tensors: dict[str, Slice] = {}
         expected = 0
         for name, info in infos.items():
             offset = info.offset
             if offset != expected:
-                how = "misaligned" if offset % alignment else "overlaps the last tensor"
-                how = "leaves a hole" if offset > expected and offset % alignment == 0 else how
-                self.fail(quote(name), f"offset {offset} {how}; {expected} expected", info.at)
+                fault = "misaligned" if offset % alignment else "overlaps the last tensor"
+                fault = "leaves a hole" if offset > expected and offset % alignment == 0 else fault
+                self.fail(quote(name), f"offset {offset} {fault}; {expected} expected", info.at)
             tensors[name] = slice = Slice(self.path, start + offset, info.type, info.shape)
             end = offset + slice.nbytes
             if start + end > self.size:

@@ -1,4 +1,4 @@
-"""Checks that a GGUF's metadata agrees with its tensors: a well-formed file may still describe another model."""
+"""Checks that the metadata of a well-formed GGUF agrees with its tensors: block count, vocabulary, token ids."""
 
 import re
 from typing import NoReturn
@@ -12,13 +12,13 @@ from .types import KV
 
 BLOCK = re.compile(r"(?:blk|v\.blk|a\.blk)\.(\d+)\.")
 PER_TOKEN = (("scores", GGUFValueType.FLOAT32), ("token_type", GGUFValueType.INT32))
-TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask")  # the key is spelled so
+TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask")  # the GGUF key is misspelled
 
 
 def check_model(file: GGUFFile) -> None:
-    """Refuse a GGUF that is no model, or whose block count or vocabulary contradicts its arrays.
+    """Refuses a GGUF that is no model, or whose block count or vocabulary contradicts its tensors and arrays.
 
-    llama.cpp reads tokenizer arrays without comparing their types and lengths, hence past their end.
+    llama.cpp does not compare the lengths of tokenizer arrays, so it would read past the end of a short one.
     """
     architecture = file.value("general.architecture")
     kind = file.value("general.type", "model")
@@ -35,21 +35,21 @@ def _check_blocks(file: GGUFFile, architecture: str) -> None:
     keys = [f"{architecture}.block_count"]
     if architecture == "clip":
         keys = ["clip.vision.block_count", "clip.audio.block_count"]
-    found = [kv for key in keys if (kv := file.find(key))]
-    for kv in found:
+    block_counts = [kv for key in keys if (kv := file.find(key))]
+    for kv in block_counts:
         if kv.type is not GGUFValueType.UINT32:
             _fail(file, kv, f"is {kv.type.name}, not UINT32")
     present = {int(match[1]) for name in file.tensors if (match := BLOCK.match(name))}
     if not present:
         return
     blocks = max(present) + 1
-    if not found:
+    if not block_counts:
         raise InvalidInput(f"{file.path}: {keys[0]} is missing; make the GGUF again from its checkpoint")
-    if max(kv.value for kv in found) != blocks:
-        _fail(file, found[0], f"is {found[0].value}, but the tensors belong to {blocks} blocks")
+    if max(kv.value for kv in block_counts) != blocks:
+        _fail(file, block_counts[0], f"is {block_counts[0].value}, but the tensors belong to {blocks} blocks")
     if len(present) != blocks:
         missing = next(bid for bid in range(blocks) if bid not in present)
-        _fail(file, found[0], f"is {blocks}, but block {missing} has no tensors")
+        _fail(file, block_counts[0], f"is {blocks}, but block {missing} has no tensors")
 
 
 def _check_tokenizer(file: GGUFFile) -> None:
@@ -77,12 +77,12 @@ def _check_tokenizer(file: GGUFFile) -> None:
 
 def _check_array(file: GGUFFile, kv: KV, item_type: GGUFValueType) -> None:
     if kv.type is not GGUFValueType.ARRAY or kv.item_type is not item_type:
-        found = kv.type if kv.item_type is None else kv.item_type
-        _fail(file, kv, f"is {found.name}, not an array of {item_type.name}")
+        actual = kv.type if kv.item_type is None else kv.item_type
+        _fail(file, kv, f"is {actual.name}, not an array of {item_type.name}")
 
 
 def _check_id(file: GGUFFile, kv: KV, n_vocab: int) -> None:
-    # llama.cpp drops an id that is out of range with a warning; then a model may never stop
+    # llama.cpp drops an out-of-range id with a warning; without its EOS a model may never stop generating
     if kv.type is not GGUFValueType.UINT32 or kv.value >= n_vocab:
         _fail(file, kv, f"is {kv.type.name} {kv.value}, not one of {n_vocab} token ids as UINT32")
 

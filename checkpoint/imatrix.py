@@ -1,11 +1,11 @@
-"""Reading importance matrices, as llama-imatrix writes them: GGUF, and the older binary format.
+"""Reads importance matrices that llama-imatrix wrote, as GGUF or in the older binary format.
 
     GGUF:   per tensor `NAME.in_sum2` F32 [matrices, n_per_row] and `NAME.counts` F32 [matrices, 1];
             imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
     binary: i32 entries | per entry: i32 length, name | i32 calls | i32 values | f32 … | then, optionally,
             i32 chunks | i32 length, name of the dataset               (everything little-endian)
 
-A tensor's importance is the mean square of what its columns were multiplied with.
+A tensor's importance is, per column, the mean square of the activations that the column is multiplied with.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from .gguf_header import GGUFFile, read_header
 from .types import KV, GGMLQuantizationType, Slice
 
 MAX_BYTES = 256 << 20
-"""Of a file: ten times what the largest Gemma 3 needs."""
+"""The largest file size: ten times that of the largest Gemma 3."""
 
 MAX_VALUE = 1e15
-"""Of a mean square: activations of 30 million; those of models stay far below. ggml squares sums of this in float32."""
+"""The largest mean square, from activations of 30 million. ggml squares sums of these values in float32."""
 
 MAX_NAME = 255
 MAX_DATASET = 1 << 16
@@ -33,7 +33,7 @@ DAMAGED = "the file is damaged, or no importance matrix"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Imatrix:
-    """`entries`: tensor name → float32 [n_per_row] (times the experts, one after another), finite and not negative."""
+    """`entries`: tensor name → float32 [experts × n_per_row], finite and not negative (one expert in dense models)."""
 
     datasets: tuple[str, ...]
     entries: dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read an importance matrix of either format; InvalidInput, in one line, for anything that is none."""
+    """Reads an importance matrix of either format. Raises InvalidInput for any other file."""
     file, size = open_regular(path)
     with file:
         if size > MAX_BYTES:
@@ -68,12 +68,12 @@ def _read_gguf(header: GGUFFile, file: BinaryIO) -> Imatrix:
                 f"{path}: {quote(name)} has no {'counts' if 'in_sum2' in pair else 'in_sum2'}; {DAMAGED}"
             )
         sums, counts = (_floats(path, name, file, pair[part]) for part in ("in_sum2", "counts"))
-        entries[name] = _checked(path, name, _means(path, name, sums, counts))
+        entries[name] = _check_values(path, name, _means(path, name, sums, counts))
     return Imatrix(datasets, entries, chunk_count)
 
 
 def _gguf_metadata(header: GGUFFile) -> tuple[tuple[str, ...], int]:
-    """(datasets, chunk count); all three keys must be there."""
+    """Returns (datasets, chunk count); requires all three imatrix keys."""
     datasets = _entry(header, "imatrix.datasets", GGUFValueType.ARRAY)
     chunks = _entry(header, "imatrix.chunk_count", GGUFValueType.UINT32).value
     _entry(header, "imatrix.chunk_size", GGUFValueType.UINT32)
@@ -100,19 +100,19 @@ def _floats(path: Path, name: str, file: BinaryIO, slice: Slice) -> np.ndarray:
 
 
 def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Sums over their counts, expert by expert; 1 for an expert that was never used. Arithmetic as llama.cpp's."""
+    """Divides sums by counts for each expert, in llama.cpp's arithmetic; an expert that was never used gets 1."""
     if not counts.size or sums.size % counts.size:
         raise InvalidInput(f"{path}: {quote(name)} has {sums.size} values for {counts.size} counts; {DAMAGED}")
     if not np.isfinite(counts).all():
         raise InvalidInput(f"{path}: {quote(name)} has a count that is not finite; {DAMAGED}")
-    whole = counts.astype(np.float64)
-    whole = np.trunc(whole + np.copysign(0.5, whole)).astype(np.float32)[:, None]
+    counts = counts.astype(np.float64)
+    rounded = np.trunc(counts + np.copysign(0.5, counts)).astype(np.float32)[:, None]
     rows = sums.reshape(counts.size, -1)
-    return np.where(whole > 0, rows / np.where(whole > 0, whole, 1), np.float32(1)).ravel()
+    return np.where(rounded > 0, rows / np.where(rounded > 0, rounded, 1), np.float32(1)).ravel()
 
 
-def _checked(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """`values`, unless one is NaN, infinite, negative or huge, which no mean of squares of activations is."""
+def _check_values(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """Returns `values`; refuses NaN, infinite, negative and huge ones, which no mean square of activations is."""
     if values.size and MAX_VALUE < values.max() < np.inf:
         raise InvalidInput(
             f"{path}: {quote(name)} has a value of {values.max():.3g}, and weights times that overflow; no activations "
@@ -124,36 +124,36 @@ def _checked(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-class _Binary:
-    """Reads the older format; every length is compared with what is left of the file."""
+class _BinaryReader:
+    """Reads fields of the binary format, checking every length against the remaining bytes of the file."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.left = path, file, size
 
-    def take(self, nbytes: int, what: str) -> bytes:
+    def take(self, nbytes: int, field: str) -> bytes:
         data = self.file.read(nbytes) if 0 <= nbytes <= self.left else b""
         if nbytes < 0 or len(data) != nbytes:
-            raise InvalidInput(f"{self.path}: {what} takes {nbytes} bytes where {self.left} are left; {DAMAGED}")
+            raise InvalidInput(f"{self.path}: {field} takes {nbytes} bytes where {self.left} are left; {DAMAGED}")
         self.left -= nbytes
         return data
 
-    def number(self, what: str, low: int, high: int = (1 << 31) - 1) -> int:
-        value = int.from_bytes(self.take(4, what), "little", signed=True)
+    def number(self, field: str, low: int, high: int = (1 << 31) - 1) -> int:
+        value = int.from_bytes(self.take(4, field), "little", signed=True)
         if not low <= value <= high:
-            raise InvalidInput(f"{self.path}: {what} is {value}; {DAMAGED}")
+            raise InvalidInput(f"{self.path}: {field} is {value}; {DAMAGED}")
         return value
 
-    def text(self, what: str, low: int, high: int) -> str:
-        data = self.take(self.number(f"the length of {what}", low, high), what)
+    def text(self, field: str, low: int, high: int) -> str:
+        data = self.take(self.number(f"the length of {field}", low, high), field)
         return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _read_binary(path: Path, file: BinaryIO, size: int) -> Imatrix:
-    known = recognize(file.read(16))
-    if known:
-        raise InvalidInput(f"{path}: {known}, not an importance matrix")
+    file_format = recognize(file.read(16))
+    if file_format:
+        raise InvalidInput(f"{path}: {file_format}, not an importance matrix")
     file.seek(0)
-    reader = _Binary(path, file, size)
+    reader = _BinaryReader(path, file, size)
     entries: dict[str, np.ndarray] = {}
     for _ in range(reader.number("the number of entries", 1, size // 16)):
         name = reader.text("a tensor's name", 1, MAX_NAME)
@@ -162,7 +162,7 @@ def _read_binary(path: Path, file: BinaryIO, size: int) -> Imatrix:
         calls = reader.number(f"the calls of {quote(name)}", -(1 << 31))
         count = reader.number(f"the number of values of {quote(name)}", 1)
         values = np.frombuffer(reader.take(4 * count, quote(name)), "<f4").astype(np.float32)
-        entries[name] = _checked(path, name, values / np.float32(calls) if calls > 0 else values)
+        entries[name] = _check_values(path, name, values / np.float32(calls) if calls > 0 else values)
     chunks = reader.number("the number of chunks", -(1 << 31)) if reader.left else 0
     datasets = (reader.text("the dataset's name", 0, MAX_DATASET),) if reader.left else ()
     if reader.left:

@@ -1,4 +1,4 @@
-"""Recognizes paths of a local file system, which are kept out of metadata that is published."""
+"""Recognizes local file system paths, so that they are left out of published metadata."""
 
 import re
 
@@ -19,7 +19,7 @@ ROOTS = (
     "ceph|cluster|content|data|dbfs|efs|fp|fsx|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt|pfs|private|proj|projappl|"
     "projects?|root|scratch|shared|srv|storage|teamspace|tmp|users|usit|var|volumes|work|workspace"
 )
-"""Folders at the top of a file system in which people and clusters keep models."""
+"""Top-level folders in which people and clusters keep models."""
 PATH_INSIDE = re.compile(
     rf"""(?<![\w/\\.~-])(?:
         /(?:{ROOTS})/
@@ -32,15 +32,15 @@ URL = re.compile(r"(?!(?:file|smb|nfs|afp):)(?:[a-z][a-z0-9+.-]+://|(?:www|huggi
 
 
 def is_local_path(text: str) -> bool:
-    """Whether `text` is, or mentions, a path in a local file system; a URL or a relative name is none."""
+    """Whether `text` is or contains a local file system path; URLs and relative names do not count."""
     return not URL.fullmatch(text) and bool(PATH_START.match(text) or PATH_INSIDE.search(text))
 
 
 def is_local_model(name: str) -> bool:
-    """The same for the name of a model or data set: also `run/out/checkpoint-5`, since a Hub id has one slash."""
+    """Whether the name of a model or data set is a local path, also `run/out/checkpoint-5`: a Hub id has one slash."""
     return is_local_path(name) or (not URL.fullmatch(name) and ("\\" in name or name.rstrip("/").count("/") > 1))
 
 
 def last_part(path: str) -> str:
-    """The name of the file or folder at the end of a path of any system."""
+    """Returns the last component of a Windows or POSIX path."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]

@@ -1,11 +1,11 @@
-"""Reading PEFT's LoRA adapters strictly: a folder of adapter_config.json and adapter_model.safetensors.
+"""Reads PEFT's LoRA adapters strictly: a folder of adapter_config.json and adapter_model.safetensors.
 
     base_model.model.<module>.lora_A.weight   [r, in]            base_model.model.<module>.lora_B.weight   [out, r]
     base_model.model.<module>.lora_embedding_A   [r, vocabulary]    ….lora_embedding_B   [hidden, r]
     base_model.model.<module>.weight   a whole tensor, of a module in modules_to_save
-    base_model.model.<module>.base_layer.weight   the base model's own, beside LoRA's matrices of an embedding
+    base_model.model.<module>.base_layer.weight   the base model's own tensor, saved beside an embedding's LoRA matrices
 
-What else PEFT can do to a model is refused by its name: merged wrongly, it would be silently a different model.
+Every other PEFT method (DoRA, trained biases, …) is refused by name, since merging it as plain LoRA would be wrong.
 """
 
 import math
@@ -25,8 +25,8 @@ from .types import Slice
 
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(?:(?P<plain>[AB])\.weight|embedding_(?P<embedding>[AB]))")
-COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.(?=[^.]+$))?")  # with the adapter's name, in a raw state dict
-EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings")  # saved whole when they are targeted or were resized
+COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.(?=[^.]+$))?")  # a raw state dict adds the adapter's name
+EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings")  # PEFT saves these whole when they are targeted or resized
 
 RAW = re.compile(r".+\.lora_(?:[AB]\.[^.]+\.weight|embedding_[AB]\.[^.]+)")
 
@@ -37,18 +37,18 @@ HARMLESS = (
     *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
     *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
 )
-"""Fields that are read here, or that say nothing about what the finished weights mean. Others must be unset."""
+"""Fields that are read here or do not affect the merged weights. Any other field must be unset."""
 
 KNOWN = {"use_dora": "DoRA", "use_qalora": "QALoRA", "alora_invocation_tokens": "Activated LoRA"}
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
-"""Initialisations that move a part of the base weights into the adapter."""
+"""Values of init_lora_weights that move a part of the base weights into the adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
     """The update of one module: weight += scaling · B @ A; for an embedding, its transpose.
 
-    `module` is its name in the base model. `a` is [r, in] and `b` [out, r]; `scaling` is alpha/r or alpha/√r.
+    `module` is the module's name in the base model. `a` is [r, in] and `b` [out, r]; `scaling` is alpha/r or alpha/√r.
     """
 
     module: str
@@ -64,11 +64,11 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter whose files agree with each other. `modules` in the order of the file.
+    """An adapter whose files agree with each other. `modules` are in the order of the file.
 
-    `replaced` are tensors saved whole, by their names in the base model; those in `copies` are of modules that PEFT
-    copied to train them (modules_to_save). `alpha` is the configuration's default. With `ensures_tying`
-    (ensure_weight_tying), PEFT trained embedding and output layer as one matrix, and stored it twice.
+    `replaced` maps names in the base model to tensors saved whole; `copies` names the ones from modules_to_save, which
+    PEFT copied and trained. `alpha` is the configuration's default. With `ensures_tying` (ensure_weight_tying), PEFT
+    trained embedding and output layer as one matrix and stored it twice.
     """
 
     path: Path
@@ -80,55 +80,62 @@ class Adapter:
     ensures_tying: bool = False
 
     def file(self, name: str) -> Path | None:
-        """The path of a companion file ("README.md"), or None where there is none."""
+        """Returns the path of a companion file ("README.md"), or None if it does not exist."""
         path = self.path / name
         return own_file(self.path, path) if path.exists() else None
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Open an adapter's folder; no weight is read, and a pickle is never opened.
+    """Opens an adapter's folder without reading weights; never opens a pickle.
 
-    Raises InvalidInput for files that are missing, damaged or disagree, and for what is not plain LoRA.
+    Raises InvalidInput for files that are missing, damaged or disagree, and for adapters that are not plain LoRA.
     """
-    folder = _folder(Path(path))
-    where = folder / CONFIG
-    config = read_json_object(own_file(folder, where))
-    _check_kind(str(where), config)
-    tensors = read_header(own_file(folder, _weights(folder)))
-    pairs, replaced, copies = _sort(folder / WEIGHTS, tensors, config)
-    modules = tuple(_module(str(where), config, name, *pair) for name, pair in pairs.items())
+    folder = _adapter_folder(Path(path))
+    config_path = folder / CONFIG
+    config = read_json_object(own_file(folder, config_path))
+    _check_kind(str(config_path), config)
+    tensors = read_header(own_file(folder, _weights_path(folder)))
+    pairs, replaced, copies = _group_tensors(folder / WEIGHTS, tensors, config)
+    modules = tuple(_module(str(config_path), config, name, *pair) for name, pair in pairs.items())
     if not modules and not replaced:
         raise InvalidInput(f"{folder / WEIGHTS}: holds no tensors, so the adapter changes nothing")
-    return Adapter(folder, _number(str(where), config, "lora_alpha"), _flag(str(where), config, "fan_in_fan_out"),
-                   modules, replaced, copies, _flag(str(where), config, "ensure_weight_tying"))  # fmt: skip
+    return Adapter(
+        folder,
+        _number(str(config_path), config, "lora_alpha"),
+        _flag(str(config_path), config, "fan_in_fan_out"),
+        modules,
+        replaced,
+        copies,
+        _flag(str(config_path), config, "ensure_weight_tying"),
+    )
 
 
 def read_adapters(loras: Sequence[tuple[str | Path, float]]) -> list[tuple[Adapter, float]]:
-    """The adapters in these folders, each with its scale. Raises InvalidInput also for a scale that is not finite."""
+    """Reads the adapters of (folder, scale) pairs. Raises InvalidInput also for a scale that is not finite."""
     for path, scale in loras:
         if not math.isfinite(scale):
             raise InvalidInput(f"{path}: a scale of {scale}; give a finite number")
     return [(read_adapter(path), scale) for path, scale in loras]
 
 
-def _folder(path: Path) -> Path:
+def _adapter_folder(path: Path) -> Path:
     if not exists(path):
         raise InvalidInput(f"{shown(str(path))}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     path = extended(path)
     if not path.is_dir():
         file, _ = open_regular(path)
         with file:
-            what = recognize(file.read(64)) or "a file"
-        raise InvalidInput(f"{path}: {what}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
+            description = recognize(file.read(64)) or "a file"
+        raise InvalidInput(f"{path}: {description}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
     if instead := instead_of_peft(path):
         raise InvalidInput(f"{path}: {instead}")
     if not (path / CONFIG).exists():
-        what = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
-        raise InvalidInput(f"{path}: holds no {CONFIG}; {what}")
+        hint = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
+        raise InvalidInput(f"{path}: holds no {CONFIG}; {hint}")
     return path
 
 
-def _weights(folder: Path) -> Path:
+def _weights_path(folder: Path) -> Path:
     if (folder / WEIGHTS).exists():
         return folder / WEIGHTS
     if (folder / PICKLE).exists():
@@ -175,27 +182,29 @@ def _number(where: str, config: Mapping[str, Any], key: str) -> float:
 
 
 def _patterned(where: str, config: Mapping[str, Any], key: str, patterns: str, module: str) -> float:
-    """`config[key]`, unless a pattern says otherwise: the first one that matches, as PEFT has it."""
+    """Returns the value of the first pattern that matches `module`, as PEFT does, else `config[key]`."""
     table = config.get(patterns) or {}
     if not isinstance(table, dict):
         raise InvalidInput(f"{where}: {patterns} must be an object")
     try:
-        found = next((pattern for pattern in table if matches(pattern, module)), None)
+        pattern_found = next((pattern for pattern in table if matches(pattern, module)), None)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {patterns}: {error}") from None
-    return _number(where, config, key) if found is None else _number(f"{where}: {patterns}", table, found)
+    return (
+        _number(where, config, key) if pattern_found is None else _number(f"{where}: {patterns}", table, pattern_found)
+    )
 
 
 # ---- adapter_model.safetensors
 
 
-def _sort(
+def _group_tensors(
     path: Path, tensors: Mapping[str, Slice], config: Mapping[str, Any]
 ) -> tuple[dict[str, list[tuple[str, Slice]]], dict[str, Slice], frozenset[str]]:
-    """LoRA's matrices by module, as (kind, slice); tensors saved whole; and which of those are trained copies."""
+    """Returns LoRA matrices by module as (kind, slice), tensors saved whole, and the names of trained copies."""
     pairs: dict[str, list[tuple[str, Slice]]] = {}
     replaced: dict[str, Slice] = {}
-    copied = _names(path.parent / CONFIG, config)
+    copied = _modules_to_save(path.parent / CONFIG, config)
     for name, slice in tensors.items():
         plain = name.removeprefix(PREFIX)
         if name.startswith(PREFIX) and (match := MATRIX.fullmatch(plain)):
@@ -205,27 +214,27 @@ def _sort(
         target = COPY.sub(".", plain.replace(".base_layer.", "."))
         module = target.rpartition(".")[0]
         if ".original_module." in plain and module.replace(".original_module", "").endswith(copied):
-            continue  # the base model's own weights, which the copy stands in for
+            continue  # the base model's own weights, which the trained copy replaces
         known = name.startswith(PREFIX) and module.endswith((*copied, *EMBEDDINGS))
         if "lora_" in plain or not known or target in replaced:
-            raise InvalidInput(f"{path}: {quote(name)}: {_why(name, target in replaced)}")
+            raise InvalidInput(f"{path}: {quote(name)}: {_fault(name, target in replaced)}")
         replaced[target] = slice
     for target in replaced:
-        # PEFT calls the weight beside LoRA's matrices base_layer, and does not load it under its plain name
+        # PEFT saves the weight beside LoRA matrices as base_layer, and does not load it under the plain name
         if target.rpartition(".")[0] in pairs and f"{PREFIX}{target}" in tensors:
             raise InvalidInput(f"{path}: {quote(target)}: saved whole, and there are LoRA matrices for it")
     modules = {target: target.rpartition(".")[0] for target in replaced}
     return pairs, replaced, frozenset(t for t, m in modules.items() if m.endswith(copied) and m not in pairs)
 
 
-def _names(where: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+def _modules_to_save(config_path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
-        raise InvalidInput(f"{where}: modules_to_save must be a list of names")
+        raise InvalidInput(f"{config_path}: modules_to_save must be a list of names")
     return tuple(saved)
 
 
-def _why(name: str, twice: bool) -> str:
+def _fault(name: str, is_duplicate: bool) -> str:
     if name.endswith("lora_magnitude_vector") or "lora_magnitude_vector." in name:
         return "DoRA is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
     if not name.startswith(PREFIX) and MATRIX.fullmatch(name):
@@ -236,11 +245,11 @@ def _why(name: str, twice: bool) -> str:
         return "named as in a raw state dict; save the adapter with PEFT's save_pretrained"
     if name.endswith(("lora_A.bias", "lora_B.bias")):
         return "lora_bias is not supported; merge the adapter with PEFT's merge_and_unload, and convert the result"
-    return "present twice" if twice else "neither a LoRA matrix nor a tensor of a module in modules_to_save"
+    return "present twice" if is_duplicate else "neither a LoRA matrix nor a tensor of a module in modules_to_save"
 
 
-def _module(where: str, config: Mapping[str, Any], name: str, *found: tuple[str, Slice]) -> LoraModule:
-    kinds = dict(found)
+def _module(where: str, config: Mapping[str, Any], name: str, *matrices: tuple[str, Slice]) -> LoraModule:
+    kinds = dict(matrices)
     embedding = "embedding A" in kinds
     first, second = ("embedding A", "embedding B") if embedding else ("A", "B")
     if set(kinds) != {first, second}:

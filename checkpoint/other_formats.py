@@ -1,4 +1,4 @@
-"""Weights that trainers leave in other formats than safetensors: what they are, and the command that converts them."""
+"""Recognizes weights in other formats than safetensors, and words the command that converts them."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from .adapter_folder import command_line
 from .file_access import shown
 
 ZERO = "zero_to_fp32.py"
-"""DeepSpeed copies this script into each checkpoint. A copy from a stranger is not one to run: DeepSpeed's own is."""
+"""DeepSpeed copies this script into each checkpoint. The advice runs DeepSpeed's own module, not the copy."""
 SAVE_AGAIN = 'set "stage3_gather_16bit_weights_on_model_save": true in the DeepSpeed configuration and save it again'
 SHARDS = "*.distcp"
 MAX_ENTRIES = 1000
-"""Entries of a folder that are looked at for checkpoints."""
+"""At most this many entries of a folder are searched for checkpoints."""
 
 PICKLED = (
     "import glob, torch, safetensors.torch as s; s.save_file({name: value.contiguous() for file in "
@@ -28,7 +28,7 @@ META = "Meta's own format, which is not read; fetch the same model in transforme
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`pattern` matches a file of this format; `advice` may name the file's groups in capitals."""
+    """`pattern` matches file names of this format; `advice` may contain the pattern's group names, to be replaced."""
 
     pattern: re.Pattern[str]
     advice: str
@@ -50,14 +50,14 @@ FORMATS = (
         "a pickle; convert it to safetensors first: load it where it was made and call save_pretrained",
     ),
 )
-"""The first that matches a file says what the folder holds. Of several files the one with the last number is named."""
+"""The first format that matches a file is reported. Of several files, the one with the highest number is named."""
 
 
 def other_weights(folder: Path) -> str:
-    """What a folder without safetensors holds, with what to do; empty when nothing tells."""
-    if gather := _zero(folder):
+    """Describes the weights in a folder without safetensors, with advice; empty if no format is recognized."""
+    if gather := _zero_shards(folder):
         return f" It holds DeepSpeed's shards of the weights; {gather}"
-    if shards := _distributed(folder):
+    if shards := _fsdp_shards(folder):
         return f" It holds {shards}"
     names = sorted(entry.name for entry in _entries(folder))
     for format in FORMATS:
@@ -68,15 +68,15 @@ def other_weights(folder: Path) -> str:
             for group, text in newest.groupdict().items():
                 advice = advice.replace(group, text)
             return f" It holds {shown(newest.string)}, {advice}"
-    return _subfolder(folder)
+    return _checkpoint_below(folder)
 
 
 def empty_tensors(folder: Path) -> str:
-    """What to do about a model.safetensors whose tensors have no elements."""
-    return f"weights that DeepSpeed ZeRO-3 did not gather are empty; {_zero(folder) or SAVE_AGAIN}"
+    """The advice for a model.safetensors whose tensors have no elements."""
+    return f"weights that DeepSpeed ZeRO-3 did not gather are empty; {_zero_shards(folder) or SAVE_AGAIN}"
 
 
-def _zero(folder: Path) -> str | None:
+def _zero_shards(folder: Path) -> str | None:
     if not (folder / ZERO).exists():
         return None
     module = "deepspeed.utils.zero_to_fp32"
@@ -84,9 +84,9 @@ def _zero(folder: Path) -> str | None:
     return f"gather them: {gather}"
 
 
-def _distributed(folder: Path) -> str | None:
-    """PyTorch's distributed checkpoints, as FSDP saves them: in the folder itself, or in one below."""
-    places = [place for place in (folder, *_folders(folder)) if next(place.glob(SHARDS), None)]
+def _fsdp_shards(folder: Path) -> str | None:
+    """Finds PyTorch's distributed checkpoints (FSDP) in the folder or its subfolders, and words the merge command."""
+    places = [place for place in (folder, *_subfolders(folder)) if next(place.glob(SHARDS), None)]
     places = [place for place in places if not place.name.startswith("optimizer")]
     if not places:
         return None
@@ -94,14 +94,16 @@ def _distributed(folder: Path) -> str | None:
     return f"sharded FSDP weights; run: {command_line('accelerate', 'merge-weights', str(places[0]), str(target))}"
 
 
-def _subfolder(folder: Path) -> str:
-    """Checkpoints in subfolders, as trainers save one an epoch; the last by number is the newest."""
-    found = [
-        path for path in _folders(folder) if (path / "config.json").exists() and next(path.glob("*.safetensors"), None)
+def _checkpoint_below(folder: Path) -> str:
+    """Names the newest checkpoint among subfolders: trainers save one per epoch, numbered upwards."""
+    checkpoints = [
+        path
+        for path in _subfolders(folder)
+        if (path / "config.json").exists() and next(path.glob("*.safetensors"), None)
     ]
-    if not found:
+    if not checkpoints:
         return ""
-    newest = max(found, key=lambda path: _numbers(path.name))
+    newest = max(checkpoints, key=lambda path: _numbers(path.name))
     return f" Its folder {shown(newest.name)} is a checkpoint: {command_line('borealis-gguf', 'convert', str(newest))}"
 
 
@@ -115,5 +117,5 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     return sorted(folder / entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False))

@@ -1,6 +1,6 @@
-"""Checkpoints whose weights are quantized already: which method saved them, and what to do instead.
+"""Refuses checkpoints whose weights are quantized already, naming the method and a way back to 16 bits.
 
-A method is known by names that only its tensors have, by config.json, or by the types of the tensors.
+A method is recognized by tensor names that no other method has, by config.json, or by the tensors' dtypes.
 """
 
 import logging
@@ -31,8 +31,8 @@ DEQUANTIZE_MLX = "mlx_lm.convert --dequantize"
 class Method:
     """A way to store weights in few bits.
 
-    `endings` are of tensor names, each its alone; `named` are values of quant_method in config.json, or keys that are
-    true there. `advice` is a way back to 16 bits, where there is one.
+    `endings` are endings of tensor names that no other method has; `named` are values of quant_method in config.json,
+    or keys that are true there. `advice` is a way back to 16 bits, if one exists.
     """
 
     what: str
@@ -71,48 +71,50 @@ METHODS = (
 )
 DTYPES = {"F8": "to FP8", "I8": "to 8-bit integers", "U8": "to packed integers", "I32": "to packed integers",
           "U32": "to packed integers", "F4": "to FP4", "F6_": "to FP6"}  # fmt: skip
-"""Beginnings of the types of weights, where nothing else tells the method."""
+"""Prefixes of dtypes, used when neither tensor names nor config.json name the method."""
 
 
 def refuse_dtypes(
     where: Path, dtypes: Mapping[str, str], config: Mapping[str, Any], known: Iterable[str], *, label: str | None = None
 ) -> None:
-    """Raises InvalidInput, which says how the weights were quantized, if that is why a type is not among `known`.
+    """Raises InvalidInput, naming the quantization method, if a dtype outside `known` comes from quantization.
 
-    `label` is what the checkpoint in the folder `where` is called, if that lies elsewhere.
+    `label` replaces the folder `where` in messages for a checkpoint on the Hub.
     """
     name, dtype = next((name, dtype) for name, dtype in dtypes.items() if dtype not in known)
-    kind = next((what for start, what in DTYPES.items() if dtype.startswith(start)), None)
-    method = _by_name(dtypes, config) or (method_named(config) or Method(kind, (), ()) if kind else None)
+    kind = next((text for start, text in DTYPES.items() if dtype.startswith(start)), None)
+    method = _by_tensor_names(dtypes, config) or (method_named(config) or Method(kind, (), ()) if kind else None)
     if method is not None:
-        what = f"{method.what} ({_plain(name)} is {_plain(dtype)})"
-        raise InvalidInput(f"{label or where}: the weights are quantized {what}; {_advice(where, method, label)}")
+        method_text = f"{method.what} ({_unquoted(name)} is {_unquoted(dtype)})"
+        raise InvalidInput(
+            f"{label or where}: the weights are quantized {method_text}; {_advice(where, method, label)}"
+        )
 
 
-def refuse_leftovers(where: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Raises InvalidInput for scales of quantized weights that lie beside float weights."""
+def refuse_leftovers(folder: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for leftover scales of quantized weights beside float weights."""
     names = list(names)
-    method = _by_name(names, config)
+    method = _by_tensor_names(names, config)
     if method is None:
         return
-    left = [name for name in names if name.endswith(method.endings)]
-    listed = ", ".join(map(_plain, left[:3])) + (f" and {len(left) - 3} more" if left[3:] else "")
+    leftovers = [name for name in names if name.endswith(method.endings)]
+    listed = ", ".join(map(_unquoted, leftovers[:3])) + (f" and {len(leftovers) - 3} more" if leftovers[3:] else "")
     raise InvalidInput(
-        f"{where}: tensors of weights that were quantized {method.what} are left over beside weights that are not: "
-        f"{listed}; whether the weights were multiplied with their scales cannot be known: {_advice(where, method)}"
+        f"{folder}: tensors of weights that were quantized {method.what} are left over beside weights that are not: "
+        f"{listed}; whether the weights were multiplied with their scales cannot be known: {_advice(folder, method)}"
     )
 
 
 def method_named(config: Mapping[str, Any]) -> Method | None:
-    """The method that config.json tells of, known or not; None where it tells of none."""
-    for settings in _settings(config):
+    """Returns the quantization method that config.json names, known or not; None if it names none."""
+    for settings in _quantization_settings(config):
         name = str(settings.get("quant_method") or "")
         return _by_config(config) or Method(f"by {quote(name, 30)}" if name else "(quantization_config)", (), ())
     return None
 
 
 def warn_of_settings(where: Path, config: Mapping[str, Any]) -> None:
-    """Say that config.json tells of quantized weights, for weights that are not."""
+    """Warns when config.json names a quantization method though the weights are not quantized."""
     if method := method_named(config):
         log.warning(
             "%s: config.json says that the weights were quantized %s, but they are not: they are converted as they are",
@@ -122,30 +124,30 @@ def warn_of_settings(where: Path, config: Mapping[str, Any]) -> None:
 
 
 def _by_config(config: Mapping[str, Any]) -> Method | None:
-    for settings in _settings(config):
-        said = {str(settings.get("quant_method")), *(key for key, value in settings.items() if value)}
-        found = [method for method in METHODS if said.intersection(method.named)]
-        # group_size is MLX's where no quant_method says otherwise
-        return next((m for m in found if m.what != "by MLX" or "quant_method" not in settings), None)
+    for settings in _quantization_settings(config):
+        settings_names = {str(settings.get("quant_method")), *(key for key, value in settings.items() if value)}
+        matching = [method for method in METHODS if settings_names.intersection(method.named)]
+        # group_size alone means MLX; other methods set quant_method too
+        return next((m for m in matching if m.what != "by MLX" or "quant_method" not in settings), None)
     return None
 
 
-def _settings(config: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _quantization_settings(config: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     parts = [config, *(config.get(key) for key in ("text_config", "vision_config"))]
     keys = ("quantization_config", "quantization")
     kept = [part.get(key) for part in parts if isinstance(part, Mapping) for key in keys]
     return (settings for settings in kept if isinstance(settings, Mapping) and settings)
 
 
-def _by_name(names: Iterable[str], config: Mapping[str, Any]) -> Method | None:
-    """The method that names tell of; where they fit several, the configured one."""
+def _by_tensor_names(names: Iterable[str], config: Mapping[str, Any]) -> Method | None:
+    """Returns the method whose tensor names occur; if several fit, the one that config.json names."""
     endings = tuple(ending for method in METHODS for ending in method.endings)
     marked = [name for name in names if name.endswith(endings)]
-    found = [method for method in METHODS if any(name.endswith(method.endings) for name in marked)]
-    return (_by_config(config) or found[0]) if found else None
+    matching = [method for method in METHODS if any(name.endswith(method.endings) for name in marked)]
+    return (_by_config(config) or matching[0]) if matching else None
 
 
-def _plain(text: str) -> str:
+def _unquoted(text: str) -> str:
     return quote(text).strip("'")
 
 
@@ -162,12 +164,12 @@ def _advice(folder: Path, method: Method, label: str | None = None) -> str:
 
 
 def _base_model(folder: Path) -> str | None:
-    """The base model that the model card names."""
+    """Returns the base model that the model card names, or None."""
     try:
         with open_regular(folder / "README.md")[0] as file:
             card = file.read(CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
     except (InvalidInput, OSError):
         return None
     block = card.split("\n---", 1)[0] if card.startswith("---") else ""
-    found = BASE_MODEL.search(block)
-    return found[1] if found else None
+    match = BASE_MODEL.search(block)
+    return match[1] if match else None

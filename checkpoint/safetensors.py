@@ -1,10 +1,10 @@
-"""Reading safetensors headers strictly.
+"""Reads safetensors headers strictly.
 
     header length u64 | header: JSON, padded with spaces | data
     {"name": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}, "__metadata__": {…}}
 
-The `safetensors` package opens these files too, but it says neither where a tensor's bytes lie in the file (a plan
-needs offsets, so that any range of rows can be read alone) nor that a name occurs twice (its parser keeps the last).
+The `safetensors` package does not return the file offsets of tensors, which a plan needs to read ranges of rows, and
+it does not report duplicate names (its parser keeps the last one).
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ DTYPES = {
 
 
 class UnknownDtype(InvalidInput):
-    """A file holds tensors of a type that cannot be converted. `dtypes` has those of all its tensors."""
+    """A file holds a tensor whose dtype cannot be converted. `dtypes` maps all its tensors to their dtypes."""
 
     def __init__(self, text: str, dtypes: dict[str, str]) -> None:
         super().__init__(text)
@@ -39,10 +39,10 @@ DAMAGED = "the file is damaged or incomplete, fetch it again"
 
 
 def read_header(path: Path) -> dict[str, Slice]:
-    """The tensors of a safetensors file, in the order of their bytes.
+    """Returns the tensors of a safetensors file, ordered by offset.
 
     Raises InvalidInput, naming file and tensor, for a header that does not describe every byte of the file exactly
-    once, and for a dtype that is not BF16, F16 or F32: no model known here holds another.
+    once, and for a dtype other than BF16, F16 and F32.
     """
     file, size = open_regular(path)
     with file:
@@ -50,13 +50,13 @@ def read_header(path: Path) -> dict[str, Slice]:
 
 
 def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
-    """The same of an open file of `size` bytes, which messages call `path`."""
+    """Like `read_header`, for an open file of `size` bytes; messages name it `path`."""
     head = file.read(8)
     length = int.from_bytes(head, "little")
     start = file.read(56)
-    # a length of 640 begins like a pickle does, so an honest header is not looked at
-    if not start.startswith(b"{") and (what := recognize(head + start)) is not None:
-        raise InvalidInput(f"{path}: not safetensors but {what}")
+    # a header length of 640 has the first bytes of a pickle, so a JSON header is not tested for other formats
+    if not start.startswith(b"{") and (file_format := recognize(head + start)) is not None:
+        raise InvalidInput(f"{path}: not safetensors but {file_format}")
     if len(head) < 8:
         raise InvalidInput(f"{path}: {size} bytes, too short for a safetensors file; {DAMAGED}")
     if length > MAX_HEADER:
@@ -94,8 +94,8 @@ def _slice(path: Path, name: str, entry: Any, start: int) -> Slice:
         raise UnknownDtype(f"{where}: dtype {quote(str(dtype), 20)}; only {', '.join(DTYPES)} can be converted", {})
     slice = Slice(path, start + offsets[0], type, shape)
     if slice.nbytes != offsets[1] - offsets[0]:
-        held = offsets[1] - offsets[0]
-        raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {held}")
+        span = offsets[1] - offsets[0]
+        raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {span}")
     return slice
 
 
@@ -104,20 +104,20 @@ def _dtypes(entries: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _naturals(where: str, field: str, value: Any) -> tuple[int, ...]:
-    """A list of integers from 0 to 2**63 - 1; JSON's true and 1.0 are none."""
+    """Checks that `value` is a list of integers from 0 to 2**63 - 1; true and 1.0 are refused."""
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
         raise InvalidInput(f"{where}: {field} must be a list of whole numbers from 0 on")
     return tuple(value)
 
 
 def _check_cover(path: Path, slices: dict[str, Slice], start: int, size: int) -> dict[str, Slice]:
-    """Every byte after the header belongs to exactly one tensor. An empty tensor may share its offset."""
+    """Checks that every byte after the header belongs to exactly one tensor; empty tensors may share an offset."""
     ordered = dict(sorted(slices.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = start
     for name, slice in ordered.items():
         if slice.offset != end:
-            how = "overlaps the tensor before it" if slice.offset < end else f"leaves a hole from byte {end}"
-            raise InvalidInput(f"{path}: byte {slice.offset}: {quote(name)} {how}")
+            fault = "overlaps the tensor before it" if slice.offset < end else f"leaves a hole from byte {end}"
+            raise InvalidInput(f"{path}: byte {slice.offset}: {quote(name)} {fault}")
         end += slice.nbytes
         if end > size:
             raise InvalidInput(f"{path}: {quote(name)} ends at byte {end}, the file at {size}; {DAMAGED}")

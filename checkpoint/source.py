@@ -1,4 +1,4 @@
-"""What a user's SOURCE is: a checkpoint folder, a GGUF, or a model on the Hugging Face Hub."""
+"""Resolves the SOURCE argument: a checkpoint folder, a GGUF file, or a model on the Hugging Face Hub."""
 
 import re
 from pathlib import Path
@@ -25,12 +25,12 @@ def read_source(
     use_card: bool = True,
     on_progress: Progress | None = None,
 ) -> Checkpoint | GGUFFile:
-    """Read the headers of `source`, after downloading it if it is a Hub id ("org/name", "hf://org/name@revision").
+    """Reads the headers of `source`, after downloading it if it is a Hub id ("org/name", "hf://org/name@revision").
 
     A path that exists wins over a Hub id. A folder is a checkpoint if it holds config.json, else it must hold
-    exactly one F32, F16 or BF16 GGUF. With `stream`, a Hub id's weights stay on the Hub, to be read there. Without
+    exactly one F32, F16 or BF16 GGUF. With `stream`, weights stay on the Hub and are read by ranges. Without
     `use_card`, the checkpoint's README.md is ignored.
-    Raises InvalidInput when nothing fits, for files that are damaged, and when the Hub refuses; BorealisError when it
+    Raises InvalidInput for an unknown source, damaged files and a refusal by the Hub; BorealisError when the Hub
     cannot be reached.
     """
     text = str(source)
@@ -48,12 +48,12 @@ def read_source(
     if revision is not None and named not in (None, revision):
         raise InvalidInput(f"{redact(text)}: names revision {named}, but {quote(revision)} is asked for; keep one")
     if stream:
-        return _warned(open_stream(repo_id, revision or named, on_progress, use_card=use_card))
+        return _with_quantization_warning(open_stream(repo_id, revision or named, on_progress, use_card=use_card))
     folder = download(repo_id, revision or named, on_progress)
-    return _warned(open_checkpoint(folder, repo_id=repo_id, use_card=use_card))
+    return _with_quantization_warning(open_checkpoint(folder, repo_id=repo_id, use_card=use_card))
 
 
-def _warned(checkpoint: Checkpoint) -> Checkpoint:
+def _with_quantization_warning(checkpoint: Checkpoint) -> Checkpoint:
     warn_of_settings(checkpoint.path, checkpoint.config)
     return checkpoint
 
@@ -74,7 +74,7 @@ def _local_file(path: Path) -> GGUFFile:
 
 def _local_folder(path: Path, use_card: bool) -> Checkpoint | GGUFFile:
     if (path / "config.json").exists():
-        return _warned(open_checkpoint(path, use_card=use_card))
+        return _with_quantization_warning(open_checkpoint(path, use_card=use_card))
     names = sorted(path.glob("*.gguf"))
     read = [read_gguf(file) for file in names if not _is_later_shard(file.name)]
     usable = [file for file in read if _is_unquantized(file)]
@@ -97,7 +97,7 @@ def _is_later_shard(name: str) -> bool:
 
 
 def _is_unquantized(file: GGUFFile) -> bool:
-    """Whether a GGUF is a text model that has not been quantized."""
+    """Whether a GGUF is a text model whose tensors are all F32, F16 or BF16."""
     if file.value("general.type", "model") != "model" or file.value("general.architecture") in (None, "clip"):
         return False
     return bool(file.tensors) and all(slice.type in UNQUANTIZED for slice in file.tensors.values())

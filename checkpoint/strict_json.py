@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, bounded in size, number of values and time."""
+"""Parses JSON files of a checkpoint, with limits on size, number of values and parsing time."""
 
 import gc
 import json
@@ -19,30 +19,30 @@ MAX_INTEGER_DIGITS = 4300  # Python's own limit: reading an integer takes quadra
 
 LONG_NUMBER = b"0" * 21
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
-"""Makes every digit a zero: numbers are looked at one by one, which is slow, only where one of them is long."""
+"""Maps every digit to zero, to find long numbers quickly: the slow integer hook is used only for files with one."""
 
 
 def read_json_object(path: Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
-    """Read one JSON object from a file of at most `limit` bytes; InvalidInput for anything else."""
+    """Reads one JSON object from a file of at most `limit` bytes. Raises InvalidInput for anything else."""
     return parse_object(read_json_bytes(path, limit), str(path), limit=limit)
 
 
 def read_json_bytes(path: Path, limit: int) -> bytes:
-    """What is in a file of at most `limit` bytes, if that may be JSON; InvalidInput for anything else."""
+    """Reads a file of at most `limit` bytes. Raises InvalidInput for a larger file, or one of another known format."""
     file, size = open_regular(path)
     with file:
         if size > limit:
             raise InvalidInput(f"{path}: {size} bytes; {limit} is the most such a file may have")
         text = file.read(limit)
-    if (what := recognize(text)) is not None:
-        raise InvalidInput(f"{path}: not JSON but {what}")
+    if (file_format := recognize(text)) is not None:
+        raise InvalidInput(f"{path}: not JSON but {file_format}")
     return text
 
 
 def check_values(text: bytes, where: str, limit: int) -> None:
-    """Count values before they are made: `[],` costs 3 bytes in JSON and 64 in memory. Raises InvalidInput.
+    """Counts values before parsing: `[],` takes 3 bytes of JSON and 64 of memory. Raises InvalidInput for too many.
 
-    Punctuation inside strings counts too, which leaves a real tokenizer.json a quarter of what is allowed.
+    Punctuation inside strings is counted too; even so, a real tokenizer.json stays at a quarter of the limit.
     """
     containers, items = text.count(b"[") + text.count(b"{"), text.count(b",")
     if containers > limit // 32 or items > limit // 16:
@@ -50,10 +50,10 @@ def check_values(text: bytes, where: str, limit: int) -> None:
 
 
 def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, strict: bool = False) -> dict[str, Any]:
-    """Parse one JSON object without duplicate keys.
+    """Parses one JSON object; refuses duplicate keys.
 
-    By default everything else that Python's json writes is read: NaN, infinities, integers of any size up to
-    MAX_INTEGER_DIGITS, and a byte order mark in front. With `strict`, none of these, and no integer beyond 64 bits.
+    By default NaN, infinities, integers of up to MAX_INTEGER_DIGITS digits and a byte order mark are accepted, since
+    Python's json writes these. With `strict`, all of them are refused, and integers of more than 20 digits.
     """
     check_values(text, where, limit)
     has_long_number = LONG_NUMBER in text.translate(_DIGITS)
@@ -61,7 +61,7 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, strict: bool
         with no_collection():
             value = json.loads(
                 text.decode("utf-8" if strict else "utf-8-sig"),
-                object_pairs_hook=_unique,
+                object_pairs_hook=_without_duplicates,
                 parse_constant=refuse_constant if strict else None,
                 parse_float=finite_number if strict else None,
                 parse_int=(_short_integer if strict else bounded_integer) if has_long_number else None,
@@ -77,7 +77,7 @@ def parse_object(text: bytes, where: str, *, limit: int = MAX_JSON, strict: bool
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Without the collector of cycles, of which JSON has none: it would go through half a million merges many times."""
+    """Pauses the garbage collector, which would scan half a million merges many times; JSON has no cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -87,12 +87,12 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {quote(twice)} occurs twice")
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quote(duplicate)} occurs twice")
     return result
 
 

@@ -1,8 +1,8 @@
-"""The forms of module patterns that adapters' rank_pattern and alpha_pattern hold.
+"""Matches module names with the patterns in an adapter's rank_pattern and alpha_pattern.
 
-PEFT takes these keys as regular expressions, and writes names of modules. Known here are names, whole or from one of
-their dots on, in which `(q|k|v)` and `[qkv]` stand for alternatives, `\\d+` for a number between dots, and one `.*` for
-anything; `^` and `$` may stand at the ends. Other expressions are refused: `re` takes hours for a hostile one.
+PEFT reads these keys as regular expressions. Supported here are module names, whole or from one of their dots on, with
+alternatives `(q|k|v)` and `[qkv]`, numbers between dots `\\d+`, and one `.*`; `^` and `$` may stand at the ends. Other
+expressions are refused, since a hostile regular expression can take hours to match.
 """
 
 import re
@@ -26,9 +26,9 @@ TOKEN = re.compile(
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` matches all of `name`, or what follows one of its dots: PEFT's `(.*\\.)?(pattern)$`.
+    """Whether `pattern` matches all of `name`, or the part after one of its dots, as PEFT's `(.*\\.)?(pattern)$`.
 
-    Raises InvalidInput for a pattern of another form.
+    Raises InvalidInput for an unsupported pattern.
     """
     anchored = pattern.startswith("^")
     start = "" if anchored else r"(?:.*\.)?"
@@ -36,7 +36,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _forms(pattern: str, anchored: bool) -> set[str]:
-    """The pattern without alternatives, once for each of them, as expressions with at most one `.*`."""
+    """Expands the alternatives of a pattern into expressions, each with at most one `.*`."""
     inner = pattern[anchored:].removesuffix("$")
     parts: list[list[str]] = []
     at = 0
@@ -53,7 +53,7 @@ def _forms(pattern: str, anchored: bool) -> set[str]:
 
 
 def _expressions(token: re.Match[str]) -> list[str]:
-    """What a token stands for, as expressions; none when an alternative is more than a name."""
+    """Returns the expressions for a token, one per alternative; none if an alternative is not a plain name."""
     if token["anything"]:
         return [".*"]
     if token["number"]:

@@ -1,4 +1,4 @@
-"""Reading tokenizer.json."""
+"""Reads tokenizer.json."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from .strict_json import MAX_TOKENIZER_JSON, read_json_object
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
-    """tokenizer.json, with merges as lists of pieces, whether the file has ["a", "b"] or "a b"."""
+    """Reads tokenizer.json, and splits merges of the older form "a b" into ["a", "b"]."""
     document = read_json_object(path, limit=MAX_TOKENIZER_JSON)
     model = document.get("model")
     if isinstance(model, dict) and isinstance(model.get("merges"), list):

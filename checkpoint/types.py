@@ -1,4 +1,4 @@
-"""Plain data that readers of files return: tensor types, arrays in files, metadata entries. No I/O."""
+"""Data classes of the file readers: tensor types, slices of files, metadata entries. No I/O."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -11,9 +11,10 @@ from gguf.constants import GGUFValueType
 
 
 class GGMLQuantizationType(IntEnum):
-    """Every type that a tensor of a GGUF can have (`ggml_type` of ggml.h): its number, weights and bytes of one block.
+    """The tensor types of GGUF (`ggml_type` of ggml.h), with the number of weights and of bytes in a block.
 
-    The numbers are those of the gguf package, whose newest release lacks Q2_0; members of both compare as equal.
+    The numbers are those of the gguf package, whose newest release lacks Q2_0.
+    A member equals the gguf package's member of the same number.
     """
 
     block: int
@@ -66,7 +67,7 @@ FLOAT_DTYPES = {
     GGMLQuantizationType.F16: np.dtype("<f2"),
     GGMLQuantizationType.BF16: np.dtype("<u2"),
 }
-"""What numbers of an unquantized type are in numpy, which has no BF16."""
+"""numpy dtypes of the unquantized types; BF16, which numpy lacks, is read as 16-bit integers."""
 
 UNQUANTIZED = frozenset(FLOAT_DTYPES)
 """The types that a checkpoint's tensors have; a GGUF of these alone has not been quantized."""
@@ -84,15 +85,15 @@ SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.INT64: "<i8",
     GGUFValueType.FLOAT64: "<f8",
 }
-"""numpy's dtypes of metadata values, as a GGUF stores them."""
+"""numpy dtypes of metadata values as stored in a GGUF."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file that lies elsewhere, as it was when its revision was pinned: `etag` changes when its bytes do.
+    """A file on the Hub at a pinned revision; a changed `etag` means changed bytes.
 
-    `label` is what it is called in messages; `url` never holds a token. `copies` are addresses that `url` has led to,
-    each with an ETag of its own.
+    Messages name the file `label`; `url` never holds a token. `copies` are the addresses that `url` redirected to, each
+    with its own ETag.
     """
 
     repo_id: str
@@ -107,8 +108,8 @@ class Remote:
 class Slice:
     """One row-major array in a file: `shape` as in a checkpoint (the last axis is the row), bytes from `offset`.
 
-    `type` is BF16, F16 or F32 in a checkpoint; a GGUF may hold any type. With `remote`, the bytes lie there, and `path`
-    is only a name for messages.
+    `type` is BF16, F16 or F32 in a checkpoint; a GGUF may hold any type. With `remote`, the bytes are on the Hub, and
+    `path` is only a name for messages.
     """
 
     path: Path
@@ -136,7 +137,7 @@ class KV:
 
 
 def row_nbytes(type: GGMLQuantizationType, n_per_row: int) -> int:
-    """Bytes of a row of `n_per_row` weights. Raises ValueError when they do not fill whole blocks of `type`."""
+    """Returns the bytes of a row of `n_per_row` weights. Raises ValueError if they do not fill whole blocks."""
     if n_per_row % type.block:
         raise ValueError(f"{n_per_row} columns do not fit {type.name} blocks of {type.block}")
     return n_per_row // type.block * type.nbytes

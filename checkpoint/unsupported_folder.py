@@ -1,4 +1,4 @@
-"""Folders that are no checkpoint in transformers' format: what they are, and what to do next."""
+"""Recognizes folders that are no checkpoint in transformers' format, and words advice for them."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ FETCH = "of the same model in transformers' format (often in the same repository
 
 
 def what_instead(folder: Path) -> str | None:
-    """What a folder without config.json, or without model.safetensors and its index, is; None if it does not tell."""
+    """Describes a folder that lacks config.json or model weights, with advice; None if it is not recognized."""
     return _mistral_format(folder) or _trainer_output(folder)
 
 
@@ -28,7 +28,7 @@ def _mistral_format(folder: Path) -> str | None:
 
 
 def _trainer_output(folder: Path) -> str | None:
-    """A trainer's output folder, whose checkpoints are subfolders named by the number of steps."""
+    """Recognizes a trainer's output folder by its subfolders checkpoint-STEP, and names the newest one."""
     if (folder / "config.json").exists():
         return None
     steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := STEP.fullmatch(path.name))}
@@ -44,7 +44,7 @@ def _trainer_output(folder: Path) -> str | None:
 
 
 def no_tokenizer(folder: Path) -> str:
-    """What to do where neither tokenizer.model nor tokenizer.json is in a checkpoint."""
+    """The advice for a checkpoint without tokenizer.model and tokenizer.json."""
     if (folder / MISTRAL_TOKENIZER).exists():
         return (
             f"{MISTRAL_TOKENIZER} is a tokenizer in Mistral's own format, which is not read; fetch tokenizer.json and "

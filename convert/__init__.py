@@ -1,4 +1,4 @@
-"""What each tensor of a checkpoint is called and means in GGUF: one small file an architecture."""
+"""Maps a checkpoint's tensors, configuration and tokenizer to GGUF, with one small module per architecture."""
 
 from .describe import ARCHITECTURES, describe, describe_vision, has_vision
 from .outtype import OUTTYPES, file_type, outtypes

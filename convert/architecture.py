@@ -1,4 +1,4 @@
-"""What the module of an architecture makes of a checkpoint."""
+"""The text model that an architecture's module returns for a checkpoint."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from ..pipeline.plan import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A text model as one architecture understands it.
+    """A text model's GGUF tensors and metadata keys.
 
-    `keys` are the architecture's own, in the order llama.cpp's converter writes them; its `general.file_type` is a
-    placeholder, which `describe` fills in.
+    `keys` are the architecture's metadata keys, in the order llama.cpp's converter writes them; `general.file_type`
+    among them is a placeholder that `describe` replaces.
     """
 
     architecture: str

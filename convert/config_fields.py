@@ -1,4 +1,4 @@
-"""Reads fields of config.json with their type and range; InvalidInput, in one line, for anything else."""
+"""Reads fields of config.json and checks type and range. Raises InvalidInput for any other value."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ U32 = (1 << 32) - 1
 
 
 def integer(where: str, values: Mapping[str, Any], key: str, default: int, *, low: int = 1, high: int = U32) -> int:
-    """`values[key]` as an int between `low` and `high`; `default` when the key is missing."""
+    """Returns `values[key]` as an int between `low` and `high`, or `default` if the key is missing."""
     value = values.get(key, default)
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(f"{where}: {key} is {shown(value)}; it must be a whole number from {low} to {high}")
@@ -18,7 +18,7 @@ def integer(where: str, values: Mapping[str, Any], key: str, default: int, *, lo
 
 
 def number(where: str, values: Mapping[str, Any], key: str, default: float) -> float:
-    """`values[key]` as a positive, finite float; `default` when the key is missing."""
+    """Returns `values[key]` as a positive, finite float, or `default` if the key is missing."""
     value = values.get(key, default)
     if type(value) not in (int, float) or not 0 < value <= 3e38:
         raise InvalidInput(f"{where}: {key} is {shown(value)}; it must be a positive number")
@@ -26,7 +26,7 @@ def number(where: str, values: Mapping[str, Any], key: str, default: float) -> f
 
 
 def mapping(where: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """`values[key]` as an object; empty when it is missing or null."""
+    """Returns `values[key]` as an object, empty if it is missing or null."""
     value = values.get(key)
     if value is None:
         return {}
@@ -36,7 +36,7 @@ def mapping(where: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def only(where: str, values: Mapping[str, Any], key: str, *allowed: Any) -> None:
-    """Refuse `values[key]` unless it is missing, null, or one of `allowed`: the runtime assumes these."""
+    """Refuses `values[key]` unless it is missing, null or one of `allowed`, which llama.cpp's runtime assumes."""
     value = values.get(key)
     if value is not None and value not in allowed:
         raise InvalidInput(
@@ -46,7 +46,7 @@ def only(where: str, values: Mapping[str, Any], key: str, *allowed: Any) -> None
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """A JSON value as part of a one-line message: text in quotes, anything else without."""
+    """Formats a JSON value for a one-line message; only text is quoted."""
     if isinstance(value, str):
         return quote(value, limit)
     text = repr(value)

@@ -1,4 +1,4 @@
-"""Describes the GGUF of a checkpoint: metadata, tensor names, types. Reads headers and JSON, no weights."""
+"""Describes the GGUF of a checkpoint: metadata, tensor names, types. Reads headers and JSON, never weights."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -30,10 +30,10 @@ ARCHITECTURES: dict[str, Callable[[Checkpoint], TextModel]] = {
     "BloomForCausalLM": bloom.read_text,
     "Qwen2ForCausalLM": qwen2.read_text,
 }
-"""What config.json calls an architecture, and the function that reads it. Nothing named there is ever imported."""
+"""Architecture names in config.json, and the functions that read them. No name is ever imported as code."""
 
 VISION: dict[str, Callable[[Checkpoint], siglip.VisionModel]] = {"Gemma3ForConditionalGeneration": siglip.read_vision}
-"""Architectures with a vision tower, and the function that reads it."""
+"""Architectures with a vision tower, and the functions that read the tower."""
 
 log = logging.getLogger("borealis_gguf")
 
@@ -41,11 +41,11 @@ log = logging.getLogger("borealis_gguf")
 def describe(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The GGUF that `checkpoint` means, and the type of each tensor for `outtype` (f32, f16, bf16, q8_0 or auto).
+    """Returns the GGUF model of `checkpoint`, and each tensor's type for `outtype` (f32, f16, bf16, q8_0 or auto).
 
     `general.name` comes from the model card, the configuration or the folder; `model_name` overrides it. `loras` are
     adapters to merge, each with a scale.
-    Raises InvalidInput, in one line, for a checkpoint that cannot become a GGUF which computes what it computes.
+    Raises InvalidInput for a checkpoint whose computation llama.cpp would not reproduce from a GGUF.
     """
     refuse_wrapped(checkpoint)
     merge = plan_merge(checkpoint, loras)
@@ -61,21 +61,21 @@ def describe(
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
         *text.tokenizer,
     )
-    _check_text(str(checkpoint.path), kv)
+    _check_utf8(str(checkpoint.path), kv)
     equal = (*repeated_head(checkpoint), *merge.equal)
     model = GGUFModel(kv, text.tensors, checkpoint, equal)
     return model, outtypes(text.tensors, outtype)
 
 
 def read_text(checkpoint: Checkpoint) -> TextModel:
-    """Read the text model of `checkpoint` by its architecture's rows and keys."""
+    """Reads the text model of `checkpoint` with the module of its architecture."""
     return ARCHITECTURES[architecture(checkpoint)](checkpoint)
 
 
 def describe_vision(
     checkpoint: Checkpoint, outtype: str, *, model_name: str | None = None, loras: Loras = ()
 ) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The mmproj GGUF of the vision tower of `checkpoint`; everything else as in `describe`."""
+    """Returns the mmproj GGUF model of the vision tower; arguments and errors are those of `describe`."""
     refuse_wrapped(checkpoint)
     name = architecture(checkpoint)
     if name not in VISION:
@@ -91,40 +91,40 @@ def describe_vision(
         *(replace(kv, value=int(type)) if kv.key == "general.file_type" else kv for kv in vision.keys),
         KV("general.quantization_version", GGUFValueType.UINT32, GGML_QUANT_VERSION),
     )
-    _check_text(str(checkpoint.path), kv)
+    _check_utf8(str(checkpoint.path), kv)
     return GGUFModel(kv, vision.tensors, checkpoint), siglip.vision_types(vision.tensors, outtype)
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:
-    """Whether `checkpoint` has a vision tower. One that is in config.json alone does not count, with a warning."""
+    """Whether `checkpoint` has vision tower tensors; warns if only config.json describes a tower."""
     if architecture(checkpoint) not in VISION or not checkpoint.config.get("vision_config"):
         return False
-    if found := siglip.has_vision_tensors(checkpoint):
-        return found
+    if has_tensors := siglip.has_vision_tensors(checkpoint):
+        return has_tensors
     log.warning("%s: config.json describes a vision side that the tensors lack; no mmproj is made", checkpoint.path)
     return False
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-    """The architecture of the text model, one of ARCHITECTURES."""
+    """Returns the architecture of the text model. Raises InvalidInput for a name that is not in ARCHITECTURES."""
     where, config = checkpoint.path / "config.json", checkpoint.config
     text = config.get("text_config")
-    name = (_first(text) if isinstance(text, Mapping) else None) or _first(config)
+    name = (_first_architecture(text) if isinstance(text, Mapping) else None) or _first_architecture(config)
     if name in BARE:
         raise InvalidInput(f"{where}: {name}: {bare_advice(checkpoint)}")
     if name not in ARCHITECTURES:
-        what = f"the architecture {quote(name)} is not known" if name else "it names no architecture"
-        raise InvalidInput(f"{where}: {what}; known are {', '.join(ARCHITECTURES)}")
+        problem = f"the architecture {quote(name)} is not known" if name else "it names no architecture"
+        raise InvalidInput(f"{where}: {problem}; known are {', '.join(ARCHITECTURES)}")
     return name
 
 
-def _first(config: Mapping[str, Any]) -> str | None:
+def _first_architecture(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
-def _check_text(where: str, entries: Iterable[KV]) -> None:
-    """JSON can spell half characters (`\\ud800`), which no UTF-8 file can hold."""
+def _check_utf8(where: str, entries: Iterable[KV]) -> None:
+    """Refuses lone surrogates: JSON can contain `\\ud800`, but UTF-8 cannot encode it."""
     for kv in entries:
         texts = (kv.value,) if isinstance(kv.value, str) else kv.value if kv.item_type == GGUFValueType.STRING else ()
         if not is_text("".join(texts)):

@@ -1,4 +1,4 @@
-"""The types a conversion writes: one for the matrices, F32 for the rest."""
+"""Resolves --outtype to a type per tensor: the chosen type for matrices, F32 for norms and vectors."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ AUTO = "auto"
 
 
 def resolve_outtype(tensors: Sequence[Tensor], outtype: str) -> str:
-    """`auto` is the checkpoint's own 16-bit type, as its first matrix has it; f16 where it has none."""
+    """Resolves `auto` to bf16 if the checkpoint's first matrix is BF16, else to f16."""
     if outtype == AUTO:
         first = next((t.source.type for t in tensors if len(t.shape) > 1), None)
         return "bf16" if first == GGMLQuantizationType.BF16 else "f16"
@@ -28,12 +28,12 @@ def resolve_outtype(tensors: Sequence[Tensor], outtype: str) -> str:
 
 
 def file_type(tensors: Sequence[Tensor], outtype: str) -> LlamaFileType:
-    """The value of `general.file_type`."""
+    """Returns the value of `general.file_type`."""
     return OUTTYPES[resolve_outtype(tensors, outtype)][1]
 
 
 def outtypes(tensors: Sequence[Tensor], outtype: str) -> list[GGMLQuantizationType]:
-    """The type of each tensor: norms and vectors stay F32, and rows that do not fill whole blocks become F16."""
+    """Returns the type of each tensor: F32 for norms and vectors, F16 for rows that do not fill whole blocks."""
     type = OUTTYPES[resolve_outtype(tensors, outtype)][0]
     return [GGMLQuantizationType.F32 if _stays_f32(t) else _fitting(type, t.n_per_row) for t in tensors]
 

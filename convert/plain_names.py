@@ -1,4 +1,4 @@
-"""Tensor and module names without the wrappers that versions of transformers, and trainers, put in front of a model."""
+"""Strips the prefixes that versions of transformers and trainers put before tensor and module names."""
 
 from .architectures import siglip
 
@@ -6,7 +6,7 @@ WRAPPERS = ("base_model", "_orig_mod", "model", "language_model", "transformer")
 
 
 def plain_name(name: str) -> str:
-    """`language_model.model.layers.0.…` and `model.language_model.layers.0.…` are both `layers.0.…`."""
+    """Turns `language_model.model.layers.0.…` and `model.language_model.layers.0.…` into `layers.0.…`."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]

@@ -1,7 +1,7 @@
-"""Rows: what an architecture calls its tensors, what GGUF calls them, and the shape the configuration gives them.
+"""Maps tensor names of a checkpoint to GGUF names with a table of rows, and checks shapes against config.json.
 
-A name matches a whole template or nothing. Whatever is left over, missing or of another shape is an error that lists
-names, before a weight is read.
+A name must match a row's template as a whole. Unknown, missing and misshapen tensors raise an error that lists their
+names, before weights are read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ BLOCK = "{bid}"
 
 @dataclass(frozen=True, slots=True)
 class RowOrder:
-    """How rows change places: the first axis, seen as axes of these names, is transposed by `axes`."""
+    """A permutation of rows: the first axis is split into the axes `names`, which are transposed by `axes`."""
 
     names: tuple[str, ...]
     axes: tuple[int, ...]
@@ -26,10 +26,10 @@ class RowOrder:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of tensor; `{bid}` in a name stands for the block number.
+    """One kind of tensor; `{bid}` in a name is the block number.
 
-    `shape` names the axes as the checkpoint has them, row-major. With `cut`, rows past the first axis are dropped
-    (padding of the vocabulary). An empty `target` is a tensor that is known and left out.
+    `shape` names the axes in the checkpoint's row-major order. With `cut`, surplus rows are dropped (padding of the
+    vocabulary). A tensor whose `target` is empty is not written.
     """
 
     source: str
@@ -50,27 +50,27 @@ def map_tensors(
     sizes: Mapping[str, int],
     plain_name: Callable[[str], str | None],
 ) -> tuple[Tensor, ...]:
-    """The GGUF tensors that `rows` make of `tensors`, in the order of `tensors`.
+    """Maps `tensors` to GGUF tensors by `rows`, keeping their order.
 
-    `plain_name` gives a checkpoint's name as the rows spell it, or None for a tensor of another part of the model.
-    `sizes` are the lengths of the axes. Raises InvalidInput for unknown, duplicate and missing tensors and for shapes
-    other than the rows'.
+    `plain_name` turns a checkpoint's tensor name into the rows' spelling, or returns None for a tensor of another part
+    of the model. `sizes` are the lengths of the axes. Raises InvalidInput for unknown, duplicate, missing and
+    misshapen tensors.
     """
-    # Blocks are counted before names are made of them: a configuration may claim a billion.
+    # Limits the number of generated names: a damaged configuration may claim a billion layers.
     if blocks > len(tensors):
         raise InvalidInput(f"{where}: config.json has {blocks} layers, more than there are tensors ({len(tensors)})")
-    known = {name: (row, bid) for row in rows for bid, name in _names(row, blocks)}
+    known = {name: (row, bid) for row in rows for bid, name in _row_names(row, blocks)}
     plain = {name: short for name in tensors if (short := plain_name(name)) is not None}
     _refuse(where, [n for n, short in plain.items() if short not in known], "unknown to this architecture")
     _refuse(where, _duplicates(plain), "present twice, under names that mean the same")
-    found = set(plain.values())
-    _refuse(where, [n for n, (row, _) in known.items() if row.required and n not in found], "missing")
+    present = set(plain.values())
+    _refuse(where, [n for n, (row, _) in known.items() if row.required and n not in present], "missing")
     return tuple(
         _tensor(tensors[name], name, *known[short], sizes) for name, short in plain.items() if known[short][0].target
     )
 
 
-def _names(row: Row, blocks: int) -> list[tuple[int, str]]:
+def _row_names(row: Row, blocks: int) -> list[tuple[int, str]]:
     if BLOCK not in row.source:
         return [(0, row.source)]
     return [(bid, row.source.replace(BLOCK, str(bid))) for bid in range(blocks)]
@@ -81,13 +81,13 @@ def _duplicates(plain: Mapping[str, str]) -> list[str]:
     return [name for name, short in plain.items() if short in seen or seen.add(short)]
 
 
-def _refuse(where: str, names: Sequence[str], what: str) -> None:
+def _refuse(where: str, names: Sequence[str], problem: str) -> None:
     if not names:
         return
     listed = ", ".join(quote(name).strip("'") for name in names[:8])
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     raise InvalidInput(
-        f"{where}: tensors {what}: {listed}{more}; is config.json the one that belongs to these weights?"
+        f"{where}: tensors {problem}: {listed}{more}; is config.json the one that belongs to these weights?"
     )
 
 

@@ -1,10 +1,10 @@
-"""Embedding and output layer as one matrix, and what adapters make of it: as PEFT's merge_and_unload leaves them.
+"""Decides whether embedding and output layer are tied (one matrix), and merges adapters as PEFT's merge_and_unload.
 
-- Whether they are one matrix is what config.json says (`tie_word_embeddings`). No weight is read here: where both are
-  stored, the pair is handed on, to be compared before files are written.
-- A copy that is trained whole (modules_to_save) takes the place of its own matrix; the other one stays as it is. With
-  PEFT's ensure_weight_tying, both copies are one matrix.
-- Whatever else changes one of the two changes both: LoRA matrices, and weights that PEFT stores beside them.
+- `tie_word_embeddings` in config.json decides. If both matrices are stored, the pipeline compares their bytes before it
+  writes files, since no weight is read here.
+- A trained copy (modules_to_save) replaces its own matrix only; the other one is unchanged. With PEFT's
+  ensure_weight_tying, both copies are one matrix.
+- LoRA matrices, and weights that PEFT stores beside them, change both matrices.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,18 +20,18 @@ from .plain_names import plain_name
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight")
 TIED_BY_DEFAULT = ("Gemma3", "Bloom")
-"""Beginnings of the architectures that tie where config.json is silent."""
+"""Prefixes of architectures that tie by default, if config.json has no tie_word_embeddings."""
 
 
 def embedding_of(homes: Mapping[str, str]) -> str | None:
-    """The embedding's name in the checkpoint, of names by plain name."""
+    """Returns the embedding's tensor name; `homes` maps plain names to names in the checkpoint."""
     return next((homes[name] for name in EMBEDDINGS if name in homes), None)
 
 
 def is_tied(checkpoint: Checkpoint, homes: Mapping[str, str]) -> bool:
-    """Whether the output layer is the embedding: it is not stored, or stored once more and tied by the configuration.
+    """Whether the output layer is the embedding: it is not stored, or stored twice and tied by the configuration.
 
-    `homes` has the checkpoint's names by plain name.
+    `homes` maps plain names to names in the checkpoint.
     """
     embedding = embedding_of(homes)
     if embedding is None or HEAD not in homes:
@@ -40,25 +40,25 @@ def is_tied(checkpoint: Checkpoint, homes: Mapping[str, str]) -> bool:
 
 
 def alike(first: Slice, second: Slice) -> bool:
-    """Whether two arrays can hold the same matrix, as far as headers tell."""
+    """Whether two tensors have the same type and shape, so that they may hold the same matrix."""
     return (first.type, first.shape) == (second.type, second.shape)
 
 
 def says_tied(config: Mapping[str, Any]) -> bool:
     """Whether config.json ties the output layer to the embedding, by itself or by the architecture's default."""
     text = config.get("text_config")
-    found = [c.get("tie_word_embeddings") for c in (config, text if isinstance(text, Mapping) else {})]
-    known = [value for value in found if value is not None]
+    settings = [c.get("tie_word_embeddings") for c in (config, text if isinstance(text, Mapping) else {})]
+    known = [value for value in settings if value is not None]
     names = config.get("architectures")
     first = str(names[0]) if isinstance(names, list) and names else ""
     return all(known) if known else first.startswith(TIED_BY_DEFAULT)
 
 
 def without_tied_head(checkpoint: Checkpoint) -> dict[str, Slice]:
-    """The checkpoint's tensors, less an output layer that repeats the embedding, as config.json has it.
+    """Returns the checkpoint's tensors without a tied output layer.
 
-    Raises InvalidInput where the output layer is neither stored nor tied. One that is tied and of another shape or type
-    than the embedding is another matrix, as merges of models leave it: it is kept, with a warning.
+    Raises InvalidInput if the output layer is neither stored nor tied. A tied output layer whose shape or type differs
+    from the embedding's, as some model merges write it, is kept with a warning.
     """
     tensors = checkpoint.tensors
     homes = {plain_name(name): name for name in tensors}
@@ -76,7 +76,7 @@ def without_tied_head(checkpoint: Checkpoint) -> dict[str, Slice]:
 
 
 def repeated_head(checkpoint: Checkpoint) -> tuple[EqualSlices, ...]:
-    """The output layer that `without_tied_head` leaves out, and the embedding that it must repeat."""
+    """Returns the output layer that `without_tied_head` drops, paired with the embedding that it must equal."""
     homes = {plain_name(name): name for name in checkpoint.tensors}
     embedding = embedding_of(homes)
     if embedding is None or HEAD not in homes or not is_tied(checkpoint, homes):
@@ -89,9 +89,9 @@ def repeated_head(checkpoint: Checkpoint) -> tuple[EqualSlices, ...]:
 
 
 def without_shared(adapter: Adapter, plain: Mapping[str, str]) -> Iterable[LoraModule]:
-    """The adapter's modules; of embedding and output layer that share their LoRA matrices, the embedding alone.
+    """Returns the adapter's modules, without an output layer that shares its LoRA matrices with the embedding.
 
-    `plain` has plain names by module. PEFT's ensure_weight_tying makes such pairs; one of them is stored transposed.
+    `plain` maps modules to plain names. PEFT's ensure_weight_tying shares the matrices, and stores one pair transposed.
     """
     if not adapter.ensures_tying:
         return adapter.modules

@@ -1,4 +1,4 @@
-"""Refuses state dicts that were saved from a wrapper around the model, or from a part of it, by tensor names."""
+"""Refuses state dicts that were saved from a wrapper (DDP, FSDP, PEFT, …) or without the output layer."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ LAYOUTS = (
     ".transformer",
     "",
 )
-"""What may stand in front of the embedding in a model that was saved by itself, the longest first."""
+"""Prefixes of the embedding's name in an unwrapped model, the longest first."""
 
 BARE = {
     "Gemma3TextModel": "Gemma3ForCausalLM",
@@ -26,12 +26,12 @@ BARE = {
     "BloomModel": "BloomForCausalLM",
     "Qwen2Model": "Qwen2ForCausalLM",
 }
-"""Classes without an output layer, and those with one."""
+"""transformers classes without an output layer, mapped to the class with one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """`components` are parts of tensor names that only this wrapper has; `advice` is what to type in Python."""
+    """`components` are parts of tensor names that only this wrapper adds; `advice` is the Python call to type."""
 
     what: str
     components: tuple[str, ...]
@@ -67,32 +67,32 @@ WRAPPERS = (
 
 
 def refuse_wrapped(checkpoint: Checkpoint) -> None:
-    """Raises InvalidInput for a wrapper's state dict, with what to type to save the model itself."""
+    """Raises InvalidInput for a wrapper's state dict, with the Python call that saves the model itself."""
     for wrapper in WRAPPERS:
         own = set(wrapper.components)
         if name := next((name for name in checkpoint.tensors if not own.isdisjoint(name.split("."))), None):
-            what = f"the state dict of {wrapper.what} ({_shown(name)})"
-            raise InvalidInput(f"{checkpoint.path}: {what}; save the model itself: {wrapper.advice}")
+            description = f"the state dict of {wrapper.what} ({_unquoted(name)})"
+            raise InvalidInput(f"{checkpoint.path}: {description}; save the model itself: {wrapper.advice}")
     embedding = next((name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)), "")
     front = f".{embedding}".rsplit(".", 2)[0]
     if embedding == EMBEDDINGS[0] or front == ".language_model":
-        raise InvalidInput(f"{checkpoint.path}: {_shown(embedding)}: {bare_advice(checkpoint)}")
+        raise InvalidInput(f"{checkpoint.path}: {_unquoted(embedding)}: {bare_advice(checkpoint)}")
     layout = next(layout for layout in LAYOUTS if front.endswith(layout))
     if prefix := front.removesuffix(layout).removeprefix("."):
         raise InvalidInput(
-            f"{checkpoint.path}: the state dict of a wrapper that holds the model as {_shown(prefix)} "
-            f"({_shown(embedding)}); save the model itself: model.{_shown(prefix)}.{SAVE}"
+            f"{checkpoint.path}: the state dict of a wrapper that holds the model as {_unquoted(prefix)} "
+            f"({_unquoted(embedding)}); save the model itself: model.{_unquoted(prefix)}.{SAVE}"
         )
 
 
 def bare_advice(checkpoint: Checkpoint) -> str:
-    """What to do with a model that was saved without the class that holds its output layer."""
-    what = "a bare model, saved without its output layer"
+    """The advice for a model that was saved without its output layer."""
+    problem = "a bare model, saved without its output layer"
     if not says_tied(checkpoint.config):
-        return f"{what}, which is needed to generate text; save the whole model (…ForCausalLM) with save_pretrained"
+        return f"{problem}, which is needed to generate text; save the whole model (…ForCausalLM) with save_pretrained"
     load = f"AutoModelForCausalLM.from_pretrained({str(checkpoint.path)!r}).{SAVE}"
-    return f"{what}, which is the embedding: from transformers import AutoModelForCausalLM; {load}"
+    return f"{problem}, which is the embedding: from transformers import AutoModelForCausalLM; {load}"
 
 
-def _shown(name: str) -> str:
+def _unquoted(name: str) -> str:
     return quote(name).strip("'")

@@ -1,1 +1,1 @@
-"""Ollama Modelfiles: written, and read back strictly."""
+"""Writes Ollama Modelfiles, and reads them back strictly."""

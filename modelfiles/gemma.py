@@ -1,12 +1,12 @@
-"""Gemma 3's chat format: as a Go template for Ollama, and as a function that says what both must render."""
+"""Gemma 3's chat format as a Go template for Ollama, and as a Python function that renders the same prompts."""
 
 from collections.abc import Mapping, Sequence
 
 STOP = "<end_of_turn>"
 _SPACE = "32 9 10 11 12 13 28 29 30 31"
 
-# Go templates have no trim: white space falls off a byte at a time (`len (slice $text 1)` is the last index), and the
-# loops end at once where there is none. No <bos>: Ollama adds it. A system message waits in $system for the next turn.
+# Go templates have no trim, so loops remove white space byte by byte (`len (slice $text 1)` is the last index). Ollama
+# adds <bos> itself. $system holds a system message until the next turn, which it precedes.
 TEMPLATE = f"""\
 {{{{- $system := "" }}}}
 {{{{- range .Messages }}}}
@@ -29,10 +29,10 @@ TEMPLATE = f"""\
 {{{{- end }}}}
 {{{{- end }}}}<start_of_turn>model
 """
-"""Needs Go 1.24 (`range` over a number), which every Ollama that runs Gemma 3 is built with."""
+"""Needs Go 1.24 for `range` over a number; every Ollama that supports Gemma 3 is built with it."""
 
 Turn = Mapping[str, str]
-"""`role` and `content`."""
+"""A chat message with `role` and `content`."""
 
 SAMPLES: tuple[tuple[Turn, ...], ...] = (
     ({"role": "user", "content": "Hei"},),
@@ -44,11 +44,11 @@ SAMPLES: tuple[tuple[Turn, ...], ...] = (
         {"role": "user", "content": ""},
     ),
 )
-"""Conversations that tell this format from others."""
+"""Conversations that Gemma 3's format renders differently from other formats."""
 
 
 def render_gemma(messages: Sequence[Turn]) -> str:
-    """The prompt without BOS: a leading system message precedes the first turn's text, with a blank line between."""
+    """Returns the prompt without BOS; a system message precedes the next turn's text, separated by a blank line."""
     system = ""
     turns = []
     for message in messages:

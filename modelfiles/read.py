@@ -1,4 +1,4 @@
-"""A strict reader of Modelfiles: what it accepts, Ollama reads in the same way; what Ollama would mend, it refuses."""
+"""Reads Modelfiles strictly: refuses text that Ollama would silently change or interpret differently."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,31 +11,31 @@ ONCE = frozenset(("TEMPLATE", "SYSTEM", "RENDERER", "PARSER", "REQUIRES"))
 
 
 def read_modelfile(text: str, folder: Path | None = None) -> list[Instruction]:
-    """The instructions of a Modelfile, in order. With `folder`, where it lies, every FROM must be a file in there.
+    """Returns the instructions of a Modelfile in order. With its `folder`, every FROM must name a file in that folder.
 
     Raises InvalidInput, naming the line.
     """
     if "\r" in text:
         raise InvalidInput("Modelfile: it has carriage returns; save it with \\n line ends")
-    found: list[Instruction] = []
+    instructions: list[Instruction] = []
     for line, instruction in _instructions(text):
         where = f"Modelfile line {line}"
         check_instruction(instruction, where)
         single = instruction.name in ONCE or (instruction.name == "PARAMETER" and instruction.key != "stop")
-        if single and any((other.name, other.key) == (instruction.name, instruction.key) for other in found):
+        if single and any((other.name, other.key) == (instruction.name, instruction.key) for other in instructions):
             raise InvalidInput(f"{where}: {instruction.name} {instruction.key}".rstrip() + " is given a second time")
         if instruction.name == "FROM" and folder is not None and not (folder / instruction.value).is_file():
             raise InvalidInput(
                 f"{where}: {folder / instruction.value} is no file; Ollama would take it for a model's name"
             )
-        found.append(instruction)
-    if not any(instruction.name == "FROM" for instruction in found):
+        instructions.append(instruction)
+    if not any(instruction.name == "FROM" for instruction in instructions):
         raise InvalidInput("Modelfile: no FROM")
-    return found
+    return instructions
 
 
 def _instructions(text: str) -> Iterator[tuple[int, Instruction]]:
-    """Line numbers and instructions, unchecked."""
+    """Yields line numbers and unvalidated instructions."""
     lines = iter(enumerate(text.split("\n"), 1))
     for number, line in lines:
         rest = line.lstrip(SPACES)
@@ -49,7 +49,7 @@ def _instructions(text: str) -> Iterator[tuple[int, Instruction]]:
 
 
 def _word(rest: str, number: int) -> tuple[str, str]:
-    """The first word, and what follows the one space after it."""
+    """Splits off the first word and one space after it."""
     end = next((at for at, char in enumerate(rest) if char in SPACES), 0)
     word = rest[:end]
     if not word or not word.isascii() or not word.replace("_", "").isalnum():
@@ -58,25 +58,25 @@ def _word(rest: str, number: int) -> tuple[str, str]:
 
 
 def _value(rest: str, number: int, lines: Iterator[tuple[int, str]]) -> str:
-    """A value that begins in `rest`; a quoted one ends at the first line that, trimmed, ends with its quote."""
+    """Reads a value that begins in `rest`; a quoted value ends at the first line that ends with its quote."""
     value = rest
-    mark = _mark(value)
-    while not _closed(value, mark):
-        more = next(lines, None)
-        if more is None:
+    quote = _opening_quote(value)
+    while not _is_closed(value, quote):
+        next_line = next(lines, None)
+        if next_line is None:
             raise InvalidInput(f"Modelfile line {number}: the quote is never closed")
-        value += "\n" + more[1]
-        mark = _mark(value)
+        value += "\n" + next_line[1]
+        quote = _opening_quote(value)
     value = value.strip(SPACES + "\n")
-    return value[len(mark) : len(value) - len(mark)]
+    return value[len(quote) : len(value) - len(quote)]
 
 
-def _mark(value: str) -> str:
-    """The quote a value begins with, if any."""
+def _opening_quote(value: str) -> str:
+    """Returns the quote that a value begins with, or an empty string."""
     value = value.lstrip(SPACES + "\n")
     return FENCE if value.startswith(FENCE) else '"' if value.startswith('"') else ""
 
 
-def _closed(value: str, mark: str) -> bool:
+def _is_closed(value: str, quote: str) -> bool:
     value = value.strip(SPACES + "\n")
-    return len(value) >= 2 * len(mark) and value.endswith(mark)
+    return len(value) >= 2 * len(quote) and value.endswith(quote)

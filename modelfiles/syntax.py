@@ -1,8 +1,8 @@
-"""The Modelfile format, after Ollama's parser/parser.go and api/types.go: instructions, parameters, quoting.
+"""Validates and formats Modelfile instructions, parameters and quoting, after Ollama's parser.go and api/types.go.
 
-A value runs to the end of its line, or stands in `"…"` or three double quotes and may then span lines. There are no
-escapes, so a value that holds three double quotes cannot be written. Ollama drops characters that are not printable
-(no-break and zero-width spaces, control characters) without a word; here they are refused.
+A value ends with its line, or is quoted by `"…"` or three double quotes and may then span lines. There are no escapes,
+so a value that contains three double quotes cannot be written. Ollama silently drops unprintable characters (no-break
+and zero-width spaces, control characters); here they are refused.
 """
 
 import re
@@ -42,12 +42,12 @@ PARAMETERS = {
     "use_mmap": _BOOL,
     "stop": _TEXT,
 }
-"""What Ollama knows, and what a value looks like. Only `stop` may be given more than once."""
+"""Ollama's parameters and the pattern of their values. Only `stop` may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. `key` is the parameter of a PARAMETER, the role of a MESSAGE, and empty otherwise."""
+    """One instruction. `key` is the name of a PARAMETER, the role of a MESSAGE, and empty otherwise."""
 
     name: str
     value: str
@@ -55,7 +55,7 @@ class Instruction:
 
 
 def check_instruction(instruction: Instruction, where: str) -> None:
-    """Raises InvalidInput for an instruction Ollama would refuse, drop or change. `where` begins the message."""
+    """Raises InvalidInput for an instruction that Ollama would refuse, drop or change. `where` begins the message."""
     name, key, value = instruction.name, instruction.key, instruction.value
     if name not in INSTRUCTIONS:
         raise InvalidInput(f"{where}: {name!r} is no instruction; there are {', '.join(sorted(INSTRUCTIONS))}")
@@ -69,13 +69,13 @@ def check_instruction(instruction: Instruction, where: str) -> None:
 
 
 def check_value(value: str, where: str) -> None:
-    """Raises InvalidInput for a value that cannot be written so that Ollama reads the same back."""
+    """Raises InvalidInput for a value that Ollama would not read back unchanged."""
     if FENCE in value:
         raise InvalidInput(f"{where}: three double quotes in a row cannot be written in a Modelfile; take them out")
-    bad = next((char for char in value if not (char.isprintable() or char in "\n\t")), None)
-    if bad is not None:
-        name = unicodedata.name(bad, "a control character")
-        raise InvalidInput(f"{where}: U+{ord(bad):04X} ({name}) would be dropped by Ollama; take it out")
+    unprintable = next((char for char in value if not (char.isprintable() or char in "\n\t")), None)
+    if unprintable is not None:
+        name = unicodedata.name(unprintable, "a control character")
+        raise InvalidInput(f"{where}: U+{ord(unprintable):04X} ({name}) would be dropped by Ollama; take it out")
 
 
 def _check_parameter(key: str, value: str, where: str) -> None:
@@ -93,14 +93,14 @@ def _check_from(value: str, where: str) -> None:
 
 
 def quote(value: str) -> str:
-    """`value` as it stands in a Modelfile. Raises InvalidInput for a value that cannot stand there."""
+    """Quotes `value` for a Modelfile if needed. Raises InvalidInput for a value that cannot be written."""
     check_value(value, "Modelfile")
     plain = value and "\n" not in value and value == value.strip(" \t") and not value.startswith('"')
     return value if plain else f"{FENCE}{value}{FENCE}"
 
 
 def format_instruction(instruction: Instruction) -> str:
-    """One instruction as text, without the closing newline. Raises InvalidInput like `check_instruction`."""
+    """Formats one instruction without the final newline. Raises InvalidInput like `check_instruction`."""
     check_instruction(instruction, instruction.name)
     words = (instruction.name, instruction.key, quote(instruction.value))
     return " ".join(word for word in words if word)

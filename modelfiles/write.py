@@ -1,4 +1,4 @@
-"""The Modelfile that makes a Gemma 3 GGUF an Ollama model: `ollama create NAME -f Modelfile`."""
+"""Writes the Modelfile for a Gemma 3 GGUF, to be used with `ollama create NAME -f Modelfile`."""
 
 import struct
 from pathlib import Path
@@ -22,10 +22,10 @@ def write_modelfile(
     num_ctx: int = 8192,
     license_text: str | None = None,
 ) -> str:
-    """The text of a Modelfile that lies beside `gguf` (write it as UTF-8 with \\n line ends).
+    """Returns the text of a Modelfile to save beside `gguf` (as UTF-8 with \\n line ends).
 
-    Raises InvalidInput when a file is missing or of the wrong kind, when the model's own chat template is not the one
-    the TEMPLATE renders, and for texts that a Modelfile cannot hold.
+    Raises InvalidInput if a file is missing or of the wrong kind, if the GGUF's chat template renders another format
+    than TEMPLATE, and for texts that a Modelfile cannot contain.
     """
     header = read_gguf(gguf)
     architecture = header.value("general.architecture")
@@ -46,7 +46,7 @@ def write_modelfile(
 
 
 def _check_template(header: GGUFFile) -> None:
-    """Ollama would talk to the model in TEMPLATE's format: it must be the one the model was trained on."""
+    """Checks that the GGUF's chat template renders the same prompts as TEMPLATE, which Ollama will use."""
     source = header.value("tokenizer.chat_template")
     if source is None:
         raise InvalidInput(
@@ -75,18 +75,18 @@ def _parameters(header: GGUFFile, num_ctx: int) -> list[Instruction]:
         raise InvalidInput(f"num_ctx: {num_ctx} is not 1 or more")
     values = {
         "num_ctx": str(min(num_ctx, trained)),
-        "temperature": _shortest(sampling.temperature),
+        "temperature": _shortest_decimal(sampling.temperature),
         "top_k": str(sampling.top_k),
-        "top_p": _shortest(sampling.top_p),
-        "min_p": _shortest(sampling.min_p),
-        "repeat_penalty": _shortest(sampling.repeat_penalty),
+        "top_p": _shortest_decimal(sampling.top_p),
+        "min_p": _shortest_decimal(sampling.min_p),
+        "repeat_penalty": _shortest_decimal(sampling.repeat_penalty),
         "stop": STOP,
     }
     return [Instruction("PARAMETER", value, key) for key, value in values.items()]
 
 
-def _shortest(value: float) -> str:
-    """The shortest decimal that is the same float32 (GGUF and Ollama hold these numbers as float32)."""
-    same = struct.pack("<f", value)
+def _shortest_decimal(value: float) -> str:
+    """Returns the shortest decimal with the same float32 value; GGUF and Ollama store these numbers as float32."""
+    float32 = struct.pack("<f", value)
     texts = (f"{value:.{digits}g}" for digits in range(1, 10))
-    return next(text for text in texts if struct.pack("<f", float(text)) == same)
+    return next(text for text in texts if struct.pack("<f", float(text)) == float32)

@@ -1,1 +1,1 @@
-"""Models on the Hugging Face Hub: the only modules of the package that use the network."""
+"""Downloads and streams models from the Hugging Face Hub; no other modules of the package use the network."""

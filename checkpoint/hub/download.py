@@ -1,4 +1,4 @@
-"""Fetching a checkpoint from the Hugging Face Hub, through its own library and cache."""
+"""Downloads checkpoints from the Hugging Face Hub with huggingface_hub, into its cache."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ EXAMPLE = "NbAiLab/borealis-4b"
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?")
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-"""A file's name that means itself, as a pattern too."""
+"""A file name without wildcards or separators, which is safe to use as a pattern."""
 MAX_ID = 96
 
 WANTED = (
@@ -39,19 +39,19 @@ WANTED = (
     "additional_chat_templates/*.jinja",
     "README.md",
     "LICENSE*",
-    "model*.safetensors",  # not "consolidated.safetensors": the same weights once more
+    "model*.safetensors",  # not "consolidated.safetensors", which holds the same weights
     "model.safetensors.index.json",
 )
 PREFIXES = ("model*", "tokenizer*", "chat_template*", "LICENSE*", "additional_chat_templates/*")
-# a pattern's * matches separators too; the wanted files lie no deeper than these say
+# a pattern's * matches separators too, so files in deeper folders are excluded
 UNWANTED = ("*..*", "*:*", "/*", *(prefix + separator for prefix in PREFIXES for separator in ("/*", "\\*")))
 
 Progress = Callable[[int, int], None]
-"""`on_progress(done, total)` in bytes; `total` grows while files are listed, and by those to verify in the end."""
+"""`on_progress(done, total)` in bytes; `total` grows while files are listed, and again for verification."""
 
 
 def parse_id(text: str) -> tuple[str | None, str | None]:
-    """("org/name", revision or None), or (None, None) for what can only be a path."""
+    """Returns ("org/name", revision or None), or (None, None) for text that can only be a path."""
     scheme = next((scheme for scheme in SCHEMES if text.startswith(scheme)), "")
     repo_id, _, revision = text.removeprefix(scheme).partition("@")
     problem = _id_problem(repo_id, revision if "@" in text else None)
@@ -64,7 +64,7 @@ def parse_id(text: str) -> tuple[str | None, str | None]:
 
 
 def _id_problem(repo_id: str, revision: str | None) -> str | None:
-    """Which of the Hub's rules for names is broken."""
+    """Returns the Hub's naming rule that an id or revision breaks, or None."""
     parts = repo_id.split("/")
     if len(parts) != 2:
         return f"it has the form {EXAMPLE}"
@@ -80,10 +80,10 @@ def _id_problem(repo_id: str, revision: str | None) -> str | None:
 
 
 def download(repo_id: str, revision: str | None, on_progress: Progress | None) -> Path:
-    """The folder of a checkpoint's files in the Hub's cache, after fetching those that are missing or changed.
+    """Downloads missing or changed files of a checkpoint, verifies them (see `verify`), and returns their folder.
 
-    Files are verified before they are believed, see `hub_verify`. Raises BorealisError for one that is not the Hub's,
-    InvalidInput otherwise, never with the token in its text; a BorealisError raised by `on_progress` stops it.
+    Raises BorealisError for a file with a wrong digest, InvalidInput for other errors, never with the token in the
+    text; a BorealisError raised by `on_progress` stops the download.
     """
     check_id(repo_id, revision)
     path = _fetch(repo_id, revision, on_progress, list(WANTED))
@@ -95,9 +95,9 @@ def download(repo_id: str, revision: str | None, on_progress: Progress | None) -
 def download_files(
     repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]], on_progress: Progress | None
 ) -> list[Path]:
-    """The files of a repository that `choose` picks from their names, in its order, in the Hub's cache.
+    """Downloads the files that `choose` picks from a repository's file names, and returns their paths in its order.
 
-    Names that reach out of a folder are not among those offered. Raises as `download` does.
+    `choose` is given only file names without folders. Raises like `download`.
     """
     from huggingface_hub import HfApi
 
@@ -137,7 +137,7 @@ def _fetch(repo_id: str, revision: str | None, on_progress: Progress | None, pat
             revision,
             kept=", what was downloaded is kept",
         ),
-        attempts=3,  # the library has been patient itself, but not with everything
+        attempts=3,  # huggingface_hub retries some errors itself
     )
     names = sorted(file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file())
     verify(repo_id, Path(folder), list(filter_repo_objects(names, **wanted)), verifying)
@@ -145,17 +145,17 @@ def _fetch(repo_id: str, revision: str | None, on_progress: Progress | None, pat
 
 
 def check_id(repo_id: str, revision: str | None) -> None:
-    """Raises InvalidInput for what the Hub does not allow as a name."""
+    """Raises InvalidInput for an id or revision that the Hub does not allow."""
     problem = _id_problem(repo_id, revision)
     if problem is not None:
         raise InvalidInput(f"{repo_id}: {redact(problem)}")
 
 
 def missing(repo_id: str, names: Iterable[str], folder: Path | None = None) -> str | None:
-    """What a repository of these files, which lie in `folder` if they were fetched, lacks to be a checkpoint."""
+    """Returns an error message if a repository of these files is no checkpoint; `folder` holds them once downloaded."""
     names = set(names)
     if CONFIG in names and not any(fnmatch(name, "model*.safetensors") for name in names):
-        return f"{repo_id}: {_adapter(repo_id, find_adapter(folder) if folder else None)}"
+        return f"{repo_id}: {_adapter_advice(repo_id, find_adapter(folder) if folder else None)}"
     if "config.json" not in names:
         return f"{repo_id}: holds no config.json, so no checkpoint (look at {WEB}{repo_id}/tree/main)"
     if not any(name.endswith(".safetensors") for name in names):
@@ -163,15 +163,15 @@ def missing(repo_id: str, names: Iterable[str], folder: Path | None = None) -> s
     return None
 
 
-def _adapter(repo_id: str, found: AdapterFolder | None) -> str:
-    """What a repository of an adapter is, and how to use it: adapters are merged from folders."""
+def _adapter_advice(repo_id: str, adapter: AdapterFolder | None) -> str:
+    """Describes an adapter's repository, with the commands that download and use the adapter."""
     folder = repo_id.rpartition("/")[2]
-    local = replace(found or AdapterFolder(Path(), "LORA", None), path=Path(folder))
+    local = replace(adapter or AdapterFolder(Path(), "LORA", None), path=Path(folder))
     return f"{local.what}, not a model: hf download {repo_id} --local-dir {folder}, then {local.advice}"
 
 
 def _reporter(on_progress: Progress | None) -> type[Any]:
-    """A silent tqdm class that hands on the bytes; the library makes several bars of it, some of them of files."""
+    """Returns a silent tqdm class that reports bytes; huggingface_hub also makes bars that count files."""
     from tqdm import tqdm
 
     lock = threading.Lock()

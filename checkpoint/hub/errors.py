@@ -1,4 +1,4 @@
-"""Turns errors of the Hub and its library into one line that says what to do, with tokens removed."""
+"""Turns errors of the Hub and huggingface_hub into one line with advice, without access tokens."""
 
 import logging
 import re
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 def ask(call: Callable[[], T], repo_id: str, revision: str | None = None, *, kept: str = "") -> T:
-    """What huggingface_hub returns; what it raises becomes TransientError, or InvalidInput with the reason.
+    """Calls huggingface_hub, and turns its exceptions into TransientError, or InvalidInput with the reason.
 
-    `kept` is added to the advice to try again: it says what a failed attempt leaves for the next.
+    `kept` is added to the advice to try again, and names the data that a failed attempt leaves for the next.
     """
     try:
         return call()
-    except BorealisError:  # what the caller raised, to stop
+    except BorealisError:  # raised by a progress callback, to stop
         raise
-    except Exception as error:  # the library's HTTP client, and so what it raises, changes between versions
+    except Exception as error:  # exception classes change with the HTTP client between versions of huggingface_hub
         status = status_of(error)
         if status in TRANSIENT_STATUSES:
             wait = retry_after(_response(error).headers)
@@ -41,14 +41,14 @@ def ask(call: Callable[[], T], repo_id: str, revision: str | None = None, *, kep
 
 
 def client_error() -> type[Exception]:
-    """What the library's HTTP client raises: HTTPError of httpx with huggingface_hub 1, of httpx2 with 2."""
+    """The HTTP client's base exception: HTTPError of httpx in huggingface_hub 1, of httpx2 in 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # type: ignore
 
 
 def explain(error: Exception, repo_id: str, revision: str | None, kept: str) -> str:
-    """One line on what the Hub said and what to do. The exception's text is used only where nothing else is known."""
+    """Returns one line with the reason and advice. An unknown exception's own text is used, redacted."""
     from huggingface_hub import constants, errors, get_token
 
     page = WEB + repo_id
@@ -70,12 +70,12 @@ def explain(error: Exception, repo_id: str, revision: str | None, kept: str) -> 
         return f"{repo_id}: the Hub answered {status}; try again later{kept}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo_id}: no such folder here, and the Hub cannot be reached; is there a network connection?"
-    words = redact(" ".join(str(error).replace(get_token() or "hf_…", "hf_…").split()))[:200]
-    return f"{repo_id}: the download failed ({type(error).__name__}: {words}); try again{kept}"
+    text = redact(" ".join(str(error).replace(get_token() or "hf_…", "hf_…").split()))[:200]
+    return f"{repo_id}: the download failed ({type(error).__name__}: {text}); try again{kept}"
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that made the library raise, if one did."""
+    """Returns the HTTP status behind an exception of huggingface_hub, or None."""
     return getattr(_response(error), "status_code", None)
 
 
@@ -84,12 +84,12 @@ def _response(error: Exception) -> Any:
 
 
 def redact(text: str) -> str:
-    """Without tokens, and without what follows a ? in an address: signatures, which open a file to whoever has them."""
+    """Removes access tokens and the query strings of URLs, whose signatures give access to a file."""
     return TOKEN.sub("hf_…", QUERY.sub(r"\1?…", text))
 
 
 class _Redacted(logging.Filter):
-    """The library's warnings name the addresses it reads from."""
+    """Redacts huggingface_hub's warnings, which contain signed URLs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), ()

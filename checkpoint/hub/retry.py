@@ -1,4 +1,4 @@
-"""Retries requests to the Hub: a bounded number of times, with growing pauses, or those that the server asks for."""
+"""Retries requests to the Hub a limited number of times, with exponential backoff or the server's Retry-After."""
 
 import logging
 import re
@@ -11,23 +11,23 @@ from typing import TypeVar
 from ...errors import STOPPED, BorealisError, Cancelled
 
 ATTEMPTS = 6
-"""Times that one request is tried."""
+"""Attempts per request."""
 
 BACKOFF = 1.0
-"""Seconds before the second attempt; each further one waits twice as long, unless the server names a time."""
+"""Seconds before the second attempt; the pause doubles with each further attempt, unless the server names one."""
 
 MAX_WAIT = 330
-"""Seconds that a server may ask to wait; the Hub counts requests in windows of five minutes."""
+"""The longest wait in seconds that a server may ask for; the Hub's rate limit has windows of five minutes."""
 
 TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
-"""HTTP statuses of a server that may answer later."""
+"""HTTP statuses after which a retry may succeed."""
 
 T = TypeVar("T")
 log = logging.getLogger("borealis_gguf")
 
 
 class TransientError(Exception):
-    """An error that a retry may mend. `wait` is the seconds that the server asked for, `advice` what to do at last."""
+    """An error that a retry may fix. `wait` is the server's Retry-After, `advice` is shown if all attempts fail."""
 
     def __init__(self, reason: str, wait: float | None = None, advice: str = "try again later") -> None:
         super().__init__(reason)
@@ -38,26 +38,26 @@ class TransientError(Exception):
 def with_retries(
     label: str, attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS
 ) -> T:
-    """The result of `attempt`, which is repeated while it raises TransientError. Raises BorealisError in the end."""
+    """Calls `attempt` until it does not raise TransientError. Raises BorealisError after the last attempt."""
     stop = stop or threading.Event()
     for failures in range(1, attempts + 1):
         try:
             return attempt()
-        except TransientError as trouble:
+        except TransientError as error:
             if failures == attempts:
-                raise BorealisError(f"{label}: {trouble}, {attempts} times in a row; {trouble.advice}") from None
-            wait = BACKOFF * 2 ** (failures - 1) if trouble.wait is None else trouble.wait
+                raise BorealisError(f"{label}: {error}, {attempts} times in a row; {error.advice}") from None
+            wait = BACKOFF * 2 ** (failures - 1) if error.wait is None else error.wait
             if wait > MAX_WAIT:
-                raise BorealisError(f"{label}: {trouble}, and asks to wait {wait:.0f} s; try again then") from None
+                raise BorealisError(f"{label}: {error}, and asks to wait {wait:.0f} s; try again then") from None
             if wait >= 5:
-                log.warning("%s: %s; trying again in %.0f s", label, trouble, wait)
+                log.warning("%s: %s; trying again in %.0f s", label, error, wait)
         if stop.wait(wait):
             raise Cancelled(STOPPED)
     raise AssertionError("the last attempt returns or raises")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: Retry-After as a number or a date, or what the Hub's own RateLimit header says."""
+    """Returns the seconds to wait, from Retry-After or the Hub's RateLimit header, or None."""
     text = headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,9}", text):
         return float(text)

@@ -1,4 +1,4 @@
-"""A checkpoint on the Hub whose weights stay there: small files come to a temporary folder, headers into memory."""
+"""Opens a checkpoint on the Hub without downloading weights: fetches small files and safetensors headers only."""
 
 import re
 import shutil
@@ -29,12 +29,12 @@ R = TypeVar("R")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = ".safetensors"
 MAX_SMALL = 256 << 20  # a tokenizer.json of 33 MB is the largest known
-HEADER_BYTES = 256 << 10  # read at first of a file of weights; the header of a 4b model has half of that
+HEADER_BYTES = 256 << 10  # first read of a safetensors file; the header of a 4b model takes half of it
 AT_ONCE = 8
 
 
 class TemporaryFolder:
-    """A folder that is removed with its last holder, and at the end of the process at the latest."""
+    """A temporary folder that is removed when this object is collected, or when the process exits."""
 
     def __init__(self, *names: str) -> None:
         root = Path(tempfile.mkdtemp(prefix="borealis-gguf-"))
@@ -51,32 +51,34 @@ def open_stream(
     *,
     use_card: bool = True,
 ) -> Checkpoint:
-    """Pin a revision of a model on the Hub, and open it as a checkpoint whose weights stay there.
+    """Pins a revision of a model on the Hub, and opens it as a checkpoint whose weights stay on the Hub.
 
-    What planning needs is fetched to a temporary folder, which has the commit's name; no weight is read. `endpoint` is
-    the Hub's address, by default HF_ENDPOINT's. Raises BorealisError, never with the token in its text; what
-    `on_progress` raises stops it.
+    The small files that planning needs are fetched to a temporary folder named after the commit. `endpoint` is the
+    Hub's address, by default HF_ENDPOINT. Raises BorealisError, never with the token in its text; an exception that
+    `on_progress` raises stops the download.
     """
     check_id(repo_id, revision)
     commit, names = pin(repo_id, revision, endpoint)
-    files = dict(zip(names, _each(lambda name, stop: find(repo_id, commit, name, endpoint, stop), names), strict=True))
+    files = dict(
+        zip(names, _map_parallel(lambda name, stop: find(repo_id, commit, name, endpoint, stop), names), strict=True)
+    )
     small = {name: file for name, file in files.items() if not name.endswith(WEIGHTS)}
     folder = TemporaryFolder(*repo_id.split("/"), commit)
     try:
-        _fetch(small, folder.path, on_progress)
+        _fetch_small_files(small, folder.path, on_progress)
         headers = _read_headers(repo_id, files, folder.path)
         return open_checkpoint(folder.path, repo_id=repo_id, remote=headers, keep=folder, use_card=use_card)
     except BaseException:
-        folder.remove()  # now, not when the traceback is collected
+        folder.remove()  # removed here, since the traceback would keep the folder alive
         raise
 
 
 def _read_headers(repo_id: str, files: dict[str, Remote], folder: Path) -> dict[str, dict[str, Slice]]:
-    """The headers of the safetensors among `files`, by name; `folder` holds the small files."""
+    """Reads the headers of the safetensors among `files`, by name; `folder` holds the small files."""
     weights = [SINGLE] if SINGLE in files else [name for name in files if name.endswith(WEIGHTS)]
     try:
-        found = _each(lambda name, stop: read_remote_header(files[name], stop), weights)
-        return dict(zip(weights, found, strict=True))
+        headers = _map_parallel(lambda name, stop: read_remote_header(files[name], stop), weights)
+        return dict(zip(weights, headers, strict=True))
     except UnknownDtype as error:
         config = read_json_object(folder / "config.json")
         refuse_dtypes(folder, error.dtypes, config, DTYPES, label=repo_id)
@@ -84,27 +86,27 @@ def _read_headers(repo_id: str, files: dict[str, Remote], folder: Path) -> dict[
 
 
 def pin(repo_id: str, revision: str | None, endpoint: str | None) -> tuple[str, list[str]]:
-    """The commit a revision stands for, and the names of the files that a conversion needs."""
+    """Returns the commit of a revision, and the names of the files that a conversion needs."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import filter_repo_objects
 
     api, timeout = HfApi(endpoint=endpoint), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    found = with_retries(
+    model = with_retries(
         f"{repo_id}: no such folder here",
         lambda: ask(lambda: api.model_info(repo_id, revision=revision or "main", timeout=timeout), repo_id, revision),
         attempts=3,
     )
-    if not COMMIT.fullmatch(found.sha or ""):
+    if not COMMIT.fullmatch(model.sha or ""):
         raise InvalidInput(f"{repo_id}: the Hub names no commit for it, so it cannot be pinned; leave --stream out")
-    listed = [file.rfilename for file in found.siblings or ()]
+    listed = [file.rfilename for file in model.siblings or ()]
     names = list(filter_repo_objects(listed, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
     if (problem := missing(repo_id, names)) is not None:
         raise InvalidInput(problem)
-    return found.sha or "", names
+    return model.sha or "", names
 
 
 def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event | None = None) -> Remote:
-    """A file as it is at `commit`."""
+    """Asks the Hub for size and ETag of a file at `commit`."""
     from huggingface_hub import hf_hub_url
 
     label = f"{repo_id}@{commit[:7]}/{shown(name)}"
@@ -116,7 +118,7 @@ def find(repo_id: str, commit: str, name: str, endpoint: str | None, stop: Event
 
 
 def read_remote_header(remote: Remote, stop: Event | None = None) -> dict[str, Slice]:
-    """The tensors of a safetensors file on the Hub; it is checked as one on this machine is."""
+    """Reads the header of a safetensors file on the Hub, with the same checks as for a local file."""
     path = Path(remote.label)
     raw = RemoteFile(remote, stop)
     with BufferedReader(raw, HEADER_BYTES) as file:
@@ -125,11 +127,11 @@ def read_remote_header(remote: Remote, stop: Event | None = None) -> dict[str, S
     return {name: replace(slice, remote=pinned) for name, slice in header.items()}
 
 
-def _fetch(files: dict[str, Remote], folder: Path, on_progress: Progress | None) -> None:
+def _fetch_small_files(files: dict[str, Remote], folder: Path, on_progress: Progress | None) -> None:
     done, total = 0, sum(file.size for file in files.values())
     if total > MAX_SMALL:
         raise InvalidInput(f"{next(iter(files.values())).repo_id}: {total} bytes in files that hold no weights")
-    for size in _each(lambda name, stop: _save(files[name], folder / name, stop), list(files)):
+    for size in _map_parallel(lambda name, stop: _save(files[name], folder / name, stop), list(files)):
         done += size
         if on_progress:
             on_progress(done, total)
@@ -142,8 +144,8 @@ def _save(remote: Remote, path: Path, stop: Event) -> int:
     return path.write_bytes(data or b"")
 
 
-def _each(call: Callable[[str, Event], R], names: Sequence[str]) -> Iterator[R]:
-    """What `call` returns for every name, in their order, several at a time; the event is set once that is in vain."""
+def _map_parallel(call: Callable[[str, Event], R], names: Sequence[str]) -> Iterator[R]:
+    """Calls `call` for every name in parallel and yields results in order; sets the stop event after an error."""
     stop = Event()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:

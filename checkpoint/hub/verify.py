@@ -1,8 +1,8 @@
-"""Verifies files in the Hub's cache by the digest that the Hub gives for each of them.
+"""Verifies files in the Hub's cache against the SHA digests that the Hub publishes.
 
-huggingface_hub compares lengths: a download that broke off and went on with other bytes leaves a file of the right
-length under its final name. So each file is hashed before it is believed, whoever fetched it, and once: the note of
-that holds its size, time of modification and inode, and counts for as long as the file has them.
+huggingface_hub compares lengths only, so a download that was resumed with wrong bytes goes unnoticed. Each file is
+therefore hashed once. The result is cached with the file's size, modification time and inode, and is valid until one
+of them changes.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from .retry import TransientError
 
 NOTES = "verified"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""SHA-1 of a small file as git has it, with its header; SHA-256 of a large one, which git has only a pointer to."""
+"""The git blob SHA-1 of a small file, or the SHA-256 of a file in LFS."""
 
 BLOCK = 4 << 20
 
@@ -28,21 +28,21 @@ log = logging.getLogger("borealis_gguf")
 
 
 def verify(repo_id: str, folder: Path, names: Sequence[str], on_progress: Callable[[int, int], None] | None) -> None:
-    """Hash those of the files `names` of a snapshot in the Hub's cache that were not hashed before as they are now.
+    """Hashes the files `names` of a snapshot in the Hub's cache, except files verified before and unchanged since.
 
-    `on_progress(done, total)` counts the bytes of these. Raises BorealisError when some are other files than the Hub
-    has; these are then removed from the cache.
+    `on_progress(done, total)` counts hashed bytes. Files with a wrong digest are removed from the cache, and
+    BorealisError is raised.
     """
     folder = extended(folder)
     note = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    known = read_note(NOTES, note)
+    verified = read_note(NOTES, note)
     stamps = {name: _stamp(folder / name) for name in names}
-    unknown = [name for name in names if known.get(name) != stamps[name]]
-    if not unknown:
+    unverified = [name for name in names if verified.get(name) != stamps[name]]
+    if not unverified:
         return
-    done, total = 0, sum(stamps[name][0] for name in unknown)
+    done, total = 0, sum(stamps[name][0] for name in unverified)
 
-    def step(nbytes: int) -> None:
+    def count_bytes(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         if on_progress:
@@ -52,20 +52,20 @@ def verify(repo_id: str, folder: Path, names: Sequence[str], on_progress: Callab
     unverifiable: list[str] = []
     bad: list[str] = []
     try:
-        for name in unknown:
+        for name in unverified:
             expected = digests.get(name) or _digest_in_link(folder / name)
             if expected is None:
                 unverifiable.append(name)
-            elif _digest(folder / name, expected, step) == expected:
-                known[name] = stamps[name]
+            elif _digest(folder / name, expected, count_bytes) == expected:
+                verified[name] = stamps[name]
             else:
                 bad.append(name)
     finally:
-        write_note(NOTES, note, known)
+        write_note(NOTES, note, verified)
     if unverifiable:
         log.warning("%s: the Hub cannot be asked now whether these are its files: %s", folder, _listed(unverifiable))
     if bad:
-        raise _removed(repo_id, folder, bad)
+        raise _remove_all(repo_id, folder, bad)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -74,7 +74,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _digests_of_commit(repo_id: str, commit: str) -> dict[str, str]:
-    """The digest of every file of a commit; nothing where the Hub does not answer."""
+    """Returns the digest of every file of a commit; empty if the Hub does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -88,13 +88,13 @@ def _digests_of_commit(repo_id: str, commit: str) -> dict[str, str]:
 
 
 def _digest_in_link(path: Path) -> str | None:
-    """The digest that the Hub gave when the file was fetched: a snapshot links to files named after their ETags."""
+    """Returns the digest from the link target's name: the cache names files after their ETags."""
     name = path.readlink().name if path.is_symlink() else ""
     return name if DIGEST.fullmatch(name) else None
 
 
 def _digest(path: Path, expected: str, step: Callable[[int], None]) -> str:
-    """The digest of a file, of the kind that `expected` is."""
+    """Computes the digest of a file, SHA-1 or SHA-256 by the length of `expected`."""
     file, size = open_regular(path)
     large = len(expected) == 64
     digest = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -105,15 +105,15 @@ def _digest(path: Path, expected: str, step: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _removed(repo_id: str, folder: Path, names: Sequence[str]) -> BorealisError:
-    """Remove files from the cache. The error to raise says which, and what to do."""
-    what = f"{repo_id}: {_listed(names)}: other bytes than the Hub has under this name"
+def _remove_all(repo_id: str, folder: Path, names: Sequence[str]) -> BorealisError:
+    """Removes files from the cache, and returns the error to raise."""
+    problem = f"{repo_id}: {_listed(names)}: other bytes than the Hub has under this name"
     try:
         for name in names:
             _remove(folder / name, folder.parents[2])
     except OSError as error:
-        return BorealisError(f"{what}; remove {error.filename} ({error.strerror}), then run again")
-    return BorealisError(f"{what}; removed from the cache, so run again to fetch it anew")
+        return BorealisError(f"{problem}; remove {error.filename} ({error.strerror}), then run again")
+    return BorealisError(f"{problem}; removed from the cache, so run again to fetch it anew")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -121,7 +121,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _remove(path: Path, cache: Path) -> None:
-    """Remove a file and, link by link, what it stands for, as far as that lies in the Hub's cache."""
+    """Removes a file and the files it links to, as far as they lie in the Hub's cache."""
     while path.is_relative_to(cache):
         target = path.parent / path.readlink() if path.is_symlink() else None
         path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""One small module an architecture: tensor name rows, settings of config.json, metadata keys."""
+"""One small module per architecture: tensor name rows, config.json fields, metadata keys."""

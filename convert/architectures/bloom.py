@@ -1,4 +1,4 @@
-"""BLOOM: NorBLOOM. Positions are ALiBi slopes, which the runtime makes itself, so no key tells of them."""
+"""Converts BLOOM models, such as NorBLOOM. llama.cpp computes the ALiBi slopes itself, so no key stores them."""
 
 import logging
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ TRAINED_CONTEXT = 2048
 PREFIX = "transformer."
 
 QKV = RowOrder(("heads", "q, k and v", "head_dim"), (1, 0, 2))
-"""A checkpoint has q, k and v of one head after another; llama.cpp all of q, all of k, all of v."""
+"""The checkpoint stores q, k and v head by head; llama.cpp stores all of q, then all of k, then all of v."""
 
 
 def _pair(source: str, target: str, shape: tuple[str, ...], order: RowOrder | None = None) -> tuple[Row, Row]:
-    """A weight and its bias."""
+    """Returns the rows of a weight and its bias."""
     weight = Row(f"{source}.weight", f"{target}.weight", shape, order=order)
     return weight, Row(f"{source}.bias", f"{target}.bias", shape[:1], order=order)
 
@@ -47,7 +47,7 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class BloomConfig:
-    """What config.json says, checked."""
+    """The validated config.json."""
 
     layers: int
     hidden: int
@@ -57,7 +57,7 @@ class BloomConfig:
     eps: float
 
     def sizes(self) -> dict[str, int]:
-        """The axes that ROWS name."""
+        """Returns the lengths of the axes that ROWS name."""
         return {
             "vocabulary": self.vocabulary,
             "hidden": self.hidden,
@@ -70,7 +70,7 @@ class BloomConfig:
 
 
 def read_text(checkpoint: Checkpoint) -> TextModel:
-    """What a BLOOM means in GGUF. Raises InvalidInput when its files do not belong together."""
+    """Reads a BLOOM. Raises InvalidInput if its files contradict each other."""
     config = read_config(str(checkpoint.path / "config.json"), checkpoint.config)
     prefix = PREFIX * any(name.startswith(PREFIX) for name in checkpoint.tensors)
     tensors = map_tensors(
@@ -85,17 +85,17 @@ def read_text(checkpoint: Checkpoint) -> TextModel:
 
 
 def read_config(where: str, config: Mapping[str, Any]) -> BloomConfig:
-    """Several names occur for the same number; the older ones (n_embed, num_attention_heads) are read too."""
+    """Reads config.json, with newer and older names of fields (n_embed, num_attention_heads)."""
     only(where, config, "apply_residual_connection_post_layernorm", False)
-    hidden = integer(where, config, _first(config, "hidden_size", "n_embed"), 64)
-    heads = integer(where, config, _first(config, "n_head", "num_attention_heads"), 8)
+    hidden = integer(where, config, _present_name(config, "hidden_size", "n_embed"), 64)
+    heads = integer(where, config, _present_name(config, "n_head", "num_attention_heads"), 8)
     if hidden % heads:
         raise InvalidInput(f"{where}: {heads} heads cannot share {hidden} columns; is config.json damaged?")
-    length = _first(config, "seq_length", "max_position_embeddings", "n_positions")
+    length = _present_name(config, "seq_length", "max_position_embeddings", "n_positions")
     if length not in config:
         log.warning("%s: no seq_length; a context of %d, as BLOOM's, is written", where, TRAINED_CONTEXT)
     return BloomConfig(
-        layers=integer(where, config, _first(config, "n_layer", "num_hidden_layers"), 2),
+        layers=integer(where, config, _present_name(config, "n_layer", "num_hidden_layers"), 2),
         hidden=hidden,
         heads=heads,
         context=integer(where, config, length, TRAINED_CONTEXT),
@@ -104,12 +104,12 @@ def read_config(where: str, config: Mapping[str, Any]) -> BloomConfig:
     )
 
 
-def _first(config: Mapping[str, Any], *names: str) -> str:
+def _present_name(config: Mapping[str, Any], *names: str) -> str:
     return next((name for name in names if config.get(name) is not None), names[0])
 
 
 def keys(config: BloomConfig) -> tuple[KV, ...]:
-    """The keys of the architecture, in the order llama.cpp's converter writes them."""
+    """Returns the architecture's keys, in the order llama.cpp's converter writes them."""
     return (
         KV("bloom.context_length", U32, config.context),
         KV("bloom.embedding_length", U32, config.hidden),

@@ -1,4 +1,4 @@
-"""What Llama, Mistral and Qwen 2 share: the sizes of a plain decoder, its keys."""
+"""Reads the config.json fields that Llama, Mistral and Qwen 2 share, and writes their metadata keys."""
 
 import logging
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What transformers assumes where a config.json is silent. No `kv_heads`: as many as heads."""
+    """transformers' defaults for missing fields of config.json. `kv_heads` None means as many as heads."""
 
     vocabulary: int = 32000
     hidden: int = 4096
@@ -32,7 +32,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What config.json says of a decoder, checked."""
+    """The validated config.json of a decoder."""
 
     layers: int
     hidden: int
@@ -47,7 +47,7 @@ class Decoder:
     scaling: Scaling
 
     def sizes(self) -> dict[str, int]:
-        """The axes that rows name."""
+        """Returns the lengths of the axes that rows name."""
         return {
             "vocabulary": self.vocabulary,
             "hidden": self.hidden,
@@ -62,11 +62,12 @@ class Decoder:
 
 
 def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> Decoder:
-    """Raises InvalidInput for values out of range, and for what llama.cpp's runtime would compute otherwise."""
+    """Reads config.json. Raises InvalidInput for values out of range, and for settings that llama.cpp ignores."""
     only(where, config, "hidden_act", "silu")
     hidden = integer(where, config, "hidden_size", defaults.hidden)
     heads = integer(where, config, "num_attention_heads", defaults.heads)
-    assumed = None if "num_key_value_heads" in config else defaults.kv_heads  # null is as many as heads in any class
+    # a null in config.json means as many as heads for every architecture
+    assumed = None if "num_key_value_heads" in config else defaults.kv_heads
     kv_heads = _optional(where, config, "num_key_value_heads", assumed or heads)
     head_dim = _optional(where, config, "head_dim", max(1, hidden // heads))
     if heads % kv_heads:
@@ -90,12 +91,12 @@ def read_decoder(where: str, config: Mapping[str, Any], defaults: Defaults) -> D
 
 
 def _optional(where: str, config: Mapping[str, Any], key: str, default: int) -> int:
-    """These may be null, which means the default."""
+    """Reads an integer; null means `default`."""
     return default if config.get(key) is None else integer(where, config, key, default)
 
 
 def decoder_keys(architecture: str, decoder: Decoder, *, head_dim: bool = True) -> tuple[KV, ...]:
-    """The keys in the order llama.cpp's converter writes them; some architectures say nothing of `head_dim`."""
+    """Returns the keys in the order llama.cpp's converter writes them; some architectures omit `head_dim`."""
     entries = [
         KV(f"{architecture}.block_count", U32, decoder.layers),
         KV(f"{architecture}.context_length", U32, decoder.context),
@@ -113,7 +114,7 @@ def decoder_keys(architecture: str, decoder: Decoder, *, head_dim: bool = True) 
 
 
 def warn_of_window(where: str, config: Mapping[str, Any], default: int | None, context: int) -> None:
-    """No key of these architectures holds a sliding window: past it llama.cpp attends to more than the checkpoint."""
+    """Warns of a sliding window: these architectures have no key for it, so llama.cpp attends to the whole context."""
     window = config.get("sliding_window", default)
     if window is None or context <= (window := integer(where, {"sliding_window": window}, "sliding_window", 1)):
         return

@@ -1,4 +1,4 @@
-"""Gemma 3, text: the Borealis models (270m and 1b; the text side of 4b, 12b and 27b)."""
+"""Converts Gemma 3 text models, such as Borealis: 270m, 1b, and the text model of 4b, 12b and 27b."""
 
 from gguf.constants import GGUFValueType
 
@@ -37,10 +37,10 @@ ROWS = (
 
 
 def read_text(checkpoint: Checkpoint) -> TextModel:
-    """What the text side of a Gemma 3 checkpoint means in GGUF.
+    """Reads the text model of a Gemma 3 checkpoint.
 
-    Raises InvalidInput when tensors, configuration and tokenizer do not belong together, or when llama.cpp's runtime
-    would compute something else than the configuration says.
+    Raises InvalidInput if tensors, configuration and tokenizer contradict each other, or if llama.cpp would compute
+    something else.
     """
     where = str(checkpoint.path / "config.json")
     config = read_config(where, checkpoint.config)
@@ -60,7 +60,7 @@ def read_text(checkpoint: Checkpoint) -> TextModel:
 
 
 def plain_name(name: str) -> str | None:
-    """A checkpoint's tensor name as ROWS spell it, in all the layouts there are; None for the vision side.
+    """Turns a tensor name of any known layout into the spelling of ROWS; None for the vision tower.
 
     Versions of transformers have written `model.…`, `language_model.model.…`, `model.language_model.…` and
     `model.language_model.model.…`, and the head as `lm_head` or `language_model.lm_head`.
@@ -72,7 +72,7 @@ def plain_name(name: str) -> str | None:
 
 
 def keys(config: Gemma3Config) -> tuple[KV, ...]:
-    """The keys of the architecture, in the order llama.cpp's converter writes them."""
+    """Returns the architecture's keys, in the order llama.cpp's converter writes them."""
     u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
     rope = config.rope
     entries: list[KV] = [

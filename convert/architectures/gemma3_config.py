@@ -1,6 +1,6 @@
-"""Gemma 3's config.json, in both dialects, checked against what llama.cpp's runtime takes for granted.
+"""Reads Gemma 3's config.json as transformers 4 or 5 writes it, and refuses settings that llama.cpp ignores.
 
-Defaults are those of transformers' Gemma3TextConfig: the published 4b configuration says little more than its widths.
+Defaults are those of transformers' Gemma3TextConfig: the published 4b configuration omits most fields.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from ..config_fields import integer, mapping, number, only
 from .rope_scaling import Scaling, read_scaling
 
 PATTERN = 6
-"""Every sixth layer attends to everything, the others within the window. No key says so: the runtime assumes it."""
+"""Every sixth layer has full attention, the others a sliding window; llama.cpp hard-codes this pattern."""
 
 WIDE_SCALE_LAYERS = 62
-"""At this number of layers (27b) the runtime scales attention by hidden/heads, else by head_dim."""
+"""With this number of layers (27b) llama.cpp scales attention by hidden/heads, else by head_dim."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary positions: the bases of the global and the local layers, and how the global ones are stretched."""
+    """RoPE bases of the full-attention and sliding-window layers, and the scaling of the former."""
 
     theta: float
     local_theta: float
@@ -29,7 +29,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Gemma3Config:
-    """What config.json says of the text model, checked. `window` is None when no layer has one."""
+    """The validated config.json of the text model. `window` is None if no layer has a sliding window."""
 
     layers: int
     hidden: int
@@ -45,7 +45,7 @@ class Gemma3Config:
     softcap: float | None
 
     def sizes(self) -> dict[str, int]:
-        """The axes that ROWS name."""
+        """Returns the lengths of the axes that ROWS name."""
         return {
             "vocabulary": self.vocabulary,
             "hidden": self.hidden,
@@ -61,10 +61,10 @@ def text_config(where: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_config(where: str, config: Mapping[str, Any]) -> Gemma3Config:
-    """Both dialects of config.json. Raises InvalidInput for values out of range, and for what the runtime ignores."""
+    """Reads config.json. Raises InvalidInput for values out of range, and for settings that llama.cpp ignores."""
     text = text_config(where, config)
     layers = integer(where, text, "num_hidden_layers", 26)
-    read = Gemma3Config(
+    result = Gemma3Config(
         layers=layers,
         hidden=integer(where, text, "hidden_size", 2304),
         feed_forward=integer(where, text, "intermediate_size", 9216),
@@ -78,12 +78,12 @@ def read_config(where: str, config: Mapping[str, Any]) -> Gemma3Config:
         window=_window(where, text, layers),
         softcap=number(where, text, "final_logit_softcapping", 0) if text.get("final_logit_softcapping") else None,
     )
-    _check_runtime(where, text, read)
-    return read
+    _check_runtime(where, text, result)
+    return result
 
 
 def _check_runtime(where: str, text: Mapping[str, Any], config: Gemma3Config) -> None:
-    """Refuse what no GGUF key can say."""
+    """Refuses settings that no GGUF key can express."""
     if config.heads % config.kv_heads:
         raise InvalidInput(f"{where}: {config.heads} attention heads cannot share {config.kv_heads} key-value heads")
     scale = config.hidden // config.heads if config.layers == WIDE_SCALE_LAYERS else config.head_dim
@@ -101,12 +101,12 @@ def _check_runtime(where: str, text: Mapping[str, Any], config: Gemma3Config) ->
 
 
 def _window(where: str, text: Mapping[str, Any], layers: int) -> int | None:
-    """The sliding window; None when every layer attends to everything."""
+    """Returns the sliding window, or None if every layer has full attention."""
     types = text.get("layer_types")
     if types is None:
         step = integer(where, text, "sliding_window_pattern", PATTERN)
         full = step == 1
-        agrees = full or step == PATTERN or layers < min(step, PATTERN)
+        is_supported = full or step == PATTERN or layers < min(step, PATTERN)
     else:
         if not isinstance(types, list) or len(types) != layers:
             has = f"has {len(types)} entries" if isinstance(types, list) else "is no list"
@@ -116,8 +116,8 @@ def _window(where: str, text: Mapping[str, Any], layers: int) -> int | None:
             )
         full = all(kind == "full_attention" for kind in types)
         expected = ("full_attention" if (i + 1) % PATTERN == 0 else "sliding_attention" for i in range(layers))
-        agrees = full or all(kind == other for kind, other in zip(types, expected, strict=False))
-    if not agrees:
+        is_supported = full or all(kind == other for kind, other in zip(types, expected, strict=False))
+    if not is_supported:
         raise InvalidInput(
             f"{where}: layer_types and sliding_window_pattern make other layers attend to everything than each "
             f"{PATTERN}th, which is all llama.cpp's runtime can do; the GGUF would be silently wrong"
@@ -126,7 +126,7 @@ def _window(where: str, text: Mapping[str, Any], layers: int) -> int | None:
 
 
 def _rope(where: str, text: Mapping[str, Any]) -> Rope:
-    """Rotary parameters: v4 has `rope_theta`, `rope_local_base_freq`, `rope_scaling`; v5 has `rope_parameters`."""
+    """Reads `rope_theta`, `rope_local_base_freq`, `rope_scaling` of transformers 4, or `rope_parameters` of 5."""
     parameters = mapping(where, text, "rope_parameters")
     if parameters and not parameters.keys() <= {"full_attention", "sliding_attention"}:
         raise InvalidInput(f"{where}: rope_parameters must hold full_attention and sliding_attention, nothing else")

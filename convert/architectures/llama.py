@@ -1,7 +1,7 @@
-"""Llama and Mistral: the NorMistral models.
+"""Converts Llama and Mistral models, such as NorMistral.
 
-Rotary positions turn pairs of a head's columns: (0, half), (1, half + 1), … in these checkpoints, neighbours in
-llama.cpp. So the rows of Q and K change places inside each head.
+RoPE rotates pairs of a head's rows in Q and K: (0, half), (1, half + 1), … in these checkpoints, neighbouring rows in
+llama.cpp. So the rows of Q and K are permuted within each head.
 """
 
 from ...checkpoint.folder import Checkpoint
@@ -46,11 +46,11 @@ FEED_FORWARD_BIAS = (
     Row("model.layers.{bid}.mlp.up_proj.bias", "blk.{bid}.ffn_up.bias", ("feed-forward",)),
     Row("model.layers.{bid}.mlp.down_proj.bias", "blk.{bid}.ffn_down.bias", ("hidden",)),
 )
-"""A Llama has these if its configuration says `attention_bias` or `mlp_bias`; a Mistral never does."""
+"""Biases of a Llama whose config.json sets `attention_bias` or `mlp_bias`; Mistral has none."""
 
 
 def read_llama(checkpoint: Checkpoint) -> TextModel:
-    """What a Llama means in GGUF. Raises InvalidInput when its files do not belong together."""
+    """Reads a Llama. Raises InvalidInput if its files contradict each other."""
     where = str(checkpoint.path / "config.json")
     biases = ATTENTION_BIAS * bool(checkpoint.config.get("attention_bias"))
     biases += FEED_FORWARD_BIAS * bool(checkpoint.config.get("mlp_bias"))
@@ -58,7 +58,7 @@ def read_llama(checkpoint: Checkpoint) -> TextModel:
 
 
 def read_mistral(checkpoint: Checkpoint) -> TextModel:
-    """What a Mistral means in GGUF; warns of a sliding window that llama.cpp will not have."""
+    """Reads a Mistral, and warns of a sliding window, which llama.cpp ignores."""
     where = str(checkpoint.path / "config.json")
     decoder = read_decoder(where, checkpoint.config, MISTRAL)
     warn_of_window(where, checkpoint.config, MISTRAL_WINDOW, decoder.context)
@@ -78,7 +78,7 @@ def _read(checkpoint: Checkpoint, decoder: Decoder, rows: tuple[Row, ...]) -> Te
 
 
 def keys(decoder: Decoder) -> tuple[KV, ...]:
-    """The keys of the architecture, in the order llama.cpp's converter writes them."""
+    """Returns the architecture's keys, in the order llama.cpp's converter writes them."""
     return (
         *decoder_keys(ARCHITECTURE, decoder),
         KV(f"{ARCHITECTURE}.vocab_size", U32, decoder.vocabulary),

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: a Llama whose Q, K and V have biases, and whose rows stay where they are."""
+"""Converts Qwen 2 and 2.5: Llama's tensors with biases for Q, K and V, and without permuting rows."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ QWEN2_ROWS = tuple(replace(row, order=None) for row in (*ROWS, *ATTENTION_BIAS[:
 
 
 def read_text(checkpoint: Checkpoint) -> TextModel:
-    """What a Qwen 2 means in GGUF. Raises InvalidInput when its files do not belong together."""
+    """Reads a Qwen 2. Raises InvalidInput if its files contradict each other."""
     where, config = str(checkpoint.path / "config.json"), checkpoint.config
     decoder = read_decoder(where, config, DEFAULTS)
     if config.get("use_sliding_window"):

@@ -1,4 +1,4 @@
-"""How rotary positions are stretched past the trained context, as configurations and GGUF both spell it."""
+"""Reads RoPE base and scaling (linear, YaRN) from config.json, and writes their metadata keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SCALING_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """`kind` is default (none), linear or yarn; `extra` holds what else a yarn configuration says."""
+    """`kind` is default (none), linear or yarn; `extra` holds the other fields of a YaRN configuration."""
 
     kind: str = "default"
     factor: float = 1.0
@@ -29,8 +29,8 @@ class Scaling:
 
 
 def read_rope(where: str, config: Mapping[str, Any], theta: float) -> tuple[float, Scaling]:
-    """The base and the scaling of a model with one kind of layer, from either dialect: `rope_theta` and `rope_scaling`,
-    or `rope_parameters`. `theta` is the base where it says none."""
+    """Returns base and scaling of a model with one kind of layer, from `rope_theta` and `rope_scaling`, or from
+    `rope_parameters` (transformers 5). `theta` is the default base."""
     parameters = {**mapping(where, config, "rope_parameters"), **mapping(where, config, "rope_scaling")}
     for values in (config, parameters):
         only(f"{where}: rope scaling", values, "partial_rotary_factor", 1, 1.0)
@@ -39,7 +39,7 @@ def read_rope(where: str, config: Mapping[str, Any], theta: float) -> tuple[floa
 
 
 def read_scaling(where: str, values: Mapping[str, Any]) -> Scaling:
-    """Refuses every kind but linear and yarn, and settings that no GGUF key can hold."""
+    """Reads a scaling. Raises InvalidInput for kinds other than linear and yarn, and fields without a GGUF key."""
     kind = values.get("type") or values.get("rope_type") or "default"
     if kind == "default":
         return Scaling()
@@ -63,7 +63,7 @@ def _extra(where: str, values: Mapping[str, Any], key: str) -> int | float:
 
 
 def scaling_keys(architecture: str, scaling: Scaling) -> list[KV]:
-    """The keys of `scaling`, none for the default, in the order llama.cpp's converter writes them."""
+    """Returns the keys of `scaling`, none for the default, in the order llama.cpp's converter writes them."""
     if scaling.kind == "default":
         return []
     prefix = f"{architecture}.rope.scaling"

@@ -1,7 +1,7 @@
-"""SigLIP and Gemma 3's projector: the vision tower of 4b, 12b and 27b. It makes an mmproj file of its own.
+"""Converts the SigLIP vision tower and projector of Gemma 3 4b, 12b and 27b to an mmproj GGUF.
 
-Defaults are those of transformers' SiglipVisionConfig. How images are prepared stands in preprocessor_config.json or,
-in newer checkpoints, in processor_config.json; the runtime takes mean and deviation from the GGUF, the rest as given.
+Defaults are those of transformers' SiglipVisionConfig. Image preprocessing is set in preprocessor_config.json or, in
+newer checkpoints, processor_config.json; llama.cpp reads mean and deviation from the GGUF and hard-codes the rest.
 """
 
 import math
@@ -24,7 +24,7 @@ from ..rows import Row, map_tensors
 
 ARCHITECTURE = "clip"
 DEFAULT_POOL = 4
-"""Patches along each side that make one token, where no key says otherwise."""
+"""Patches per side that are pooled to one token, llama.cpp's default without a key."""
 
 HIDDEN, TOWER, PROJECTOR = ("hidden",), "vision_tower.vision_model.", "multi_modal_projector."
 LAYER = f"{TOWER}encoder.layers.{{bid}}."
@@ -42,7 +42,7 @@ POOLING_HEAD = (
     *("probe", "attention.in_proj_weight", "attention.in_proj_bias"),
     *(f"{n}.{k}" for n in ("attention.out_proj", "layernorm", "mlp.fc1", "mlp.fc2") for k in ("weight", "bias")),
 )
-"""A head that makes one vector of an image. Gemma 3 has no use for it, though some checkpoints keep it."""
+"""SigLIP's pooling head, which Gemma 3 does not use, though some checkpoints store it."""
 
 ROWS = (
     Row(f"{TOWER}embeddings.patch_embedding.weight", "v.patch_embd.weight", ("hidden", "channels", "patch", "patch")),
@@ -59,9 +59,9 @@ ROWS = (
     *_linear(f"{LAYER}mlp.fc2", "v.blk.{bid}.ffn_down", "hidden", "feed-forward"),
     *_norm(f"{TOWER}post_layernorm", "v.post_ln"),
     *(Row(f"{TOWER}head.{name}", "", required=False) for name in POOLING_HEAD),
-    # Kept as [hidden, text hidden], the way the checkpoint has it: the runtime transposes.
+    # Written as [hidden, text hidden], as in the checkpoint: llama.cpp transposes it.
     Row(f"{PROJECTOR}mm_input_projection_weight", "mm.input_projection.weight", ("hidden", "text hidden")),
-    # The projector's norm is Gemma's, so its weight is stored less one; those of the tower are not.
+    # The projector has Gemma's norm, whose weights are stored minus one; the tower's norms are not.
     Row(f"{PROJECTOR}mm_soft_emb_norm.weight", "mm.soft_emb_norm.weight", HIDDEN, shift=1.0),
 )
 
@@ -70,7 +70,7 @@ FIXED_TYPES = {
     "v.position_embd.weight": GGMLQuantizationType.F32,
     "mm.input_projection.weight": GGMLQuantizationType.F16,
 }
-"""Types that no outtype changes: GPU kernels of the runtime have failed on others."""
+"""Types that are fixed for every outtype, since llama.cpp's GPU kernels have failed on others."""
 
 WRAPPERS = re.compile(r"(?:model\.|language_model\.)*")
 TOWERS = re.compile(r"(?:vision_tower\.vision_model|vision_tower|vision_model)\.")
@@ -78,7 +78,7 @@ PROJECTORS = re.compile(r"(?:multi_modal_projector|multimodal_projector)\.")
 
 
 def plain_name(name: str) -> str | None:
-    """A checkpoint's tensor name as ROWS spell it, in all the layouts there are; None for the text side.
+    """Turns a tensor name of any known layout into the spelling of ROWS; None for the text model.
 
     transformers 4 wrote `vision_tower.vision_model.…`, 4.52 and later have it under `model.`, and 5 leaves out
     `vision_model.`; some tools add `language_model.` in front.
@@ -92,7 +92,7 @@ def plain_name(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class VisionModel:
-    """The vision side; `keys` as in `TextModel`, with a placeholder for `general.file_type`."""
+    """The vision tower's tensors; `keys` as in `TextModel`, with a placeholder for `general.file_type`."""
 
     tensors: tuple[Tensor, ...]
     keys: tuple[KV, ...]
@@ -100,7 +100,7 @@ class VisionModel:
 
 @dataclass(frozen=True, slots=True)
 class SiglipConfig:
-    """What config.json says of the vision side, checked. `pool` is the patches along each side of a token."""
+    """The validated vision_config of config.json. `pool` is the number of patches per side that make one token."""
 
     layers: int
     hidden: int
@@ -117,7 +117,7 @@ class SiglipConfig:
         return (self.image_size // self.patch_size) ** 2
 
     def sizes(self) -> dict[str, int]:
-        """The axes that ROWS name."""
+        """Returns the lengths of the axes that ROWS name."""
         return {
             "hidden": self.hidden,
             "feed-forward": self.feed_forward,
@@ -129,10 +129,10 @@ class SiglipConfig:
 
 
 def read_vision(checkpoint: Checkpoint) -> VisionModel:
-    """What the vision side of a Gemma 3 checkpoint means in GGUF.
+    """Reads the vision tower of a Gemma 3 checkpoint.
 
-    Raises InvalidInput when there is none, when tensors and configurations do not belong together, or when llama.cpp's
-    runtime would compute something else than they say.
+    Raises InvalidInput without a vision tower, if tensors and configurations contradict each other, or if llama.cpp
+    would compute something else.
     """
     where = f"{checkpoint.path / 'config.json'}"
     if not mapping(where, checkpoint.config, "vision_config"):
@@ -164,7 +164,7 @@ def tokens_per_image(checkpoint: Checkpoint) -> int:
 
 
 def read_config(where: str, config: Mapping[str, Any]) -> SiglipConfig:
-    """Raises InvalidInput for values out of range, and for what the runtime ignores."""
+    """Reads vision_config. Raises InvalidInput for values out of range, and for settings that llama.cpp ignores."""
     vision = mapping(where, config, "vision_config")
     text = mapping(where, config, "text_config")
     only(f"{where}: vision_config", vision, "model_type", "siglip_vision_model")
@@ -172,7 +172,7 @@ def read_config(where: str, config: Mapping[str, Any]) -> SiglipConfig:
     only(f"{where}: vision_config", vision, "num_channels", 3)
     where = f"{where}: vision_config"
     image, patch = integer(where, vision, "image_size", 224), integer(where, vision, "patch_size", 16)
-    read = SiglipConfig(
+    result = SiglipConfig(
         layers=integer(where, vision, "num_hidden_layers", 12),
         hidden=integer(where, vision, "hidden_size", 768),
         feed_forward=integer(where, vision, "intermediate_size", 3072),
@@ -183,13 +183,13 @@ def read_config(where: str, config: Mapping[str, Any]) -> SiglipConfig:
         text_hidden=integer(where, {**config, **text}, "hidden_size", 2304),
         pool=_pool(where, image, patch, integer(where, config, "mm_tokens_per_image", 256)),
     )
-    if read.hidden % read.heads:
-        raise InvalidInput(f"{where}: {read.heads} attention heads do not divide a hidden_size of {read.hidden}")
-    return read
+    if result.hidden % result.heads:
+        raise InvalidInput(f"{where}: {result.heads} attention heads do not divide a hidden_size of {result.hidden}")
+    return result
 
 
 def _pool(where: str, image: int, patch: int, tokens: int) -> int:
-    """How many patches along each side make one token, so that `tokens` of them make an image."""
+    """Returns the patches per side that make one token, so that an image has `tokens` tokens."""
     side, patches = math.isqrt(tokens), image // patch
     if side * side != tokens or image % patch or patches % side:
         raise InvalidInput(
@@ -200,9 +200,9 @@ def _pool(where: str, image: int, patch: int, tokens: int) -> int:
 
 
 def read_preparation(checkpoint: Checkpoint, image_size: int, tokens: int) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the colours, which images are normalized by.
+    """Returns the mean and standard deviation by which image colours are normalized.
 
-    Raises InvalidInput when no file says so, or when images are prepared in a way that the runtime does not know.
+    Raises InvalidInput without a preprocessor file, and for image preprocessing that llama.cpp does not do.
     """
     files = [path for name in PREPARATION if (path := checkpoint.file(name)) is not None]
     if not files:
@@ -212,8 +212,8 @@ def read_preparation(checkpoint: Checkpoint, image_size: int, tokens: int) -> tu
         )
     values: dict[str, Any] = {}
     for path in files:
-        read = read_json_object(path)
-        values |= read | mapping(str(path), read, PREPARATION[path.name])
+        document = read_json_object(path)
+        values |= document | mapping(str(path), document, PREPARATION[path.name])
     where = f"{' and '.join(map(str, files))}"
     for key, expected in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("resample", 2)):
         only(where, values, key, expected)
@@ -229,7 +229,7 @@ def read_preparation(checkpoint: Checkpoint, image_size: int, tokens: int) -> tu
 
 
 PREPARATION = {"preprocessor_config.json": "media_proc_cfg", "processor_config.json": "image_processor"}
-"""Files that say how images are prepared, the later one in preference; each may hold it one level down."""
+"""Files with image preprocessing settings, the later file preferred, and the key of a nested object with them."""
 
 
 def _colours(where: str, values: Mapping[str, Any], key: str) -> list[float]:
@@ -244,13 +244,13 @@ def _colours(where: str, values: Mapping[str, Any], key: str) -> list[float]:
 
 
 def vision_types(tensors: Sequence[Tensor], outtype: str) -> list[GGMLQuantizationType]:
-    """The type of each tensor; some are the same whatever `outtype` says."""
+    """Returns the type of each tensor for `outtype`, except for FIXED_TYPES."""
     pairs = zip(tensors, outtypes(tensors, outtype), strict=True)
     return [FIXED_TYPES.get(tensor.name, type) for tensor, type in pairs]
 
 
 def keys(config: SiglipConfig, mean: Sequence[float], std: Sequence[float]) -> tuple[KV, ...]:
-    """The keys of the vision side, in the order llama.cpp's converter writes them."""
+    """Returns the keys of the vision tower, in the order llama.cpp's converter writes them."""
     u32, f32, array = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.ARRAY
     entries = [
         KV("general.file_type", u32, 0),

@@ -1,1 +1,1 @@
-"""LoRA adapters: merged into a model, or written as a GGUF file of their own."""
+"""Merges LoRA adapters into a model, or writes them as GGUF adapter files."""

@@ -1,7 +1,7 @@
-"""An adapter as a GGUF of its own, for llama.cpp's and Ollama's run time: pairs of small matrices, and alpha.
+"""Describes a LoRA adapter as a GGUF adapter file for llama.cpp and Ollama: pairs of matrices A and B, and alpha.
 
-The run time adds scale · alpha / r · B @ A, with one alpha for the whole file and r the height of A. Where an adapter
-has other scalings (rsLoRA, alpha_pattern), B is multiplied by what is missing; llama.cpp's converter ignores these.
+The runtime adds scale · alpha / r · B @ A, with one alpha per file and r the rows of A. For other scalings (rsLoRA,
+alpha_pattern), B is multiplied by the quotient, which llama.cpp's converter does not do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,9 +31,9 @@ EMBEDDING = "token_embd.weight"
 def describe_adapter(
     checkpoint: Checkpoint, adapter: Adapter, outtype: str, *, model_name: str | None = None
 ) -> tuple[GGUFModel, list[GGMLQuantizationType]]:
-    """The GGUF of `adapter` for the model that `checkpoint` is, and its tensors' types (f32, f16, bf16 or auto).
+    """Returns the GGUF of `adapter` for the base model `checkpoint`, and its tensors' types (f32, f16, bf16 or auto).
 
-    Raises InvalidInput when the adapter is not this model's, and for what an adapter file cannot hold.
+    Raises InvalidInput if the adapter belongs to another model, or changes tensors that an adapter file cannot hold.
     """
     refuse_wrapped(checkpoint)
     merge = plan_merge(checkpoint, [(adapter, 1.0)])
@@ -42,7 +42,7 @@ def describe_adapter(
     for tensor in merge.apply(text.tensors):
         for update in tensor.source.updates:
             homes.setdefault(update.up if update.transposed else update.down, []).append(tensor)
-    equal = _check(checkpoint, adapter, merge, homes)
+    equal = _check_runnable(checkpoint, adapter, merge, homes)
     alpha = common_alpha(adapter)
     tensors = tuple(pair for module in adapter.modules for pair in _pairs(module, homes, alpha))
     weights = sum(prod(t.shape[:-1]) * module.a.shape[1] for module in adapter.modules for t in homes[module.a])
@@ -50,7 +50,7 @@ def describe_adapter(
         KV("general.architecture", GGUFValueType.STRING, text.architecture),
         KV("general.type", GGUFValueType.STRING, "adapter"),
         KV("adapter.type", GGUFValueType.STRING, "lora"),
-        # less than no weights: llama.cpp's way to say that this is not the size of a model
+        # llama.cpp's converter passes a negative number of weights for adapters
         *general_kv(
             Checkpoint(adapter.path, None, {}, {}, use_card=checkpoint.use_card), -weights, model_name=model_name
         ),
@@ -62,7 +62,7 @@ def describe_adapter(
 
 
 def common_alpha(adapter: Adapter) -> float:
-    """The alpha that is right for every module, if there is one; else the configuration's."""
+    """Returns the alpha that all modules share, else the configuration's."""
     alphas = {float(np.float32(module.scaling * module.rank)) for module in adapter.modules}
     return alphas.pop() if len(alphas) == 1 else adapter.alpha
 
@@ -71,18 +71,18 @@ def _pairs(module: LoraModule, homes: Mapping[Slice, list[Tensor]], alpha: float
     factor = float(np.float32(module.scaling * module.rank / alpha))
     for home in homes[module.a]:
         yield Tensor(f"{home.name}.lora_a", TensorSource(module.a), module.a.shape)
-        # the rows of B are the rows of the matrix, in whatever order GGUF has them
+        # B has the rows of the matrix, so the same row order applies
         source = replace(home.source, slice=module.b, shift=0.0, updates=(), precision=None, scale=factor)
         yield Tensor(f"{home.name}.lora_b", source, (*home.shape[:-1], module.rank))
 
 
-def _check(
+def _check_runnable(
     checkpoint: Checkpoint, adapter: Adapter, merge: Merge, homes: Mapping[Slice, list[Tensor]]
 ) -> tuple[EqualSlices, ...]:
-    """Raises InvalidInput for what llama.cpp cannot run as an adapter, with the command that merges it instead.
+    """Raises InvalidInput for an adapter that llama.cpp cannot run, with the command that merges it instead.
 
-    PEFT saves the base model's own tensors beside LoRA's matrices of an output layer, which changes nothing. Whether
-    they are its own is in the weights: returned are the pairs that must be equal.
+    PEFT saves the base model's unchanged tensor beside the LoRA matrices of an output layer. Returns the pairs of
+    tensors that must therefore be equal, to be compared before writing.
     """
     base = checkpoint.repo_id or str(checkpoint.path)
     command = command_line("borealis-gguf", "convert", base, "--lora", str(adapter.path))
@@ -93,8 +93,8 @@ def _check(
 
     if tied := [m.module for m in adapter.modules if any(home.name == EMBEDDING for home in homes.get(m.a, ()))]:
         raise InvalidInput(refusal(f"changes the embedding or the output layer that is tied to it, {quote(tied[0])}"))
-    if lost := [module.module for module in adapter.modules if module.a not in homes]:
-        raise InvalidInput(refusal(f"changes {quote(lost[0])} on the vision side"))
+    if vision_modules := [module.module for module in adapter.modules if module.a not in homes]:
+        raise InvalidInput(refusal(f"changes {quote(vision_modules[0])} on the vision side"))
     stored, trained = checkpoint.tensors, [adapter.replaced[name] for name in adapter.copies]
     equal = []
     for name, slice in merge.checkpoint.tensors.items():

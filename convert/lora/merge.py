@@ -1,4 +1,4 @@
-"""Merging LoRA adapters into a checkpoint: the updates that its tensors get while they are converted."""
+"""Plans the merge of LoRA adapters into a checkpoint: the low-rank updates applied to its tensors during conversion."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -22,10 +22,10 @@ log = logging.getLogger("borealis_gguf")
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What adapters do to a checkpoint.
+    """The changes that adapters make to a checkpoint.
 
-    `checkpoint` has the tensors they replace, `names` has tensors' names by slice. With `lora_on_tied`, LoRA changes an
-    embedding that is the output layer, too. `equal` are arrays that must hold the same bytes.
+    `checkpoint` has replaced tensors already in place, `names` maps changed slices to names. With `lora_on_tied`, LoRA
+    changes a tied embedding, hence the output layer too. `equal` are tensors that must hold the same bytes.
     """
 
     checkpoint: Checkpoint
@@ -36,7 +36,7 @@ class Merge:
     equal: tuple[EqualSlices, ...] = ()
 
     def warn(self) -> None:
-        """Log what merging does that the adapter's training did not do."""
+        """Warns if the merge changes a tied matrix of which training may have changed one side only."""
         if self.lora_on_tied:
             log.warning(
                 "the embedding and the output layer are one matrix here, so LoRA on one of them changes both, as "
@@ -45,16 +45,16 @@ class Merge:
             )
 
     def apply(self, tensors: Iterable[Tensor], *, vision: bool = False) -> tuple[Tensor, ...]:
-        """`tensors`, of the text model or of the vision tower (`vision`), with their updates.
+        """Adds the updates to `tensors`, of the text model or of the vision tower (`vision`).
 
-        Raises InvalidInput for an update of that part that would be lost.
+        Raises InvalidInput for an update of a tensor of that part that is not converted.
         """
         merged = tuple(self._updated(tensor) for tensor in tensors)
-        lost = [name for slice, name in self.names.items() if slice not in {t.source.slice for t in merged}]
-        if here := [name for name in lost if plain_name(name).startswith(VISION) == vision]:
-            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {listed(here)}, which is not converted")
-        if lost and not vision:
-            log.warning("an adapter also changes the vision side (%s): the mmproj needs it too", listed(lost))
+        not_converted = [name for slice, name in self.names.items() if slice not in {t.source.slice for t in merged}]
+        if lost := [name for name in not_converted if plain_name(name).startswith(VISION) == vision]:
+            raise InvalidInput(f"{self.checkpoint.path}: an adapter changes {listed(lost)}, which is not converted")
+        if not_converted and not vision:
+            log.warning("an adapter also changes the vision side (%s): the mmproj needs it too", listed(not_converted))
         return merged
 
     def _updated(self, tensor: Tensor) -> Tensor:
@@ -66,8 +66,7 @@ class Merge:
 
 
 def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
-    """Find the tensor that every tensor of the adapters changes. Scales multiply updates; replaced tensors are taken
-    whole.
+    """Plans the update of every tensor that the adapters change. Scales multiply updates, not tensors saved whole.
 
     Raises InvalidInput for modules the checkpoint does not have, shapes that do not fit, and two adapters that
     replace the same tensor.
@@ -89,11 +88,11 @@ def plan_merge(checkpoint: Checkpoint, loras: Loras) -> Merge:
 
 
 def low_rank(adapter: Adapter, module: LoraModule, matrix: Slice, scale: float) -> LowRank:
-    """The update of `matrix`, at `scale`. Raises InvalidInput when its shape is another."""
+    """Returns the update of `matrix` at `scale`. Raises InvalidInput if its shape does not fit the LoRA matrices."""
     shape, factor = (module.b.shape[0], module.a.shape[1]), scale * module.scaling
     if not module.embedding and matrix.shape == shape:
         return LowRank(module.b, module.a, factor)
-    # PEFT too heeds fan_in_fan_out only where a matrix is stored as [in, out]
+    # like PEFT, applies fan_in_fan_out only to a matrix stored as [in, out]
     if (module.embedding or adapter.fan_in_fan_out) and matrix.shape == shape[::-1]:
         return LowRank(module.a, module.b, factor, transposed=True)
     raise InvalidInput(

@@ -1,8 +1,8 @@
-"""Which tensor of a checkpoint each tensor of an adapter belongs to.
+"""Finds the checkpoint tensor that each tensor of an adapter changes.
 
-A module has one name in the checkpoint's files and another in the model that was trained, and both vary with the
-version of transformers: `language_model.model.layers.0…` is `model.language_model.layers.0…`. Names are compared
-without the wrappers in front.
+Module names in the checkpoint and in the adapter vary with the version of transformers:
+`language_model.model.layers.0…` and `model.language_model.layers.0…` are the same. So names are compared without
+these prefixes (`plain_name`).
 """
 
 import logging
@@ -19,18 +19,18 @@ from ..plain_names import plain_name
 from ..tied_embeddings import HEAD, alike, embedding_of, is_tied, without_shared
 
 Loras = Sequence[tuple[Adapter, float]]
-"""Adapters, each with its own scale."""
+"""Adapters, each with its scale."""
 
 log = logging.getLogger("borealis_gguf")
 
 
 @dataclass(slots=True)
 class Targets:
-    """A checkpoint's tensors with those that adapters store whole in their places.
+    """A checkpoint's tensors, with tensors that adapters save whole replacing them.
 
-    `names` has the tensors' names by plain name; a tied output layer has the embedding's. `precision` is what replaced
-    tensors are rounded to, the base model's type. `equal` are arrays that must hold the same bytes. With `untied`,
-    adapters make two matrices of the embedding and the output layer, which were one.
+    `names` maps plain names to tensor names, a tied output layer to the embedding. `precision` is the base model's
+    type, to which replaced tensors are rounded. `equal` are tensors that must hold the same bytes. With `untied`,
+    adapters turned tied embedding and output layer into two matrices.
     """
 
     tensors: dict[str, Slice]
@@ -45,21 +45,21 @@ class Targets:
         return HEAD in self.names and self.names[HEAD] == embedding_of(self.names)
 
     def of(self, adapter: Adapter) -> Iterator[tuple[LoraModule, str]]:
-        """Each LoRA module of `adapter` with the name of the tensor it updates. Raises InvalidInput for one without."""
+        """Yields each LoRA module and the name of the tensor it updates. Raises InvalidInput for an unknown module."""
         plain = {module.module: f"{plain_name(module.module)}.weight" for module in adapter.modules}
         missing = [module for module, name in plain.items() if name not in self.names]
         if missing:
-            what = f"the adapter changes {listed(missing)}, which the model does not have"
-            raise InvalidInput(f"{adapter.path}: {what}; is it its adapter?")
+            problem = f"the adapter changes {listed(missing)}, which the model does not have"
+            raise InvalidInput(f"{adapter.path}: {problem}; is it its adapter?")
         modules = without_shared(adapter, plain) if self.is_tied else adapter.modules
         return ((module, self.names[plain[module.module]]) for module in modules)
 
 
 def find_targets(checkpoint: Checkpoint, loras: Loras) -> Targets:
-    """Put the tensors that adapters store whole in their places.
+    """Replaces a checkpoint's tensors by tensors that adapters save whole.
 
-    Raises InvalidInput for one that the checkpoint does not have, or has in another shape, and for two adapters that
-    replace the same one.
+    Raises InvalidInput for a tensor that the checkpoint lacks or has in another shape, and for two adapters that
+    replace the same tensor.
     """
     targets = Targets(dict(checkpoint.tensors), _by_plain_name(checkpoint))
     embedding = embedding_of(targets.names)
@@ -87,7 +87,7 @@ def find_targets(checkpoint: Checkpoint, loras: Loras) -> Targets:
 
 
 def _stored_name(checkpoint: Checkpoint, names: Mapping[str, str], adapter: Adapter, name: str) -> str:
-    """The checkpoint's name of the tensor that an adapter replaces."""
+    """Returns the checkpoint's name of the tensor that an adapter replaces."""
     stored = names.get(plain_name(name))
     if stored is None:
         raise InvalidInput(f"{adapter.path}: replaces {quote(name)}, which the model does not have; is it its adapter?")
@@ -101,7 +101,7 @@ def _stored_name(checkpoint: Checkpoint, names: Mapping[str, str], adapter: Adap
 
 
 def _same_tensor(adapter: Adapter, name: str, slice: Slice, owner: Adapter, first: Slice) -> list[EqualSlices]:
-    """An adapter may hold a tied matrix twice. Two adapters may not replace the same tensor."""
+    """Requires equal bytes of a tied matrix that an adapter saves twice; refuses two adapters for one tensor."""
     if owner is not adapter:
         raise InvalidInput(f"{adapter.path}: {quote(name)}: two adapters replace this tensor; merge only one")
     otherwise = (
@@ -112,9 +112,9 @@ def _same_tensor(adapter: Adapter, name: str, slice: Slice, owner: Adapter, firs
 
 
 def _place_copies(targets: Targets, copies: Mapping[str, tuple[Adapter, Slice]]) -> None:
-    """Put trained copies of a tied embedding and output layer in their places: as two matrices, unless PEFT tied them.
+    """Replaces tied embedding and output layer by their trained copies.
 
-    PEFT copies each of the two, and trains the copies apart, unless `ensure_weight_tying` says otherwise.
+    PEFT trains the copies as two matrices, or as one with `ensure_weight_tying`.
     """
     embedding = targets.names[HEAD]
     slices = [slice for _, slice in copies.values()]

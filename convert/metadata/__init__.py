@@ -1,1 +1,1 @@
-"""General metadata, the model card, and the chat template."""
+"""Reads general metadata, the model card and the chat template."""

@@ -1,4 +1,4 @@
-"""The chat template: found, never executed."""
+"""Reads chat templates from a checkpoint's files, without rendering them."""
 
 import logging
 import string
@@ -20,11 +20,11 @@ MAX_TEMPLATE = 1 << 20
 NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 
 ChatTemplate = str | tuple[tuple[str, str], ...] | None
-"""One template, or several as (name, template), or none."""
+"""One template, several as (name, template), or None."""
 
 
 def read_chat_template(checkpoint: Checkpoint, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
-    """tokenizer_config.json's own, else chat_template.jinja with its additional ones, else chat_template.json."""
+    """Reads the template of tokenizer_config.json, else of chat_template.jinja, else of chat_template.json."""
     where = checkpoint.path / "tokenizer_config.json"
     value = tokenizer_config.get("chat_template")
     jinja, json = checkpoint.file("chat_template.jinja"), checkpoint.file("chat_template.json")
@@ -40,11 +40,11 @@ def read_chat_template(checkpoint: Checkpoint, tokenizer_config: Mapping[str, An
         )
     if value is None and json:
         where, value = json, read_json_object(json).get("chat_template")
-    return _parsed(where, value)
+    return _checked_template(where, value)
 
 
 def read_text(path: Path, limit: int = MAX_TEMPLATE) -> str:
-    """A text file of at most `limit` bytes, its line ends as `\\n`."""
+    """Reads a UTF-8 file of at most `limit` bytes, with line ends as `\\n`."""
     file, size = open_regular(path)
     with file:
         if size > limit:
@@ -56,7 +56,7 @@ def read_text(path: Path, limit: int = MAX_TEMPLATE) -> str:
         raise InvalidInput(f"{path}: byte {error.start} is not UTF-8") from None
 
 
-def _parsed(where: Path, value: Any) -> ChatTemplate:
+def _checked_template(where: Path, value: Any) -> ChatTemplate:
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -71,7 +71,7 @@ def _parsed(where: Path, value: Any) -> ChatTemplate:
 
 
 def chat_template_kv(template: ChatTemplate) -> tuple[KV, ...]:
-    """Named templates first, then the list of their names, then the default one; empty texts are not written."""
+    """Returns the keys of named templates, then their names, then the default template; skips empty templates."""
     kind = GGUFValueType.STRING
     named = (("default", template),) if isinstance(template, str) else template or ()
     texts = {"".join(c if c in NAME_CHARACTERS else "_" for c in name): text for name, text in named}

@@ -1,7 +1,7 @@
-"""The `general.*` keys: who made the model, what it is called, how it likes to be sampled.
+"""Builds the `general.*` keys: name, author, license, base models, sampling defaults.
 
-The sources, first come first served: the model card's YAML block, config.json's `_name_or_path`, the folder's name.
-Names and order of the keys are llama.cpp's.
+Sources in order of precedence: the model card's YAML block, config.json's `_name_or_path`, the folder's name. Names
+and order of the keys are llama.cpp's.
 """
 
 import logging
@@ -43,7 +43,7 @@ SAMPLING = (
     ("mirostat_tau", F32, ("mirostat_tau",)),
     ("mirostat_eta", F32, ("mirostat_eta",)),
 )
-"""general.sampling.*: the key, its type, the names in generation_config.json."""
+"""general.sampling.*: key, type, and names in generation_config.json."""
 
 CARD = (
     ("name", ("name", "model_name")),
@@ -62,7 +62,7 @@ CARD = (
     ("source.uuid", ("uuid", "model_uuid")),
     ("source.repo_url", ("repo_url", "model_repo_url")),
 )
-"""general.*: the key, the names in a model card. The order is that of writing."""
+"""general.*: key, and names in a model card, in the order of writing."""
 
 LISTS = (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language")))
 RELATED = (
@@ -75,14 +75,14 @@ ON_HUB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
 
 
 def metadata_kv(checkpoint: Checkpoint, tensors: Sequence[Tensor], *, model_name: str | None = None) -> tuple[KV, ...]:
-    """The general keys of `checkpoint`, sampling first. `model_name` overrides the name."""
+    """Returns the general keys of `checkpoint`, sampling defaults first. `model_name` overrides the name."""
     return general_kv(checkpoint, sum(prod(t.shape) for t in tensors), model_name=model_name)
 
 
 def general_kv(checkpoint: Checkpoint, weights: int, *, model_name: str | None = None) -> tuple[KV, ...]:
-    """The same for a number of `weights`; less than 0 says that it is no model's size, so there is no size label."""
+    """Like `metadata_kv`, for a number of `weights`; a negative number (an adapter's) gives no size label."""
     card = _Card(read_model_card(checkpoint, CARD_KEYS))
-    parts = _names(checkpoint, weights)
+    parts = _name_parts(checkpoint, weights)
     texts = {key: card.text(names) or getattr(parts, key, None) for key, names in CARD}
     texts["name"] = model_name or texts["name"] or folder_name(checkpoint.path, checkpoint.repo_id)
     if weights > 0 and not texts["size_label"]:
@@ -100,11 +100,11 @@ def general_kv(checkpoint: Checkpoint, weights: int, *, model_name: str | None =
     return tuple(entries)
 
 
-def _names(checkpoint: Checkpoint, weights: int) -> NameParts:
+def _name_parts(checkpoint: Checkpoint, weights: int) -> NameParts:
     parts = NameParts()
     original = checkpoint.config.get("_name_or_path")
     if isinstance(original, str):
-        # A path of some computer says nothing about the model.
+        # A local path does not name the model.
         if is_local_model(original):
             log.info("%s: _name_or_path is a local path and not used", checkpoint.path / "config.json")
         else:
@@ -113,26 +113,26 @@ def _names(checkpoint: Checkpoint, weights: int) -> NameParts:
 
 
 class _Card:
-    """A model card's entries, without what may not be published; `left_out` says which, and why."""
+    """A model card's entries without unpublishable values; `left_out` lists these with reasons."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.left_out: list[str] = []
 
     def text(self, names: Sequence[str]) -> str | None:
-        """The first of these entries that is text; a list of texts is joined by commas (as licences are)."""
+        """Returns the first of the entries `names` that has text; a list of texts is joined by commas."""
         for name in names:
             if text := ",".join(self.texts(name)):
                 return text
         return None
 
     def texts(self, name: str) -> list[str]:
-        """The texts of an entry, which is one or a list."""
+        """Returns the publishable texts of an entry, which is a text or a list."""
         items = _items(self.values.get(name))
         return [item for item in items if isinstance(item, str) and self.allows(name, item, is_local_path)]
 
     def allows(self, name: str, text: str, is_path: Callable[[str], bool]) -> bool:
-        """Whether `text`, a value of the entry `name`, may be published."""
+        """Whether `text`, a value of the entry `name`, may be published; records a refusal in `left_out`."""
         reason = "a local path" if is_path(text) else None if is_text(text) else "not text"
         if reason:
             self.left_out.append(f"{name} ({quote(text, 60)} is {reason})")
@@ -169,21 +169,21 @@ def _is_int(value: Any) -> bool:
 
 
 def _related(kind: str, card: _Card, names: Sequence[str], weights: int) -> Iterator[KV]:
-    """Base models and datasets: how many, then what is known of each. Without any, a list that is empty is counted,
-    as llama.cpp's converter does, but none whose items are all left out."""
+    """Yields the count and the keys of base models or datasets. An empty list gives a count of 0, as in llama.cpp's
+    converter; a list whose items are all left out gives no key."""
     name = next((name for name in names if name in card.values), None)
     if name is None:
         return
     items = _items(card.values[name])
-    models = [model for item in items if (model := _described(card, name, item, weights))]
+    models = [model for item in items if (model := _related_model(card, name, item, weights))]
     if models or not items:
         yield KV(f"general.{kind}.count", GGUFValueType.UINT32, len(models))
     for i, model in enumerate(models):
         yield from (KV(f"general.{kind}.{i}.{key}", TEXT, model[key]) for key in RELATED_KEYS if model.get(key))
 
 
-def _described(card: _Card, name: str, item: Any, weights: int) -> dict[str, str]:
-    """What is known of one base model or dataset; empty for what is left out."""
+def _related_model(card: _Card, name: str, item: Any, weights: int) -> dict[str, str]:
+    """Returns name, version, organization and URL of a base model or dataset; empty if it is left out."""
     if isinstance(item, dict):
         texts = {key: item[key] for key in RELATED_KEYS if isinstance(item.get(key), str)}
         return {key: text for key, text in texts.items() if card.allows(f"{name}.{key}", text, is_local_path)}
@@ -196,5 +196,5 @@ def _described(card: _Card, name: str, item: Any, weights: int) -> dict[str, str
     model_id = on_hub[1] if on_hub else item
     parts, (bare, organization) = parse_model_name(model_id, weights), bare_name(model_id)
     url = item if on_hub else f"https://huggingface.co/{organization}/{bare}" if organization and bare else None
-    found = {"name": parts.name, "version": parts.version, "organization": parts.organization, "repo_url": url}
-    return {key: value for key, value in found.items() if value}
+    parts_of_id = {"name": parts.name, "version": parts.version, "organization": parts.organization, "repo_url": url}
+    return {key: value for key, value in parts_of_id.items() if value}

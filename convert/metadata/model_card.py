@@ -1,6 +1,6 @@
-"""The model card's front matter: the YAML block at the top of README.md.
+"""Reads the model card's front matter, the YAML block at the top of README.md.
 
-A conversion never stops because of it: what cannot be read is left out, with one warning.
+Errors never stop a conversion: unreadable entries are left out with one warning.
 """
 
 import re
@@ -15,8 +15,8 @@ from ...checkpoint.folder import Checkpoint
 from ...errors import InvalidInput
 
 MAX_BLOCK = 64 << 10  # YAML parses 100 KB a second; real cards have 1 to 10
-MAX_BRACKETS = 1000  # open ones take quadratic time
-MAX_HEAD = 4 * MAX_BLOCK  # bytes that MAX_BLOCK characters can take
+MAX_BRACKETS = 1000  # PyYAML needs quadratic time for unclosed ones
+MAX_HEAD = 4 * MAX_BLOCK  # the UTF-8 bytes of MAX_BLOCK characters
 MARK, ENDS = "---", ("---", "...")
 KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
@@ -26,7 +26,7 @@ PLAIN_TEXT = re.compile(r"[^\s\[{\"'&*!|>#][^\n]*")
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Every scalar is text, but for an empty one and the key `<<`: `no` is Norwegian here, and `1.0` a version."""
+    """Loads scalars as text, except empty ones and the key `<<`: `no` means Norwegian here, and `1.0` is a version."""
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -37,13 +37,13 @@ _TextLoader.yaml_implicit_resolvers = {
 
 
 class _BrokenYaml(ValueError):
-    """Why a block is not YAML."""
+    """The block is not valid YAML; the text gives the reason."""
 
 
 def read_model_card(checkpoint: Checkpoint, keys: Collection[str]) -> dict[str, Any]:
-    """The entries of the front matter; empty without a README.md, without front matter, or if it is to be ignored.
+    """Returns the entries of the front matter; empty without README.md or front matter, or if the card is ignored.
 
-    Where the YAML is broken, each of `keys` is read by itself.
+    If the YAML is broken, each of `keys` is read from its own lines.
     """
     if not checkpoint.use_card:
         return {}
@@ -64,14 +64,14 @@ def read_model_card(checkpoint: Checkpoint, keys: Collection[str]) -> dict[str, 
     try:
         card = _load(block)
     except _BrokenYaml as error:
-        card, lost = _read_keys(block if closed else _first_paragraph(block), keys)
-        left_out = f"; left out: {', '.join(sorted(lost))}" if lost else ""
+        card, unreadable = _read_keys(block if closed else _first_paragraph(block), keys)
+        left_out = f"; left out: {', '.join(sorted(unreadable))}" if unreadable else ""
         checkpoint.warn(f"{where}: front matter that is not YAML ({error}), so it is read key by key{left_out}")
     return card if isinstance(card, dict) else {}
 
 
 def _excess(block: str) -> str | None:
-    """What makes a block too expensive to parse."""
+    """Returns the reason why a block is too expensive to parse, or None."""
     if len(block) > MAX_BLOCK:
         return f"more than {MAX_BLOCK} characters"
     return f"more than {MAX_BRACKETS} brackets" if block.count("[") + block.count("{") > MAX_BRACKETS else None
@@ -84,9 +84,9 @@ def _read_head(path: Path) -> bytes:
 
 
 def _front_matter(head: bytes) -> tuple[str, bool, bool]:
-    """The block, whether a closing mark ends it, and whether it is UTF-8 or UTF-16.
+    """Returns the block, whether a closing mark ends it, and whether it is UTF-8 or UTF-16.
 
-    Without a closing mark it is the rest of the file, as for llama.cpp's converter.
+    Without a closing mark, the block is the rest of the file, as for llama.cpp's converter.
     """
     lines = _decoded(head).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if lines[0].rstrip() != MARK:
@@ -98,7 +98,7 @@ def _front_matter(head: bytes) -> tuple[str, bool, bool]:
 
 
 def _decoded(head: bytes) -> str:
-    """UTF-16 by its byte order mark or its zeros, else UTF-8; bytes that are none of it become surrogates."""
+    """Decodes UTF-16, recognized by its byte order mark or zero bytes, else UTF-8; bad bytes become surrogates."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", "replace")
     if head.startswith((b"-\0-\0", b"\0-\0-")):
@@ -107,7 +107,7 @@ def _decoded(head: bytes) -> str:
 
 
 def _windows_1252(line: str) -> str:
-    """A line without surrogates: if it has some, its bytes are taken for Windows-1252, or Latin-1."""
+    """Decodes a line with surrogates as Windows-1252, or Latin-1; returns other lines unchanged."""
     data = line.encode("utf-8", "surrogateescape")
     for encoding in ("utf-8", "cp1252"):
         try:
@@ -118,12 +118,12 @@ def _windows_1252(line: str) -> str:
 
 
 def _first_paragraph(block: str) -> str:
-    """What stands before the first empty line or heading: front matter that nothing ends is followed by prose."""
+    """Returns the text before the first empty line or heading, since prose follows unclosed front matter."""
     return re.split(r"^(?:\s*$|# )", block.lstrip("\n"), maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def _load(block: str) -> Any:
-    """Raises _BrokenYaml with the reason."""
+    """Parses YAML. Raises _BrokenYaml with the reason."""
     try:
         return yaml.load(block, _TextLoader)
     except RecursionError:
@@ -131,7 +131,7 @@ def _load(block: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 2}: " if error.problem_mark else ""
         raise _BrokenYaml(line + _printable(error.problem or "")) from None
-    except Exception as error:  # of wrong tags, PyYAML raises KeyError and AttributeError
+    except Exception as error:  # PyYAML raises KeyError and AttributeError for wrong tags
         raise _BrokenYaml(_printable(str(error))) from None
 
 
@@ -141,7 +141,7 @@ def _printable(reason: str) -> str:
 
 
 def _read_keys(block: str, keys: Collection[str]) -> tuple[dict[str, Any], list[str]]:
-    """Each of `keys` from its own lines, and those that could not be read."""
+    """Reads each of `keys` from its own lines; returns the values, and the keys that could not be read."""
     chunks: dict[str, str] = {}
     key = None
     for line in block.split("\n"):
@@ -151,15 +151,15 @@ def _read_keys(block: str, keys: Collection[str]) -> tuple[dict[str, Any], list[
             chunks[key] += f"\n{line}"
         else:
             key = None
-    found: dict[str, Any] = {}
-    lost = []
+    values: dict[str, Any] = {}
+    unreadable = []
     for key in chunks.keys() & set(keys):
         try:
-            found[key] = _load(chunks[key])[key]
+            values[key] = _load(chunks[key])[key]
         except _BrokenYaml:
             text = chunks[key].rstrip("\n").partition(":")[2].strip(" ")
             if PLAIN_TEXT.fullmatch(text):
-                found[key] = text
+                values[key] = text
             else:
-                lost.append(key)
-    return found, lost
+                unreadable.append(key)
+    return values, unreadable

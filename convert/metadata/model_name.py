@@ -1,4 +1,4 @@
-"""Parses a model's name: `NbAiLab/borealis-4b-instruct` is an organization, a family, a size and a finetune."""
+"""Parses a model's name, such as `NbAiLab/borealis-4b-instruct`, into organization, basename, size and finetune."""
 
 import re
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ MAX_NAME = 512
 
 @dataclass(frozen=True, slots=True)
 class NameParts:
-    """The parts, None where the name does not say."""
+    """The parts of a name; a missing part is None."""
 
     name: str | None = None
     organization: str | None = None
@@ -22,12 +22,12 @@ class NameParts:
     size_label: str | None = None
 
     def filled(self, other: "NameParts") -> "NameParts":
-        """These parts; where one is missing, `other`'s."""
+        """Returns these parts, with missing ones taken from `other`."""
         return NameParts(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})
 
 
 def parse_model_name(model_id: str, weights: int) -> NameParts:
-    """Take `model_id` apart as llama.cpp does; `weights` tells a size ("4b") from a context length ("8k")."""
+    """Splits `model_id` as llama.cpp does; the number of `weights` tells a size ("4b") from a context length ("8k")."""
     if not model_id.strip("-") or len(model_id) > MAX_NAME:
         return NameParts()
     name, organization, basename, finetune, version, size_label = Metadata.get_model_id_components(model_id, weights)
@@ -35,7 +35,7 @@ def parse_model_name(model_id: str, weights: int) -> NameParts:
 
 
 def bare_name(model_id: str) -> tuple[str | None, str | None]:
-    """(name, organization) of `organization/name` as they are spelled."""
+    """Returns (name, organization) of `organization/name`, without title case."""
     name, organization, *_ = Metadata.get_model_id_components(model_id[:MAX_NAME])
     return name, organization
 
@@ -45,6 +45,6 @@ def _title(text: str | None) -> str | None:
 
 
 def folder_name(path: Path, repo_id: str | None) -> str:
-    """What the checkpoint's folder is called; its repository, where the Hub's cache named the folder by a hash."""
+    """Returns the folder's name, or the repository's id if the Hub's cache named the folder by a commit hash."""
     name = path.resolve().name
     return repo_id if repo_id and HASH.fullmatch(name) else name

@@ -1,7 +1,7 @@
-"""Emulates in the chat template the spaces that a checkpoint's tokenizer adds to a text before it splits it.
+"""Extends the chat template by the whitespace normalization that a checkpoint's tokenizer does and llama.cpp lacks.
 
-llama.cpp's byte-level tokenizers take a text as it is. A tokenizer that prepends a space, or puts one after each
-newline, does so in every stretch of text between control tokens; a template can do the same to what it has rendered.
+A tokenizer's normalizer, which may prepend a space or add one after each newline, runs on every stretch of text between
+control tokens. llama.cpp's byte-level tokenizers have no normalizer, so the template rewrites its rendered text.
 """
 
 import json
@@ -17,12 +17,12 @@ from ..tokenizers.special_tokens import token_text
 from .chat_template import ChatTemplate
 
 MARK = "\ufdd0"
-"""Never a character: it can stand between the stretches."""
+"""A Unicode noncharacter, which separates stretches and occurs in no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing done to a stretch of text, called `name`: as Jinja, to the variable `part`, and as a function."""
+    """One rewriting step called `name`: as Jinja code on the variable `part`, and as a Python function."""
 
     name: str
     jinja: str
@@ -30,8 +30,8 @@ class Step:
 
 
 def emulated_steps(match: Match) -> tuple[Step, ...]:
-    """What templates can do of all that `match` leaves out."""
-    steps = [step for entry in match.normalizer if (step := _step(entry))]
+    """Returns those steps that `match` leaves out and a template can emulate."""
+    steps = [step for entry in match.normalizer if (step := _emulated_step(entry))]
     if SPACE_IN_FRONT in match.others:
         jinja = "{% if not part.startswith(' ') %}{% set part = ' ' ~ part %}{% endif %}"
         steps.append(Step(SPACE_IN_FRONT, jinja, lambda text: text if text.startswith(" ") else " " + text))
@@ -39,24 +39,24 @@ def emulated_steps(match: Match) -> tuple[Step, ...]:
 
 
 def emulate(template: ChatTemplate, bpe: Bpe, config: Mapping[str, Any]) -> ChatTemplate:
-    """`template`, doing `emulated_steps` to each stretch of text; `config` is tokenizer_config.json."""
+    """Returns `template` with `emulated_steps` applied to each stretch; `config` is tokenizer_config.json."""
     steps = "".join(step.jinja for step in emulated_steps(bpe.match))
     if not steps or not template:
         return template
     named = {text for value in config.values() if (text := token_text(value))}
-    # Tokens that are cut out after the normalizer has run do not end a stretch.
+    # Tokens with "normalized" are found after the normalizer has run, so they do not end a stretch.
     texts = [token["content"] for token in bpe.added if not token.get("normalized")]
 
     def wrapped(source: str) -> str:
-        return _wrapped(source, steps, [text for text in texts if text in source or text in named])
+        return _wrapped_template(source, steps, [text for text in texts if text in source or text in named])
 
     if isinstance(template, str):
         return wrapped(template)
     return tuple((name, wrapped(source)) for name, source in template)
 
 
-def _step(step: Mapping[str, Any]) -> Step | None:
-    """A step of a normalizer; None where a template cannot do it."""
+def _emulated_step(step: Mapping[str, Any]) -> Step | None:
+    """Translates a step of a normalizer; None if a template cannot emulate it."""
     name, pattern, content = described(step), step.get("pattern"), str(step.get("content"))
     if step.get("type") == "Prepend":
         start = str(step.get("prepend"))
@@ -76,16 +76,16 @@ def _step(step: Mapping[str, Any]) -> Step | None:
     return None
 
 
-def _wrapped(template: str, steps: str, texts: Sequence[str]) -> str:
-    """`template`, its result cut at `texts`, and each stretch between them rewritten."""
-    if template.endswith("\n"):  # the one that rendering drops
+def _wrapped_template(template: str, steps: str, texts: Sequence[str]) -> str:
+    """Returns a template that renders `template`, splits the result at `texts`, and rewrites each stretch between."""
+    if template.endswith("\n"):  # Jinja drops this newline when rendering
         template = template[:-1]
-    if template.startswith("\n"):  # a block at the start would swallow it
+    if template.startswith("\n"):  # a block tag in front would remove the newline
         template = "{{ '\\n' }}" + template[1:]
-    cut = "".join(f".replace({_literal(text)}, {_literal(MARK + text + MARK)})" for text in texts)
+    mark_tokens = "".join(f".replace({_literal(text)}, {_literal(MARK + text + MARK)})" for text in texts)
     return (
         f"{{% set rendered %}}{template}{{% endset %}}"
-        f"{{% for part in rendered{cut}.split({_literal(MARK)}) %}}"
+        f"{{% for part in rendered{mark_tokens}.split({_literal(MARK)}) %}}"
         f"{{% if part != '' and part not in [{', '.join(map(_literal, texts))}] %}}{steps}{{% endif %}}"
         "{{ part }}{% endfor %}"
     )

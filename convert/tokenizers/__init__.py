@@ -1,1 +1,1 @@
-"""Tokenizers as GGUF metadata: SentencePiece and byte-level BPE."""
+"""Converts SentencePiece and byte-level BPE tokenizers to GGUF metadata."""

@@ -1,4 +1,4 @@
-"""Tokens added after a tokenizer was trained, from the three files that may list them."""
+"""Reads added tokens from tokenizer.json, tokenizer_config.json and added_tokens.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 class AddedToken(NamedTuple):
-    """A token added after training, and the file that lists it; `special` is None where that file does not say."""
+    """A token added after training, and the file that lists it; `special` is None if the file has no such flag."""
 
     path: Path
     id: int
@@ -22,7 +22,7 @@ class AddedToken(NamedTuple):
 
 
 def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`added_tokens` of tokenizer.json, each with an `id` and a `content`."""
+    """Returns `added_tokens` of tokenizer.json, each with an `id` and a `content`."""
     tokens = json.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(
         isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in tokens
@@ -34,8 +34,8 @@ def added_tokens(where: str, json: Mapping[str, Any]) -> list[dict[str, Any]]:
 def declared_tokens(
     checkpoint: Checkpoint, config: Mapping[str, Any], added: Sequence[dict[str, Any]]
 ) -> list[AddedToken]:
-    """The tokens of added_tokens.json, then those of tokenizer_config.json, or where it names none, of tokenizer.json
-    (`added`). Later ones replace earlier ones with the same id."""
+    """Returns the tokens of added_tokens.json, then those of tokenizer_config.json, or without any there, those of
+    tokenizer.json (`added`). Later tokens replace earlier ones with the same id."""
     path = checkpoint.path / "added_tokens.json"
     tokens = [AddedToken(path, id, text, None) for text, id in optional_json(checkpoint, "added_tokens.json").items()]
     tokens += _declared(checkpoint.path, config, added)
@@ -63,12 +63,12 @@ def _declared(folder: Path, config: Mapping[str, Any], added: Sequence[dict[str,
 
 
 def looks_special(token: str) -> bool:
-    """Texts that are markers in every model that has them, even where a checkpoint forgot to call them special."""
+    """Whether a token is a control token by its spelling, even if the checkpoint does not flag it as special."""
     wrapped = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return token in LOOKS_SPECIAL or any(token.startswith(a) and token.endswith(b) for a, b in wrapped)
 
 
 def optional_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The JSON object in a companion file; empty where there is no such file."""
+    """Reads the JSON object of a companion file; empty if the file does not exist."""
     path = checkpoint.file(name)
     return read_json_object(path) if path else {}

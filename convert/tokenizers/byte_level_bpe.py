@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer (tokenizer.json), as llama.cpp's gpt2 kind: tokens, types, merges, the pre type."""
+"""Converts a byte-level BPE tokenizer.json to llama.cpp's "gpt2" tokenizer: tokens, types, merges, pre type."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ ADD_BOS = "tokenizer.ggml.add_bos_token"
 PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 LETTER_OF_BYTE = dict(zip(PRINTABLE, PRINTABLE, strict=True))
 LETTER_OF_BYTE.update((byte, 0x100 + n) for n, byte in enumerate(b for b in range(0x100) if b not in PRINTABLE))
-"""What ByteLevel makes of the 256 bytes, as GPT-2 has it: printable ones stay, the rest are counted from Ā."""
+"""GPT-2's letter for each of the 256 bytes: printable bytes keep theirs, the rest are numbered from Ā."""
 LETTERS = frozenset(map(chr, LETTER_OF_BYTE.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Bpe:
-    """A vocabulary by id, its merges in order, and the pre type with what it leaves out."""
+    """A vocabulary by id, its merges in order, and the matching pre type of llama.cpp."""
 
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -40,7 +40,7 @@ class Bpe:
 
     @property
     def unsupported(self) -> tuple[str, ...]:
-        """What the tokenizer does to texts and llama.cpp does not."""
+        """Steps of the tokenizer that llama.cpp does not perform."""
         return (*self.match.unsupported, *unsupported_added_tokens(self.added))
 
 
@@ -53,17 +53,17 @@ def read_bpe(
     rows: int | None = None,
     declared: Sequence[AddedToken] = (),
 ) -> Bpe:
-    """Read a parsed tokenizer.json; `config` is tokenizer_config.json, `n_vocab` the number of embeddings.
+    """Reads a parsed tokenizer.json; `config` is tokenizer_config.json, `n_vocab` the number of embeddings.
 
-    `rows` is the length of the stored embedding, `declared` what other files say of added tokens.
+    `rows` is the number of rows of the stored embedding, `declared` the added tokens of other files.
 
-    Raises InvalidInput for a vocabulary that llama.cpp would not load, or would split words otherwise than the file.
+    Raises InvalidInput for a vocabulary that llama.cpp would not load, and for unknown ways to split words.
     """
     model = json.get("model")
     if not isinstance(model, dict):
         raise InvalidInput(f"{path}: it has no model")
     _check_model(path, model)
-    # transformers 5, which names its backend, writes this only where it is not the default
+    # transformers 5 (which writes "backend") writes this only if it is not the default, false
     cleans = config.get("clean_up_tokenization_spaces", False if "backend" in config else None)
     match = match_pre_type(str(path), json, cleans if isinstance(cleans, bool) else None)
     vocabulary = _vocabulary(path, model)
@@ -100,11 +100,11 @@ def read_bpe(
 def bpe_kv(
     where: str, bpe: Bpe, json: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[KV, ...]:
-    """The tokenizer's keys in the order llama.cpp's converter writes them, without the chat template."""
+    """Returns the tokenizer's keys in the order llama.cpp's converter writes them, without the chat template."""
     text, array = GGUFValueType.STRING, GGUFValueType.ARRAY
     special = special_kv(where, json, tokenizer_config, config, bpe.tokens, names={}, required=("eos",))
-    # Some pre types add a BOS unless they are told not to.
-    quiet = () if ADD_BOS in (kv.key for kv in special) or not bpe.match.type.adds_bos else (False,)
+    # llama.cpp adds a BOS for some pre types unless a key disables it.
+    no_bos = () if ADD_BOS in (kv.key for kv in special) or not bpe.match.type.adds_bos else (False,)
     return (
         KV("tokenizer.ggml.model", text, "gpt2"),
         KV("tokenizer.ggml.pre", text, bpe.match.type.name),
@@ -112,12 +112,12 @@ def bpe_kv(
         KV("tokenizer.ggml.token_type", array, bpe.types, GGUFValueType.INT32),
         KV("tokenizer.ggml.merges", array, bpe.merges, text),
         *special,
-        *(KV(ADD_BOS, GGUFValueType.BOOL, value) for value in quiet),
+        *(KV(ADD_BOS, GGUFValueType.BOOL, value) for value in no_bos),
     )
 
 
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
-    """Fallback to bytes is for letters without a token; where every byte's letter has one, it is never taken."""
+    """Refuses model settings that llama.cpp lacks; byte_fallback is unused if every byte's letter is a token."""
     vocabulary = model.get("vocab")
     harmless = isinstance(vocabulary, dict) and vocabulary.keys() >= LETTERS
     faults = [

@@ -1,4 +1,4 @@
-"""The tokenizer of a Llama-like model: SentencePiece or byte-level BPE, whichever the checkpoint has."""
+"""Converts the tokenizer of Llama, Mistral, Qwen 2 and BLOOM checkpoints: SentencePiece or byte-level BPE."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,41 +30,41 @@ PREFIX = "tokenizer.ggml.add_space_prefix"
 
 
 def vocabulary_kv(checkpoint: Checkpoint, n_vocab: int) -> tuple[KV, ...]:
-    """The tokenizer's keys for a model of `n_vocab` embeddings, in the order llama.cpp's converter writes them.
+    """Returns the tokenizer's keys for a vocabulary of `n_vocab`, in the order llama.cpp's converter writes them.
 
-    Logs a warning that lists preprocessing steps which llama.cpp's tokenizer does not have. Raises InvalidInput where
-    words would be split otherwise throughout.
+    Warns of preprocessing steps that llama.cpp's tokenizer lacks. Raises InvalidInput if llama.cpp would split all
+    texts differently.
     """
-    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
-    json = read_tokenizer_file(whole) if whole else {}
+    model, tokenizer_json = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    json = read_tokenizer_file(tokenizer_json) if tokenizer_json else {}
     settings = checkpoint.file("tokenizer_config.json")
     config = read_json_object(settings) if settings else {}
     preprocessing = read_preprocessing(json)
     if model or preprocessing:
         preprocessing = preprocessing or _preprocessing_of_model(model, config)
-        kv, steps = _sentencepiece(checkpoint, n_vocab, preprocessing, config), ()
+        kv, steps = _sentencepiece_kv(checkpoint, n_vocab, preprocessing, config), ()
         unsupported = preprocessing.unsupported
-    elif whole:
-        declared = declared_tokens(checkpoint, config, added_tokens(str(whole), json))
-        bpe = read_bpe(whole, json, config, n_vocab, rows=embedding_rows(checkpoint), declared=declared)
+    elif tokenizer_json:
+        declared = declared_tokens(checkpoint, config, added_tokens(str(tokenizer_json), json))
+        bpe = read_bpe(tokenizer_json, json, config, n_vocab, rows=embedding_rows(checkpoint), declared=declared)
         template, steps = emulate(read_chat_template(checkpoint, config), bpe, config), emulated_steps(bpe.match)
         keys = bpe_kv(str(checkpoint.path), bpe, json, config, checkpoint.config)
         kv, unsupported = (*_space_prefix(config), *keys, *chat_template_kv(template)), bpe.unsupported
     else:
         raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
     if unsupported:
-        _warn(str(whole or model), unsupported, steps)
+        _warn_unsupported(str(tokenizer_json or model), unsupported, steps)
     return kv
 
 
 def _space_prefix(config: Mapping[str, Any]) -> tuple[KV, ...]:
-    """What tokenizer_config.json says of a space in front: llama.cpp's converter hands it on, before all else."""
+    """Returns the key for add_prefix_space of tokenizer_config.json, which llama.cpp's converter writes first."""
     value = config.get("add_prefix_space")
     return (KV(PREFIX, GGUFValueType.BOOL, value),) if isinstance(value, bool) else ()
 
 
 def _preprocessing_of_model(path: Path | None, config: Mapping[str, Any]) -> Preprocessing:
-    """Without a tokenizer.json, tokenizer_config.json says whether a space is put in front, else the model does."""
+    """Reads the preprocessing without tokenizer.json: add_prefix_space of tokenizer_config.json, else of the model."""
     model = read_sentencepiece(path) if path else None
     configured = next((kv.value for kv in _space_prefix(config)), None)
     unsupported = ["letters replaced"] * (model is not None and model.maps)
@@ -72,11 +72,12 @@ def _preprocessing_of_model(path: Path | None, config: Mapping[str, Any]) -> Pre
     return Preprocessing(bool(model and model.prefix) if configured is None else configured, tuple(unsupported))
 
 
-def _sentencepiece(
+def _sentencepiece_kv(
     checkpoint: Checkpoint, n_vocab: int, preprocessing: Preprocessing, config: Mapping[str, Any]
 ) -> tuple[KV, ...]:
-    """The keys of a SentencePiece vocabulary. The runtime puts a space in front unless a key says no. (llama.cpp's
-    converter asks tokenizer_config.json alone, so for most models that take none its ids are wrong.)"""
+    """Returns the keys of a SentencePiece vocabulary, with add_space_prefix = false where the tokenizer adds no space.
+
+    llama.cpp adds one by default, and its converter reads tokenizer_config.json only, so its ids are often wrong."""
     kv = tokenizer_kv(read_tokenizer(checkpoint, n_vocab, plain=False), checkpoint.config, LLAMA)
     written = tuple(replace(entry, value=preprocessing.prefix) for entry in _space_prefix(config))
     if written != _space_prefix(config):
@@ -85,12 +86,12 @@ def _sentencepiece(
             checkpoint.path / "tokenizer_config.json",
             str(not preprocessing.prefix).lower(),
         )
-    last = () if written or preprocessing.prefix else (KV(PREFIX, GGUFValueType.BOOL, False),)
-    return (*written, *kv, *last)
+    added = () if written or preprocessing.prefix else (KV(PREFIX, GGUFValueType.BOOL, False),)
+    return (*written, *kv, *added)
 
 
-def _warn(where: str, unsupported: Sequence[str], steps: Sequence[Step]) -> None:
-    """Log the steps that a GGUF cannot express, and which of them the chat template does instead."""
+def _warn_unsupported(where: str, unsupported: Sequence[str], steps: Sequence[Step]) -> None:
+    """Warns of steps that a GGUF cannot express, and names the ones that the chat template emulates."""
     in_chats = f"; in chats the template does {', '.join(step.name for step in steps)}" if steps else ""
     effect = "texts that it changes get other token ids, which the check counts"
     log.warning("%s: a GGUF cannot express %s: %s%s", where, "; ".join(unsupported), effect, in_chats)

@@ -1,7 +1,7 @@
-"""Which of llama.cpp's pre-tokenizers splits texts as a tokenizer.json of the byte-level kind does.
+"""Finds the pre-tokenizer of llama.cpp that splits texts like a byte-level tokenizer.json.
 
-llama.cpp knows a vocabulary by a hash of ids, so each new one is unknown to it. But few ways of splitting exist: here
-they are recognised by what the file says it does.
+llama.cpp's converter recognizes a vocabulary by a hash of token ids, so every new one is unknown to it. Here the
+pre-tokenizer is recognized by the regular expressions in tokenizer.json, of which few exist.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ QWEN2 = CONTRACTIONS + WORD + r"|\p{N}" + REST
 
 
 def _cased(upper: str, lower: str, end: str, digits: str) -> str:
-    """Words of which only the first letters are upper-case, or only the last are not."""
+    """Builds the expression for words with upper-case letters first, then lower-case letters."""
     return (
         rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{end}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{end}"
         rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,18 +35,18 @@ GPT4O = _cased(UPPER, LOWER, f"{CONTRACTIONS}?", r"\p{N}{1,3}")
 ROUGH_UPPER, ROUGH_LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 ROUGH_TEKKEN = _cased(ROUGH_UPPER, ROUGH_LOWER, "", r"\p{N}")
 ROUGH_GPT4O = _cased(ROUGH_UPPER, ROUGH_LOWER, f"{CONTRACTIONS}?", r"\p{N}{1,3}")
-"""llama.cpp knows the case of A to Z only: to it every other letter is both upper and lower."""
+"""llama.cpp's splits know the case of A to Z only: every other letter counts as both upper and lower case."""
 
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
 @dataclass(frozen=True, slots=True)
 class PreType:
-    """One of llama.cpp's: its name, the splits it does in order, and what comes with it unasked.
+    """A pre type of llama.cpp: its name, its splits in order, and the settings it implies.
 
-    `ignore_merges`: a word that is a token is taken whole. `adds_bos`: unless a key says otherwise. `cleans`: spaces
-    before punctuation are taken out when a whole text is decoded. `inexact`: where llama.cpp's splits are not quite
-    those of the regular expression they stand for, and `actual` the one they are.
+    `ignore_merges`: a word that is a token is taken whole. `adds_bos`: a BOS is added unless a key disables it.
+    `cleans`: detokenizing removes spaces before punctuation. `inexact` describes how llama.cpp's splits differ from the
+    regular expression, and `actual` is the expression that llama.cpp implements.
     """
 
     name: str
@@ -75,12 +75,12 @@ PRE_TYPES = (
     PreType("poro-chat", (BLOOM,)),
     PreType("viking", (BLOOM, DIGITS)),
 )
-"""Of several that do, the first is taken, unless the checkpoint says whether spaces are cleaned up."""
+"""The first match is taken, unless the checkpoint sets clean_up_tokenization_spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A pre type, and what of the tokenizer's doing it leaves out: steps of the normalizer, then other things."""
+    """A pre type, and the tokenizer's steps that it does not perform: of the normalizer, and others."""
 
     type: PreType
     normalizer: tuple[dict[str, Any], ...]
@@ -92,21 +92,21 @@ class Match:
 
 
 def match_pre_type(where: str, json: Mapping[str, Any], cleans: bool | None) -> Match:
-    """The pre type of a parsed tokenizer.json. `cleans` is tokenizer_config.json's clean_up_tokenization_spaces.
+    """Returns the pre type of a parsed tokenizer.json. `cleans` is clean_up_tokenization_spaces.
 
-    Raises InvalidInput when none splits words in this way.
+    Raises InvalidInput if no pre type splits words in this way.
     """
     normalizer = steps(json.get("normalizer"), "normalizers")
     splits, others = _splits(steps(json.get("pre_tokenizer"), "pretokenizers"))
     ignore_merges = bool(json["model"].get("ignore_merges"))
-    found = [type for type in PRE_TYPES if type.splits == splits]
-    if not found:
-        said = " + ".join(described(step) for step in steps(json.get("pre_tokenizer"), "pretokenizers")) or "nothing"
+    matching = [type for type in PRE_TYPES if type.splits == splits]
+    if not matching:
+        split = " + ".join(described(step) for step in steps(json.get("pre_tokenizer"), "pretokenizers")) or "nothing"
         raise InvalidInput(
-            f"{where}: it splits words by {said}, as no pre-tokenizer of llama.cpp does; every GGUF of it would be "
+            f"{where}: it splits words by {split}, as no pre-tokenizer of llama.cpp does; every GGUF of it would be "
             f"silently wrong (known: {', '.join(type.name for type in PRE_TYPES)})"
         )
-    best = min(found, key=lambda t: (t.ignore_merges != ignore_merges, cleans is not None and t.cleans != cleans))
+    best = min(matching, key=lambda t: (t.ignore_merges != ignore_merges, cleans is not None and t.cleans != cleans))
     if best.ignore_merges != ignore_merges:
         others.append(f"ignore_merges is {str(ignore_merges).lower()}")
     if best.inexact:
@@ -115,7 +115,7 @@ def match_pre_type(where: str, json: Mapping[str, Any], cleans: bool | None) -> 
 
 
 def _splits(pre_tokenizer: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[str]]:
-    """The splits as PRE_TYPES has them, and what is left: whatever happens after letters have become bytes."""
+    """Returns the splits as spelled in PRE_TYPES, and descriptions of the steps that no pre type has."""
     splits: list[str] = []
     for i, step in enumerate(pre_tokenizer):
         if step.get("type") == "ByteLevel":
@@ -134,10 +134,10 @@ def _split(step: Mapping[str, Any]) -> str:
         return DIGITS
     if step.get("type") != "Split" or not isinstance(pattern, dict):
         return described(step)
-    # Words are the matches and what lies between them; or, when all but the matches is removed, the matches alone.
+    # llama.cpp keeps matches and the text between them (Isolated), which equals Removed + invert if all text matches.
     if (step.get("behavior"), bool(step.get("invert"))) not in (("Isolated", False), ("Removed", True)):
         return described(step)
     regex = str(pattern.get("Regex"))
-    if step.get("invert") and regex in (BLOOM, r"\p{N}"):  # these do not match everything
+    if step.get("invert") and regex in (BLOOM, r"\p{N}"):  # these expressions do not match all text
         return described(step)
     return DIGITS if regex == r"\p{N}" else regex

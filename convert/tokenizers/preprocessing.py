@@ -1,7 +1,7 @@
-"""The preprocessing (normalizer, pre-tokenizer, added tokens) of a tokenizer.json of SentencePiece's kind.
+"""Reads the normalizer, pre-tokenizer and added-token flags of a SentencePiece-like tokenizer.json.
 
-llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and, if a key says so, puts one in front. Other steps of a
-checkpoint's tokenizer are listed as unsupported; the check measures which texts they change.
+llama.cpp's SentencePiece tokenizer replaces spaces by ▁ and can prepend one. Every other step is listed as
+unsupported; the tokenizer parity check measures which texts it changes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """`prefix`: a space is put in front. The others name what llama.cpp does not do: steps of the `normalizer`, of the
+    """`prefix`: a space is prepended. The other fields describe steps that llama.cpp lacks: of the `normalizer`, of the
     pre-tokenizer (`splits`), and around `added` tokens."""
 
     prefix: bool
@@ -30,7 +30,7 @@ class Preprocessing:
 
 
 def read_preprocessing(json: Mapping[str, Any]) -> Preprocessing | None:
-    """The preprocessing of a parsed tokenizer.json; None when that does not replace spaces by ▁."""
+    """Returns the preprocessing of a parsed tokenizer.json, or None if it does not replace spaces by ▁."""
     spaces = prefix = False
     normalizer, splits = [], []
     for step in steps(json.get("normalizer"), "normalizers"):
@@ -51,7 +51,7 @@ def read_preprocessing(json: Mapping[str, Any]) -> Preprocessing | None:
                 splits.append("no space after a control token")
             if step.get("split", True):
                 splits.append("nothing joined across a space")
-        # After the replacement no space is left, so this split, which Gemma's files have, does nothing.
+        # A split on spaces, as in Gemma's files, does nothing once spaces are replaced.
         elif not (spaces and step.get("type") == "Split" and step.get("pattern") == {"String": " "}):
             splits.append(described(step))
     if not spaces:
@@ -61,21 +61,21 @@ def read_preprocessing(json: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def unsupported_added_tokens(added: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What added tokens do to the text around them; llama.cpp searches for their texts alone."""
+    """Describes the lstrip, rstrip and single_word flags of added tokens, which llama.cpp ignores."""
     tokens = list(added)
     stripping = [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]
     words = [token["content"] for token in tokens if token.get("single_word")]
     effects = ((stripping, "take the spaces around them"), (words, "only as whole words"))
-    return tuple(f"{some_names(texts)} {what}" for texts, what in effects if texts)
+    return tuple(f"{some_names(texts)} {effect}" for texts, effect in effects if texts)
 
 
 def some_names(texts: Sequence[str]) -> str:
-    """The first three, in quotes."""
+    """Quotes the first three texts."""
     return ", ".join(map(quote, texts[:3])) + (" …" if len(texts) > 3 else "")
 
 
 def steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as a list of its steps, those of sequences inside it too."""
+    """Returns the steps of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part is None:
         return []
     if not isinstance(part, dict):
@@ -85,7 +85,7 @@ def steps(part: Any, key: str) -> list[dict[str, Any]]:
 
 
 def described(step: Mapping[str, Any]) -> str:
-    """A step as a person writes it: `Replace("\\n" → "\\n ")`, `Split(/.{1,24}/)`, `NFKC`."""
+    """Formats a step for messages: `Replace("\\n" → "\\n ")`, `Split(/.{1,24}/)`, `NFKC`."""
     kind, pattern = quote(str(step.get("type"))).strip("'"), step.get("pattern")
     if isinstance(pattern, dict):
         regex = quote(str(pattern.get("Regex"))).strip("'")

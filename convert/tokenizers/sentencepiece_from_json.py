@@ -1,8 +1,8 @@
-"""SentencePiece pieces and scores from a tokenizer.json, the fast form of Gemma's tokenizer.
+"""Recovers SentencePiece pieces and scores from a tokenizer.json, for checkpoints without tokenizer.model.
 
-transformers made these files from a SentencePiece BPE model: for every piece, every way to split it into two pieces
-became a merge, and merges are ranked by the score of the piece they make. So a piece's score is found again, up to a
-scale that no encoder sees, as minus the rank of its first merge.
+transformers converted these files from a SentencePiece BPE model: every split of a piece into two pieces became a
+merge, and merges are ranked by the score of the resulting piece. So minus the rank of a piece's first merge orders
+pieces as the original scores do, and only this order matters to the encoder.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,12 +16,12 @@ from .preprocessing import read_preprocessing
 
 NORMAL, UNUSED, BYTE = 1, 5, 6
 MERGED_NEVER = 0.0
-"""The score of a piece that no merge makes (a letter, a byte): no encoder looks at it."""
+"""The score of a piece that no merge makes (a letter, a byte); the encoder does not use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Texts, scores and types by id; a text is None where an id has no piece."""
+    """Texts, scores and types by id; the text of an id without a piece is None."""
 
     texts: Sequence[str | None]
     scores: Sequence[float]
@@ -31,17 +31,17 @@ class Pieces:
 def pieces_of_tokenizer_json(
     where: str, json: Mapping[str, Any], added: Collection[str], *, plain: bool = True
 ) -> Pieces:
-    """The pieces; ids without one are those of the `added` tokens, which fill them. Merges are taken out of `json`.
+    """Returns the pieces; the `added` tokens fill ids without one. Removes the merges from `json`.
 
-    Raises InvalidInput when the tokenizer is not of Gemma's kind, since llama.cpp would then give other ids. Without
-    `plain`, it may do to a text whatever `read_preprocessing` knows.
+    Raises InvalidInput for a tokenizer that is not of Gemma's kind, since llama.cpp would return other ids. Without
+    `plain`, every preprocessing that `read_preprocessing` accepts is allowed.
     """
     model = json.get("model")
     if not isinstance(model, dict):
         raise InvalidInput(f"{where}: it has no model")
     _check_kind(where, json, model, plain)
     vocabulary = _vocabulary(where, model)
-    # Added tokens are cut out of a text beforehand: no encoder joins them with anything.
+    # The encoder cuts added tokens out of a text first, so they are never merged.
     joined = vocabulary.keys() - added
     n = max(vocabulary.values()) + 1
     texts: list[str | None] = [None] * n
@@ -64,10 +64,10 @@ def _check_kind(where: str, json: Mapping[str, Any], model: Mapping[str, Any], p
         )
         if model.get(key) not in allowed
     ]
-    view = read_preprocessing(json)
-    if view is None or (plain and (view.prefix or view.normalizer)):
+    preprocessing = read_preprocessing(json)
+    if preprocessing is None or (plain and (preprocessing.prefix or preprocessing.normalizer)):
         faults.append("its normalizer does more, or less, than to replace spaces by ▁")
-    if view is None or (plain and view.splits):
+    if preprocessing is None or (plain and preprocessing.splits):
         faults.append("its pre_tokenizer splits the text")
     if faults:
         kind = "Gemma's kind" if plain else "SentencePiece's kind"
@@ -91,27 +91,29 @@ def _vocabulary(where: str, model: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _scores(where: str, merges: Any, vocabulary: Mapping[str, int], joined: AbstractSet[str], n: int) -> list[float]:
-    """By id, minus the rank of the first merge that makes a piece."""
+    """Returns, by id, minus the rank of the first merge that makes the piece."""
     if not isinstance(merges, list):
         raise InvalidInput(f"{where}: model.merges must be a list")
-    scores, made = [MERGED_NEVER] * n, [0] * n
+    scores, merge_counts = [MERGED_NEVER] * n, [0] * n
     id_of, first = vocabulary.get, bytearray(b"\1" * n)
     for rank, (left, right) in enumerate(pairs(where, merges)):
         id = id_of(left + right)
         if id is None or left not in vocabulary or right not in vocabulary:
             raise InvalidInput(f"{where}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown pieces")
         if left in joined and right in joined:
-            made[id] += 1
+            merge_counts[id] += 1
         if first[id]:
             scores[id], first[id] = -float(rank), 0
-    _check_complete(where, vocabulary, joined, made)
+    _check_complete(where, vocabulary, joined, merge_counts)
     return scores
 
 
-def _check_complete(where: str, vocabulary: Mapping[str, int], joined: AbstractSet[str], made: Sequence[int]) -> None:
-    """llama.cpp joins any two pieces that make a piece, so every such pair must be a merge here."""
+def _check_complete(
+    where: str, vocabulary: Mapping[str, int], joined: AbstractSet[str], merge_counts: Sequence[int]
+) -> None:
+    """Checks that every pair of pieces that makes a piece is a merge, since llama.cpp merges all such pairs."""
     for piece, id in vocabulary.items():
-        merges = made[id]
+        merges = merge_counts[id]
         if merges == len(piece) - 1 or piece not in joined or _is_byte(piece):
             continue
         possible = 0
@@ -125,7 +127,7 @@ def _check_complete(where: str, vocabulary: Mapping[str, int], joined: AbstractS
 
 
 def pairs(where: str, merges: Sequence[Any]) -> Sequence[tuple[str, str]]:
-    """Every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for one that is something else."""
+    """Returns every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for a malformed merge."""
     return [_pair(where, rank, merge) for rank, merge in enumerate(merges)]
 
 

@@ -1,4 +1,4 @@
-"""Reading a SentencePiece model: the pieces, their scores and types.
+"""Reads the pieces, scores and types of a SentencePiece model (tokenizer.model).
 
     ModelProto     1: SentencePiece, repeated   2: TrainerSpec   3: NormalizerSpec
     SentencePiece  1: piece (string)   2: score (float)   3: type (enum, 1 when it is missing)
@@ -6,8 +6,8 @@
     NormalizerSpec 2: precompiled_charsmap (bytes)   3: add_dummy_prefix   4: remove_extra_whitespaces
                    (bools, true when they are missing)
 
-A field is a varint tag (number × 8 + wire type), then the value. Four wire types and four messages do not earn a
-dependency on a protobuf package, and every length here is checked before it is believed.
+A field is a varint tag (number × 8 + wire type), then the value. These four messages are parsed without a protobuf
+package, and every length is checked before it is used.
 Source: the protocol buffers encoding, and sentencepiece_model.proto.
 """
 
@@ -32,8 +32,8 @@ DAMAGED = "the file is damaged or incomplete, fetch it again"
 class SentencePieceModel:
     """`types` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
 
-    `prefix`: a space is put before a text. `joins_spaces`: of several spaces one is kept. `maps`: letters are replaced
-    (NFKC and the like).
+    `prefix`: the encoder puts a space before the text. `joins_spaces`: it merges runs of spaces. `maps`: it normalizes
+    characters (NFKC, for example).
     """
 
     pieces: tuple[str, ...]
@@ -46,14 +46,14 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read tokenizer.model. Raises InvalidInput, naming the file and the byte, for anything else."""
+    """Reads tokenizer.model. Raises InvalidInput, naming the file and the byte, for a damaged or other file."""
     file, size = open_regular(path)
     with file:
         if size > MAX_MODEL:
             raise InvalidInput(f"{path}: {size} bytes; {MAX_MODEL} is the most a SentencePiece model may have")
         data = file.read(MAX_MODEL)
-    if (what := recognize(data[:64])) is not None:
-        raise InvalidInput(f"{path}: not a SentencePiece model but {what}")
+    if (file_format := recognize(data[:64])) is not None:
+        raise InvalidInput(f"{path}: not a SentencePiece model but {file_format}")
     try:
         return parse_sentencepiece(data)
     except _Damaged as error:
@@ -61,7 +61,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 
 class _Damaged(ValueError):
-    """What is wrong, and at which byte."""
+    """A parsing error; the text names the byte."""
 
 
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
@@ -106,12 +106,12 @@ def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Each field between `at` and `end`: number, wire type, and where its value begins and ends."""
+    """Yields each field between `at` and `end`: number, wire type, start and end of its value."""
     while at < end:
         tag, start = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at, end)
         wire = tag & 7
         if wire == BYTES:
-            if start < end and data[start] < 0x80:  # nearly all: a vocabulary has a million fields
+            if start < end and data[start] < 0x80:  # fast path for one-byte lengths: a vocabulary has a million fields
                 start += 1
                 stop = start + data[start - 1]
             else:
@@ -134,7 +134,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """An unsigned number of at most ten bytes, and where it ends."""
+    """Reads an unsigned varint of at most ten bytes, and returns it with its end."""
     value = 0
     for i in range(10):
         if at + i >= end:

@@ -1,7 +1,7 @@
-"""The tokenizer as llama.cpp's SentencePiece kind: a text, a score and a type for every id of the vocabulary.
+"""Builds the vocabulary of llama.cpp's SentencePiece tokenizer: a text, a score and a type for every id.
 
-The pieces come from tokenizer.model, or from tokenizer.json when that is all there is. Tokens added later
-(see `added_tokens`) replace pieces; ids that no file names are padding.
+The pieces come from tokenizer.model, or without it from tokenizer.json. Added tokens (see `added_tokens`) replace
+pieces, and ids that no file lists become padding.
 """
 
 import math
@@ -47,9 +47,9 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Everything the tokenizer files say: the vocabulary by id, and the parsed files that name special tokens.
+    """The vocabulary by id, and the parsed files that name special tokens.
 
-    `json` is tokenizer.json without its model; `config` is tokenizer_config.json. Both are empty where there is none.
+    `json` is tokenizer.json without its model; `config` is tokenizer_config.json. A missing file is an empty object.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Tokenizer:
 
 @dataclass(slots=True)
 class _Table:
-    """The vocabulary while it is put together. `used` is 1 for the ids that some file names."""
+    """The vocabulary while it is built. `used` is 1 for the ids that some file lists."""
 
     tokens: list[str]
     scores: list[float]
@@ -72,7 +72,7 @@ class _Table:
 
     @classmethod
     def of(cls, pieces: Pieces, n: int) -> "_Table":
-        """The first `n` of `pieces`, and padding for ids without one."""
+        """Starts a table with the first `n` pieces, and padding for ids without a piece."""
         texts = pieces.texts[:n]
         given = len(texts)
         more = n - given
@@ -86,27 +86,30 @@ class _Table:
 
     def put(self, id: int, token: str, score: float, type: int) -> None:
         self.tokens[id], self.scores[id] = token, score
-        self.types[id] = int(type)  # Python 3.10 shows an enum by its name
+        self.types[id] = int(type)  # a plain int, since Python 3.10 formats an enum by its name
         self.used[id] = 1
 
 
 def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) -> Tokenizer:
-    """Read the SentencePiece tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
+    """Reads the SentencePiece tokenizer of `checkpoint`, for a model of `n_vocab` embeddings.
 
-    With `plain`, as Gemma's, it must take a text as it is.
+    With `plain`, as for Gemma, the tokenizer must not preprocess texts, except for replacing spaces by ▁.
 
-    Raises InvalidInput, naming the file, for anything that would give llama.cpp other ids than the checkpoint's own
-    tokenizer: unreadable files, pieces or ids twice, gaps, turn markers that are plain text.
+    Raises InvalidInput, naming the file, where llama.cpp's ids would differ from the checkpoint's tokenizer:
+    unreadable files, duplicate pieces or ids, gaps, turn markers that are plain text.
     """
-    model, whole = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
+    model, tokenizer_json = checkpoint.file("tokenizer.model"), checkpoint.file("tokenizer.json")
     trained = read_sentencepiece(model) if model else None
-    json = read_tokenizer_file(whole) if whole else {}
+    json = read_tokenizer_file(tokenizer_json) if tokenizer_json else {}
     config = optional_json(checkpoint, "tokenizer_config.json")
-    added = added_tokens(str(whole), json)
+    added = added_tokens(str(tokenizer_json), json)
     if model and trained:
         where, pieces = model, _pieces_of_model(model, trained)
-    elif whole:
-        where, pieces = whole, pieces_of_tokenizer_json(str(whole), json, {t["content"] for t in added}, plain=plain)
+    elif tokenizer_json:
+        where, pieces = (
+            tokenizer_json,
+            pieces_of_tokenizer_json(str(tokenizer_json), json, {t["content"] for t in added}, plain=plain),
+        )
     else:
         raise InvalidInput(f"{checkpoint.path}: {no_tokenizer(checkpoint.path)}")
     declared = declared_tokens(checkpoint, config, added)
@@ -120,8 +123,8 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
     check_token_rows(checkpoint.path, named, n_vocab, embedding_rows(checkpoint))
     table = _Table.of(pieces, n_vocab)
     _add_tokens(declared, table)
-    _check(where, table)
-    _check_same_pieces(str(whole), vocabulary, {token["id"] for token in added}, declared, table)
+    _check_vocabulary(where, table)
+    _check_same_pieces(str(tokenizer_json), vocabulary, {token["id"] for token in added}, declared, table)
     _check_markers(where, table, added)
     json.pop("model", None)
     template = read_chat_template(checkpoint, config)
@@ -131,9 +134,9 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int, *, plain: bool = True) 
 
 
 def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any], names: Mapping[str, str] = GEMMA) -> tuple[KV, ...]:
-    """The tokenizer's keys in the order llama.cpp's converter writes them; `config` is the checkpoint's config.json.
+    """Returns the tokenizer's keys in the order llama.cpp's converter writes them; `config` is config.json.
 
-    `names` are the special tokens' texts where no file says which they are."""
+    `names` are the default texts of special tokens that no file names."""
     string, array = GGUFValueType.STRING, GGUFValueType.ARRAY
     return (
         KV("tokenizer.ggml.model", string, "llama"),
@@ -147,7 +150,7 @@ def tokenizer_kv(tokenizer: Tokenizer, config: Mapping[str, Any], names: Mapping
 
 
 def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
-    """The pieces of tokenizer.model. A user-defined one is matched as the text it stands for: with real spaces."""
+    """Returns the pieces of tokenizer.model; user-defined ones get spaces for ▁, since llama.cpp matches raw text."""
     if model.model_type != BPE:
         raise InvalidInput(
             f"{path}: a SentencePiece model of type {model.model_type}, not BPE; llama.cpp would split otherwise"
@@ -159,14 +162,14 @@ def _pieces_of_model(path: Path, model: SentencePieceModel) -> Pieces:
         id = next(id for id, type in enumerate(model.types) if type in unknown)
         raise InvalidInput(f"{path}: piece {id} is of type {model.types[id]}; only 1 to 6 are known")
     texts = list(model.pieces)
-    own = int(TokenType.USER_DEFINED)  # an enum compares slowly
-    for id in compress(range(len(texts)), map(own.__eq__, model.types)):
+    user_defined = int(TokenType.USER_DEFINED)  # a plain int compares faster than an enum
+    for id in compress(range(len(texts)), map(user_defined.__eq__, model.types)):
         texts[id] = texts[id].replace(SPACE, " ")
     return Pieces(texts, model.scores, model.types)
 
 
 def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
-    """Pieces and ids of tokenizer.json; empty where there is none."""
+    """Returns pieces and ids of tokenizer.json, empty without the file."""
     model = json.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return vocabulary if isinstance(vocabulary, dict) else {}
@@ -175,10 +178,10 @@ def _vocabulary_beside_model(json: Mapping[str, Any]) -> dict[str, Any]:
 def _check_same_pieces(
     where: str, vocabulary: dict[str, Any], added: Set[int], declared: Sequence[AddedToken], table: _Table
 ) -> None:
-    """tokenizer.json must give a piece the id that the other files give it; `added` are the ids of its added tokens."""
+    """Checks that tokenizer.json agrees with the table; `added` are the ids of its added tokens."""
     n, tokens = len(table.tokens), table.tokens
     rows = iter(vocabulary.items())
-    if list(vocabulary.values()) == list(range(len(vocabulary))):  # as they are written
+    if list(vocabulary.values()) == list(range(len(vocabulary))):  # ids in order: compares texts by position
         rows = compress(rows, map(ne, vocabulary, [*tokens, *[None] * (len(vocabulary) - n)]))
     for piece, id in rows:
         if type(id) is not int or not 0 <= id < n or tokens[id] == piece or id in added:
@@ -195,7 +198,7 @@ def _check_same_pieces(
 
 
 def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
-    """Tokens added after the pieces were trained. Of those past the vocabulary only placeholders are left."""
+    """Puts added tokens into the table. Ids past the vocabulary are placeholders and are skipped."""
     for _, id, text, special in declared:
         if id >= len(table.tokens):
             continue
@@ -206,8 +209,8 @@ def _add_tokens(declared: Sequence[AddedToken], table: _Table) -> None:
             table.put(id, plain, ADDED_SCORE, TokenType.USER_DEFINED)
 
 
-def _check(path: Path, table: _Table) -> None:
-    """What llama.cpp needs to load the vocabulary, and to encode any byte with it."""
+def _check_vocabulary(path: Path, table: _Table) -> None:
+    """Checks that llama.cpp can load the vocabulary and encode every byte with it."""
     last = table.used.rfind(1)
     if last < 0:
         raise InvalidInput(f"{path}: it holds no tokens")
@@ -225,7 +228,7 @@ def _check(path: Path, table: _Table) -> None:
 
 
 def _check_markers(path: Path, table: _Table, added: Sequence[dict[str, Any]]) -> None:
-    """Added tokens must be what tokenizer.json says, and what begins and ends a turn must not be text."""
+    """Checks that added tokens agree with tokenizer.json, and that turn markers are control tokens."""
     for token in added:
         id, content = token["id"], token["content"]
         if 0 <= id < len(table.tokens) and table.tokens[id] not in (content, content.replace(SPACE, " ")):

@@ -1,4 +1,4 @@
-"""Special tokens: which ids they are, and which of them the tokenizer puts around a text."""
+"""Finds the ids of special tokens (BOS, EOS, …), and which of them the tokenizer adds to a text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ KEYS = {
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 GEMMA = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
 LLAMA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
-"""Looked up where no file names an id: without a key the runtime would assume Llama's 1 and 2, which swaps Gemma's."""
+"""Default texts if no file names an id: without a key llama.cpp assumes BOS 1 and EOS 2, the reverse of Gemma's."""
 
 
 @dataclass(slots=True)
 class _Specials:
-    """Texts of special tokens by kind, and whether each is added to a text."""
+    """Texts of special tokens by kind, and whether the tokenizer adds each to a text."""
 
     texts: dict[str, str]
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
@@ -47,11 +47,11 @@ def special_kv(
     names: Mapping[str, str] = GEMMA,
     required: Sequence[str] = ("bos", "eos"),
 ) -> tuple[KV, ...]:
-    """Ids and switches, in the order llama.cpp's converter writes them.
+    """Returns token ids and add_*_token flags, in the order llama.cpp's converter writes them.
 
-    A token's text comes from tokenizer_config.json, its id from tokenizer.json's added tokens; then config.json's
-    `*_token_id` counts, if it is one number; last the text in `names`. Raises InvalidInput for an id outside the
-    vocabulary, and for a `required` one that is nowhere (a BOS that the tokenizer adds always is).
+    An id comes from tokenizer.json's added tokens, by the text in tokenizer_config.json; else from config.json's
+    `*_token_id`, if it is one number; else from the text in `names`. Raises InvalidInput for an id outside the
+    vocabulary, and for a missing `required` one. A BOS that the tokenizer adds is required too.
     """
     specials = _Specials({kind: text for kind in KEYS if (text := token_text(tokenizer_config.get(f"{kind}_token")))})
     if json:
@@ -89,37 +89,37 @@ def _ids(
     added: dict[str, int] = {}
     for token in json.get("added_tokens") or []:
         added.setdefault(token["content"], token["id"])
-    found: set[str] = set()
+    known_kinds: set[str] = set()
     for kind in specials.kinds:
         id = added.get(specials.texts.get(kind, ""))
         if id is not None:
-            found.add(kind)
-            yield kind, _checked(where, kind, id, tokens)
+            known_kinds.add(kind)
+            yield kind, _in_vocabulary(where, kind, id, tokens)
     text = config.get("text_config")
     for kind in specials.kinds:
         id = config.get(f"{kind}_token_id")
         if id is None and isinstance(text, dict):
             id = text.get(f"{kind}_token_id")
-        if type(id) is float and kind not in found:
+        if type(id) is float and kind not in known_kinds:
             raise InvalidInput(f"{Path(where) / 'config.json'}: {kind}_token_id is {id}; it must be a whole number")
-        if type(id) is int and kind not in found:
-            found.add(kind)
-            yield kind, _checked(str(Path(where) / "config.json"), kind, id, tokens)
+        if type(id) is int and kind not in known_kinds:
+            known_kinds.add(kind)
+            yield kind, _in_vocabulary(str(Path(where) / "config.json"), kind, id, tokens)
     for kind, default in names.items():
         text = specials.texts.get(kind, default)
-        if kind not in found and text in tokens:
-            found.add(kind)
+        if kind not in known_kinds and text in tokens:
+            known_kinds.add(kind)
             yield kind, tokens.index(text)
 
 
-def _checked(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:
+def _in_vocabulary(where: str, kind: str, id: int, tokens: Sequence[str]) -> int:
     if not 0 <= id < len(tokens):
         raise InvalidInput(f"{where}: {kind}_token_id is {shown(id)}, outside the vocabulary of {len(tokens)}")
     return id
 
 
 def _read_post_processor(where: str, json: Mapping[str, Any], specials: _Specials, configured: bool) -> None:
-    """What tokenizer.json's post-processor puts around a text."""
+    """Reads from tokenizer.json's post-processor which special tokens are added to a text."""
     processor = json.get("post_processor")
     if processor is None:
         return
@@ -148,7 +148,7 @@ def _read_template(where: str, step: Mapping[str, Any], specials: _Specials, con
         specials.add["bos"] = True
     if last:
         if configured and texts.get("eos") != last:
-            # What the configuration calls the end is then the end of a turn.
+            # The configured EOS then ends a turn, so it becomes EOT or EOM.
             extra = next((kind for kind in ("eot", "eom") if kind not in specials.kinds), None)
             if extra and "eos" in texts:
                 specials.kinds.append(extra)
@@ -159,7 +159,7 @@ def _read_template(where: str, step: Mapping[str, Any], specials: _Specials, con
 
 
 def _read_separator(pair: list[tuple[str, str]], first: str | None, last: str | None, specials: _Specials) -> None:
-    """Whether a separator stands between the two texts of a pair: `A [sep] [eos] B`."""
+    """Sets the flag for a separator between the two texts of a pair: `A [sep] [eos] B`."""
     start = 1 if pair and first and pair[0] == ("SpecialToken", first) else 0
     stop = -1 if pair and last and pair[-1] == ("SpecialToken", last) else None
     middle = pair[start:stop]
@@ -176,7 +176,7 @@ def _read_separator(pair: list[tuple[str, str]], first: str | None, last: str | 
 
 
 def _template(where: str, step: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
-    """A template's items as (SpecialToken or Sequence, id)."""
+    """Returns a template's items as (SpecialToken or Sequence, id)."""
     items = step.get(key) or []
     read = []
     for item in items if isinstance(items, list) else [items]:

@@ -209,8 +209,8 @@ def one_row_fewer(patch: pytest.MonkeyPatch) -> None:
 
 
 def layers_backwards(patch: pytest.MonkeyPatch) -> None:
-    names = rows._names
-    patch.setattr(rows, "_names", lambda row, n: [(n - 1 - i if n > 1 else i, name) for i, name in names(row, n)])
+    names = rows._row_names
+    patch.setattr(rows, "_row_names", lambda row, n: [(n - 1 - i if n > 1 else i, name) for i, name in names(row, n)])
 
 
 def changed_special(kind: str, id: int) -> Patch:
