@@ -16,7 +16,7 @@ from ..pipeline.plan import Codec, GGUFModel, gguf_tensors
 from ..pipeline.sources import OpenSlice, open_local
 from ..usable_cores import usable_cores
 from .cross_check.cross_check import cross_check
-from .metadata import check_metadata
+from .metadata_check import check_metadata
 from .report import Finding, Report, Section
 from .text.checkpoint_text import read_checkpoint_text
 from .text.sample_texts import LINES, QUICK_LINES

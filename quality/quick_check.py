@@ -15,7 +15,7 @@ from ..errors import BorealisError
 from ..pipeline.plan import Codec, FilePlan
 from ..pipeline.sources import OpenSlice, open_local
 from .check import check_header, check_tensors, has_vocabulary
-from .metadata import check_metadata
+from .metadata_check import check_metadata
 from .report import Report, Section
 from .text.checkpoint_text import read_checkpoint_text
 from .text.sample_texts import QUICK_LINES

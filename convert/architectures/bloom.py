@@ -13,7 +13,7 @@ from ..config_fields import integer, number, only
 from ..rows import Row, RowOrder, map_tensors
 from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import F32, U32
+from .plain_decoder import F32, U32
 
 log = logging.getLogger("borealis_gguf")
 

@@ -10,7 +10,7 @@ from ..architecture import TextModel
 from ..rows import Row, RowOrder, map_tensors
 from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window
+from .plain_decoder import U32, Decoder, Defaults, decoder_keys, read_decoder, warn_of_window
 
 ARCHITECTURE = "llama"
 LLAMA = Defaults()

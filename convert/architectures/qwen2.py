@@ -7,8 +7,8 @@ from ..architecture import TextModel
 from ..rows import map_tensors
 from ..tied_embeddings import without_tied_head
 from ..tokenizers.llama_tokenizer import vocabulary_kv
-from .decoder import Defaults, decoder_keys, read_decoder, warn_of_window
 from .llama import ATTENTION_BIAS, ROWS
+from .plain_decoder import Defaults, decoder_keys, read_decoder, warn_of_window
 
 ARCHITECTURE = "qwen2"
 DEFAULTS = Defaults(vocabulary=151936, feed_forward=22016, kv_heads=32, context=32768)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ..report import Finding, Section, different_parts, failures_first, spelled
 from .gguf_vocabulary import TEMPLATE_KEY
 from .template_renderings import Rendering
-from .text_answers import TextAnswers
+from .worker_answers import TextAnswers
 
 TITLE = "chat template"
 

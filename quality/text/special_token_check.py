@@ -5,7 +5,7 @@ from typing import Any
 
 from ..report import Finding, Section
 from .gguf_vocabulary import KINDS, TURN_ENDS, TURN_STARTS, GGUFVocabulary
-from .text_answers import TextAnswers
+from .worker_answers import TextAnswers
 
 
 def check_special_tokens(answers: TextAnswers) -> Section:

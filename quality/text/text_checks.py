@@ -15,8 +15,8 @@ from .gguf_vocabulary import GGUFVocabulary
 from .known_differences import KnownDifferences, known_differences
 from .special_token_check import check_special_tokens
 from .template_renderings import Renderings, render_templates
-from .text_answers import TextAnswers
 from .token_id_check import check_token_ids
+from .worker_answers import TextAnswers
 
 COMPARED_WITHOUT = "compared are the vocabulary itself (under metadata), and whether texts come back from their ids"
 

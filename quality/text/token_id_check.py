@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..report import Finding, Section, failures_first, spelled
-from .text_answers import TextAnswers
+from .worker_answers import TextAnswers
 
 SPACE = "▁"
 """What SentencePiece writes for a space: in a text of itself it comes back as one."""

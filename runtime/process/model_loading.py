@@ -11,7 +11,7 @@ from ...checkpoint.gguf_naming import mmproj_beside
 from ...errors import BorealisError, InvalidInput
 from ..fitting.cpu_probe import extra_buffers_work
 from ..fitting.placement import Placement, choose_placement, model_params
-from ..loras import checked_loras
+from ..lora_adapters import checked_loras
 from ..prompting.chat_template import ChatTemplate
 from ..prompting.sampling_settings import override_sampling, sampling_from_metadata
 from .in_process_model import MAX_SEED, TEMPLATE_KEY, InProcessModel, checked_seed

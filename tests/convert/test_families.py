@@ -13,7 +13,7 @@ from borealis_gguf import api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.convert import describe, file_type, outtypes
 from borealis_gguf.convert.architectures import llama
-from borealis_gguf.convert.architectures.decoder import read_decoder
+from borealis_gguf.convert.architectures.plain_decoder import read_decoder
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out

@@ -15,7 +15,7 @@ from borealis_gguf import api
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.convert import rows
-from borealis_gguf.convert.architectures import bloom, decoder, gemma3, llama, qwen2, siglip
+from borealis_gguf.convert.architectures import bloom, gemma3, llama, plain_decoder, qwen2, siglip
 from borealis_gguf.convert.architectures.rope_scaling import Scaling
 from borealis_gguf.convert.describe import ARCHITECTURES, VISION
 from borealis_gguf.convert.rows import Row
@@ -296,13 +296,13 @@ FAULTS = (
     Fault(
         "another rope base",
         INSTRUCT,
-        changed_keys(llama, lambda decoder: replace(decoder, theta=10000.0)),
+        changed_keys(llama, lambda plain_decoder: replace(plain_decoder, theta=10000.0)),
         r"llama.rope.freq_base: key: expected 500000 \(rope_theta\); found 10000",
     ),
     Fault(
         "another epsilon",
         MISTRAL,
-        changed_keys(llama, lambda decoder: replace(decoder, eps=1e-6)),
+        changed_keys(llama, lambda plain_decoder: replace(plain_decoder, eps=1e-6)),
         r"llama.attention.layer_norm_rms_epsilon: key: expected 1e-05 \(rms_norm_eps\); found 1e-06",
     ),
     Fault(
@@ -314,7 +314,7 @@ FAULTS = (
     Fault(
         "heads that share nothing",
         MISTRAL,
-        changed_keys(llama, lambda decoder: replace(decoder, kv_heads=decoder.heads)),
+        changed_keys(llama, lambda plain_decoder: replace(plain_decoder, kv_heads=plain_decoder.heads)),
         r"llama.attention.head_count_kv: key: expected 2 \(num_key_value_heads\); found 4",
     ),
     Fault(
@@ -326,7 +326,7 @@ FAULTS = (
     Fault(
         "a number of another type",
         MISTRAL,
-        lambda patch: patch.setattr(decoder, "F32", GGUFValueType.FLOAT64),
+        lambda patch: patch.setattr(plain_decoder, "F32", GGUFValueType.FLOAT64),
         "llama.attention.layer_norm_rms_epsilon: key: expected the type FLOAT32; found the type FLOAT64",
     ),
     Fault(
