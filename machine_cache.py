@@ -2,16 +2,19 @@
 
 import json
 import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_path
+
+from .atomic_file import write_file
+from .errors import BorealisError
 
 
 def cache_dir() -> Path:
     """BOREALIS_GGUF_CACHE, else the platform's folder for things that may be deleted at any time."""
     chosen = os.environ.get("BOREALIS_GGUF_CACHE")
-    return Path(chosen) if chosen else _platform_cache() / "borealis-gguf"
+    return Path(chosen) if chosen else user_cache_path("borealis-gguf", appauthor=False, opinion=False)
 
 
 def read_note(folder: str, name: str) -> dict[str, Any]:
@@ -28,21 +31,10 @@ def write_note(folder: str, name: str, note: dict[str, Any]) -> None:
     path = _note(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(note, file)
-        Path(file.name).replace(path)
-    except OSError:
+        write_file(path, [json.dumps(note).encode("ascii")])
+    except (OSError, BorealisError):
         pass
 
 
 def _note(folder: str, name: str) -> Path:
     return cache_dir() / folder / f"{name}.json"
-
-
-def _platform_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return Path(xdg) if xdg and Path(xdg).is_absolute() else Path.home() / ".cache"

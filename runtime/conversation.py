@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """`messages` is the history, which may be read and changed between answers; one answer at a time."""
+    """`messages` is the history, which may be read and changed between answers; one answer at a time.
+
+    `notice` is a sentence to show the user, where one was loaded without its KV cache.
+    """
 
     def __init__(
         self,
@@ -29,6 +32,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
         self.overflow: Overflow = overflow
         self.options = options or Options()
+        self.notice = ""
 
     def send(
         self,
@@ -85,7 +89,10 @@ class Conversation:
         return await asyncio.to_thread(self.regenerate, options=options)
 
     def save(self, path: str | Path) -> None:
-        """Write the history and its KV cache, which `Model.load_conversation` restores on this machine."""
+        """Write the history and its KV cache, which `Model.load_conversation` restores on this machine.
+
+        Raises InvalidInput where `path` is any other file than a saved conversation.
+        """
         state = {"messages": self.messages, "overflow": self.overflow}
         self.model.backend.save(str(Path(path).absolute()), state)
 

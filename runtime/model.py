@@ -127,9 +127,14 @@ class Model:
         return Conversation(self, first, overflow=overflow, options=options)
 
     def load_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
-        """The conversation that `Conversation.save` wrote. Raises InvalidInput for any other file."""
+        """The conversation that `Conversation.save` wrote. Raises InvalidInput for any other file.
+
+        One that another machine wrote, or whose key is lost, has its messages and no KV cache; its `notice` says so.
+        """
         kept = self.backend.restore(str(Path(path).absolute()))
-        return Conversation(self, kept["messages"], overflow=kept["overflow"], options=options)
+        loaded = Conversation(self, kept["messages"], overflow=kept["overflow"], options=options)
+        loaded.notice = str(kept["notice"])
+        return loaded
 
     async def aload_conversation(self, path: str | Path, *, options: Options | None = None) -> Conversation:
         """`load_conversation` without blocking the event loop."""

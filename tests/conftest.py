@@ -35,10 +35,11 @@ def quiet_llama_cpp() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the runtime remembers stays inside the test run."""
+    """What the runtime remembers, and what it keeps for the user, stays inside the test run."""
     os.environ["BOREALIS_GGUF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["BOREALIS_GGUF_DATA"] = str(tmp_path_factory.mktemp("data"))
     yield
-    del os.environ["BOREALIS_GGUF_CACHE"]
+    del os.environ["BOREALIS_GGUF_CACHE"], os.environ["BOREALIS_GGUF_DATA"]
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Opens a checkpoint on the Hub without downloading weights: fetches small files and safetensors headers only."""
 
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +10,7 @@ from threading import Event
 from typing import TypeVar
 
 from ...errors import InvalidInput
+from ...temporary_folder import TemporaryFolder
 from ..file_access import shown
 from ..folder import SINGLE, Checkpoint, open_checkpoint
 from ..quantized_checkpoint import refuse_dtypes
@@ -31,16 +29,6 @@ WEIGHTS = ".safetensors"
 MAX_SMALL = 256 << 20  # a tokenizer.json of 33 MB is the largest known
 HEADER_BYTES = 256 << 10  # first read of a safetensors file; the header of a 4b model takes half of it
 AT_ONCE = 8
-
-
-class TemporaryFolder:
-    """A temporary folder that is removed when this object is collected, or when the process exits."""
-
-    def __init__(self, *names: str) -> None:
-        root = Path(tempfile.mkdtemp(prefix="borealis-gguf-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
-        self.path = root.joinpath(*names)
-        self.path.mkdir(parents=True)
 
 
 def open_stream(

@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError
 from ...machine_cache import read_note, write_note
 from ...quantize.encoders.libraries import library_folder
+from ...temporary_folder import TemporaryFolder
 from ..process.child_process import child_command, crash_name, die_quietly
 
 WIDTH = 256
@@ -156,8 +156,8 @@ def main() -> None:
     die_quietly()
     from ..llama.engine import Engine
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.gguf"
+    with TemporaryFolder() as folder:
+        path = folder / "probe.gguf"
         write_probe_model(path)
         engine = Engine(path, context=WIDTH, threads=2, extra_buffers=sys.argv[1] == "extra", gpu_layers=0)
         for count in (64, 33, 1):

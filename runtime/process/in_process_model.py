@@ -192,12 +192,13 @@ class InProcessModel:
         write_state(Path(path), self._identity(), dict(conversation), tokens, state)
 
     def restore(self, path: str) -> dict[str, Any]:
-        """Restore the KV cache that `save` wrote; returns the conversation. Raises InvalidInput for any other file."""
-        conversation, tokens, state = read_state(Path(path), self._identity(), self.engine.path.name)
+        """Restore the KV cache that `save` wrote; returns the conversation, and a "notice" where the cache cannot be
+        trusted and is left out. Raises InvalidInput for any other file."""
+        saved = read_state(Path(path), self._identity(), self.engine.path.name)
         with self._in_use():
-            if tokens and len(tokens) <= self.engine.n_context:
-                self._scheduler.call(lambda: self._scheduler.slots.restore(tokens, state))
-        return conversation
+            if saved.tokens and len(saved.tokens) <= self.engine.n_context:
+                self._scheduler.call(lambda: self._scheduler.slots.restore(saved.tokens, saved.state))
+        return {**saved.conversation, "notice": saved.notice}
 
     def _identity(self) -> dict[str, Any]:
         return model_identity(self.engine.path, self.loras)

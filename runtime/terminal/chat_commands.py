@@ -14,7 +14,6 @@ from ..conversation import Conversation
 from ..process.in_process_model import checked_seed
 from ..prompting.image_decoding import read_image
 from ..prompting.sampling_settings import Sampling, override_sampling
-from ..state_file import MAGIC
 
 if TYPE_CHECKING:
     from .chat_loop import ChatLoop
@@ -75,21 +74,16 @@ def _save(chat: "ChatLoop", text: str) -> None:
     path = typed_path(text)
     if path.is_dir():
         raise InvalidInput(f"{path}: a folder; name a file in it")
-    if path.exists() and not _is_saved_conversation(path):
-        raise InvalidInput(f"{path}: is there already, and no saved conversation; choose another name")
     chat.conversation.save(path)
     chat.screen.note(f"Saved {_count(chat)} to {path}.")
-
-
-def _is_saved_conversation(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def _load(chat: "ChatLoop", text: str) -> None:
     path = typed_path(text)
     chat.switch_to(chat.model.load_conversation(path))
     chat.screen.note(f"Loaded {_count(chat)} from {path}.")
+    if chat.conversation.notice:
+        chat.screen.note(chat.conversation.notice)
 
 
 def _count(chat: "ChatLoop") -> str:

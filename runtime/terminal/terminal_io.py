@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO
 
-from ...machine_cache import cache_dir
+from ...atomic_file import PRIVATE
+from ...errors import BorealisError
+from ...user_data import private_file
 from .terminal_escape import escape_terminal
 
 if TYPE_CHECKING:
@@ -140,11 +142,10 @@ def _key_bindings() -> Any:
 
 def history_file() -> Path | None:
     """The history file, readable by its owner alone; None where it cannot be made."""
-    path = cache_dir() / "chat-history"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    except OSError:
+        path = private_file("chat-history")
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE))
+    except (OSError, BorealisError):
         return None
     return path
 

@@ -11,13 +11,13 @@ import pytest
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.machine_cache import cache_dir
 from borealis_gguf.runtime import state_file
 from borealis_gguf.runtime.events import Finished, Options, Overflow, Text
 from borealis_gguf.runtime.model import Model, aload, load
 from borealis_gguf.runtime.prompting.context_overflow import encode_fitting
 from borealis_gguf.runtime.prompting.prompt import EncodedChat
 from borealis_gguf.runtime.state_file import MAGIC, SEAL
+from borealis_gguf.user_data import data_dir
 
 from ..helpers.asking import encode, local, messages
 
@@ -29,6 +29,7 @@ SHORT = Options(max_tokens=12)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("BOREALIS_GGUF_CACHE", str(folder))
+    monkeypatch.setenv("BOREALIS_GGUF_DATA", str(folder / "data"))
     return folder
 
 
@@ -215,9 +216,8 @@ def test_foreign_files_are_refused(nano_q8: Path, nano_q4: Path, model: Model, t
     another = "a conversation with another model than nano-nb-7m-Q4_K_M"
     with load(nano_q4, context=512, extra_buffers=False) as wrong, pytest.raises(InvalidInput, match=another):
         wrong.load_conversation(path)
-    (cache / "conversation.key").unlink()
-    with pytest.raises(InvalidInput, match="saved by someone else or on another machine"):
-        model.load_conversation(path)
+    (cache / "data" / "conversation.key").unlink()
+    assert "sealed with another key" in model.load_conversation(path).notice
 
 
 @pytest.mark.parametrize(("name", "part"), [("token_embd.weight", 0.5), ("blk.1.ffn_down.weight", 1), ("norm", 0)])
@@ -268,8 +268,8 @@ def test_no_more_is_read_than_a_conversation_can_be(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a user's folder to the user by other means")
 def test_the_key_is_the_users_alone(model: Model, tmp_path: Path) -> None:
     model.conversation().save(tmp_path / "a.state")
-    assert stat.S_IMODE((cache_dir() / "conversation.key").stat().st_mode) == 0o600
-    assert len((cache_dir() / "conversation.key").read_bytes()) == 32
+    assert stat.S_IMODE((data_dir() / "conversation.key").stat().st_mode) == 0o600
+    assert len((data_dir() / "conversation.key").read_bytes()) == 32
     assert model.load_conversation(tmp_path / "a.state").messages == []
 
 

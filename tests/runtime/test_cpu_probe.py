@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
+from platformdirs.windows import Windows
 
 from borealis_gguf.checkpoint.gguf import read_gguf
 from borealis_gguf.errors import BorealisError
@@ -131,19 +134,15 @@ def test_a_cache_that_cannot_be_written_costs_only_time(cache: Path) -> None:
     assert extra_buffers_work(children(DIES)) is False
 
 
-@pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
-    [
-        ("linux", "XDG_CACHE_HOME", ("borealis-gguf",)),
-        ("win32", "LOCALAPPDATA", ("borealis-gguf",)),
-    ],
-)
+@pytest.mark.parametrize(("system", "variable"), [(Unix, "XDG_CACHE_HOME"), (Windows, "LOCALAPPDATA"), (MacOS, None)])
 def test_the_platforms_cache_folder(
-    platform: str, variable: str, expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: type, variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BOREALIS_GGUF_CACHE")
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setenv(variable, str(tmp_path))
-    assert cache_dir() == tmp_path.joinpath(*expected)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_dir() == Path.home() / "Library" / "Caches" / "borealis-gguf"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("platformdirs.PlatformDirs", system)
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda _: str(tmp_path))  # asks Windows
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    folder = tmp_path if variable else Path.home() / "Library" / "Caches"
+    assert cache_dir() == folder / "borealis-gguf"

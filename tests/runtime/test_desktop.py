@@ -97,6 +97,7 @@ def test_frozen_it_answers_without_python(frozen: Path, display: dict[str, str],
     """With the model in a process of its own, which is the same program."""
     program = frozen / ("borealis-chat.exe" if os.name == "nt" else "borealis-chat")
     env = {**display, "HOME": str(frozen.parent), "BOREALIS_GGUF_CACHE": str(frozen.parent / "cache")}
+    env["BOREALIS_GGUF_DATA"] = str(frozen.parent / "data")
     if os.name == "nt":
         env["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
     done = subprocess.run(

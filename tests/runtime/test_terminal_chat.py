@@ -449,7 +449,7 @@ class Pseudo:
 
         own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
         self.master, slave = pty.openpty()
-        env = ENV | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "BOREALIS_GGUF_CACHE": str(home)}
+        env = ENV | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "BOREALIS_GGUF_DATA": str(home)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", own + BOOT, *map(str, args)],
             stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True,
