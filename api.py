@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_naming import MMPROJ, model_stem
 from .checkpoint.hub.remote import open_slice
 from .checkpoint.imatrix import read_imatrix
+from .checkpoint.input_files import input_files
 from .checkpoint.lora import Adapter, read_adapter, read_adapters
 from .checkpoint.source import read_source
 from .checkpoint.types import GGMLQuantizationType
@@ -85,7 +87,8 @@ def plan_convert(
         raise InvalidInput(f"{path}: is a GGUF already; use: borealis-gguf quantize PRESET -m {path}")
     model, types = describe(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = outtype.upper() if outtype != "auto" else _main_type(types)
-    return lay_out(_output_path(output, checkpoint.stem, label), model, types, label=label, retype=OUTTYPE)
+    plan = lay_out(_output_path(output, checkpoint.stem, label), model, types, label=label, retype=OUTTYPE)
+    return replace(plan, inputs=_inputs(checkpoint, adapters))
 
 
 def plan_convert_lora(
@@ -113,7 +116,8 @@ def plan_convert_lora(
     model, types = describe_adapter(checkpoint, read, outtype, model_name=model_name)
     # without the type in its name, no llama-server takes it for the model of that type
     path = _output_path(output, LORA_SUFFIX.sub("", read.path.resolve().name), "lora")
-    return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
+    plan = lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
+    return replace(plan, inputs=_inputs(checkpoint, [(read, 1.0)]))
 
 
 def plan_mmproj(
@@ -150,7 +154,8 @@ def _plan_mmproj(
     model, types = describe_vision(checkpoint, outtype, model_name=model_name, loras=adapters)
     label = resolve_outtype(model.tensors, outtype).upper()
     path = _output_path(output, f"{MMPROJ}{stem}", label)
-    return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
+    plan = lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
+    return replace(plan, inputs=_inputs(checkpoint, adapters))
 
 
 def plan_quantize(
@@ -221,6 +226,7 @@ def plan_quantize(
     if matrix:
         planned = [(t.tensor.name, t.type, t.importance is not None) for plan in plans for t in plan.tensors]
         warn_of_gaps(str(imatrix), matrix, planned)
+    plans = [replace(plan, inputs=_inputs(opened, adapters, imatrix)) for plan in plans]
     return (*plans, *_mmproj_beside(opened, output, mmproj, model_name, adapters))
 
 
@@ -359,6 +365,14 @@ def _expected(header: GGUFFile, source: Checkpoint | GGUFFile, adapters: Sequenc
 def _main_type(types: Sequence[GGMLQuantizationType]) -> str:
     """What an `auto` conversion is called: the type of its matrices."""
     return next((type.name for type in types if type != T.F32), "F32")
+
+
+def _inputs(
+    source: Checkpoint | GGUFFile, adapters: Sequence[tuple[Adapter, float]], imatrix: Path | None = None
+) -> tuple[Path, ...]:
+    """The files that a plan was made from."""
+    files = [path for each in (source, *(adapter for adapter, _ in adapters)) for path in input_files(each)]
+    return (*files, *([imatrix] if imatrix else ()))
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:

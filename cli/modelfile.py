@@ -21,13 +21,12 @@ def modelfile(model: Path, output: Path | None, mmproj: Path | None, system: str
       borealis-gguf modelfile borealis-4b-Q4_K_M.gguf -o Modelfile
       ollama create borealis-4b -f Modelfile
     """
-    from ..modelfiles.write import write_modelfile
+    from ..modelfiles.write import save_modelfile, write_modelfile
 
     if output and output.parent.resolve() != model.parent.resolve():
         raise click.UsageError(f"a Modelfile lies beside its model: use -o {model.with_name(output.name)}")
-    text = write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx)
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx), nl=False)
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        save_modelfile(output, model, mmproj=mmproj, system=system, num_ctx=num_ctx)
         click.echo(f"{output}: written; next: ollama create {model.stem.lower()} -f {output}", err=True)

@@ -2,8 +2,11 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
+from ..atomic_file import write_file
 from ..checkpoint.gguf import GGUFFile, read_gguf
+from ..checkpoint.input_files import input_files, refuse_input_as_output
 from ..errors import InvalidInput
 from ..runtime.prompting.chat_template import ChatTemplate
 from ..runtime.prompting.sampling_settings import sampling_from_metadata
@@ -43,6 +46,16 @@ def write_modelfile(
     if license_text:
         instructions.append(Instruction("LICENSE", license_text))
     return "\n".join(map(format_instruction, instructions)) + "\n"
+
+
+def save_modelfile(output: Path, gguf: Path, *, mmproj: Path | None = None, **options: Any) -> None:
+    """Writes what `write_modelfile` returns to `output`, whole or not at all; arguments and errors are its own.
+
+    Raises InvalidInput also where `output` is one of the models, or no regular file.
+    """
+    models = [read_gguf(path) for path in (gguf, mmproj) if path is not None]
+    refuse_input_as_output([output], [file for model in models for file in input_files(model)])
+    write_file(output, [write_modelfile(gguf, mmproj=mmproj, **options).encode("utf-8")])
 
 
 def _check_template(header: GGUFFile) -> None:

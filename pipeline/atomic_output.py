@@ -16,7 +16,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.input_files import refuse_input_as_output
 from ..errors import BorealisError, InvalidInput
+from ..file_lock import is_still_named, lock
 from ..size_format import format_nbytes
 from .plan import FilePlan
 
@@ -64,7 +66,7 @@ class PartialFile:
         self.file.seek(0)
         found = self.file.read(len(self.plan.header))
         same = found == self.plan.header and os.fstat(self.file.fileno()).st_size == self.plan.size
-        if not same or not _still_named(self.file.fileno(), self.path):
+        if not same or not is_still_named(self.file.fileno(), self.path):
             raise BorealisError(f"{self.path}: another program changed this file while it was written; run again")
 
     def publish(self) -> None:
@@ -100,13 +102,11 @@ class PartialFile:
 
 def check_outputs(plans: Sequence[FilePlan]) -> None:
     """Refuse, before any work, outputs that cannot be written. Raises InvalidInput."""
-    sources = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
-    sources = {path.resolve() for path in sources}
+    weights = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
+    refuse_input_as_output([plan.path for plan in plans], (*weights, *(path for plan in plans for path in plan.inputs)))
     seen: set[Path] = set()
     for plan in plans:
         path = plan.path.resolve()
-        if path in sources:
-            raise InvalidInput(f"{plan.path}: the output would overwrite its own input; choose another with -o")
         if path in seen:
             raise InvalidInput(f"{plan.path}: two outputs would have this name; give a folder with -o")
         seen.add(path)
@@ -166,47 +166,20 @@ def _locked(path: Path, final: Path) -> FileIO:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise InvalidInput(f"{path}: is in the way, and no file; remove it, or choose another output with -o")
-        if not _lock(file.fileno()):
+        if not lock(file.fileno()):
             file.close()
             raise InvalidInput(f"{final}: another run is writing this file; wait for it, or choose another with -o")
-        if _still_named(file.fileno(), path):
+        if is_still_named(file.fileno(), path):
             return file
         file.close()  # the other run ended and removed it between our open and our lock
 
 
-def _still_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
-
-
 if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(fd: int) -> bool:
-        os.lseek(fd, 1 << 40, os.SEEK_SET)  # far behind the data: locks are mandatory there
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        os.lseek(fd, 0, os.SEEK_SET)
-        return True
 
     def _fsync_folder(path: Path) -> None:
         """Windows has no such call; a rename there is durable with the journal."""
 
 else:
-    import fcntl
-
-    def _lock(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks: two runs at once are then the user's own care
-            return True
-        return True
 
     def _fsync_folder(path: Path) -> None:
         fd = os.open(path, os.O_RDONLY)

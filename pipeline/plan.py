@@ -171,6 +171,8 @@ class FilePlan:
 
     `label` is what the file is called in reports: a preset or an outtype. `model` is what the header was made of.
     `retype` are the options that give tensors another type, "{}": by tensor name, and by "" those of the others.
+    `inputs` are the files that were read to plan it, which no output may overwrite; those of its weights may be left
+    out.
     """
 
     path: Path
@@ -180,6 +182,7 @@ class FilePlan:
     size: int
     model: GGUFModel
     retype: tuple[tuple[str, str], ...] = ()
+    inputs: tuple[Path, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
