@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.file_access import is_folder
 from .checkpoint.folder import Checkpoint
 from .checkpoint.gguf import GGUFFile, read_gguf
 from .checkpoint.gguf_naming import MMPROJ, model_stem
@@ -190,7 +191,7 @@ def plan_quantize(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
-    if output is not None and len(chosen) > 1 and not output.is_dir():
+    if output is not None and len(chosen) > 1 and not is_folder(output):
         raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
     matrix = read_imatrix(imatrix) if imatrix else None
     options = TypeOptions(
@@ -242,7 +243,7 @@ def _mmproj_beside(
         return []
     if isinstance(source, GGUFFile):
         raise InvalidInput(f"{source.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
-    named = output is not None and not output.is_dir()
+    named = output is not None and not is_folder(output)
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, source.stem)
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
@@ -379,7 +380,7 @@ def _output_path(output: Path | None, stem: str, label: str) -> Path:
     name = f"{stem}-{label}.gguf"
     if output is None:
         return Path(name)
-    return output / name if output.is_dir() else output
+    return output / name if is_folder(output) else output
 
 
 # What the other commands call: estimates, headers, devices, benchmarks.

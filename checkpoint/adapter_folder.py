@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from .file_access import quote, shown
+from .file_access import has_entry, quote, shown
 from .strict_json import read_json_object
 
 CONFIG = "adapter_config.json"
@@ -62,7 +62,7 @@ class AdapterFolder:
 
 def find_adapter(folder: Path) -> AdapterFolder | None:
     """Returns the adapter whose files lie directly in `folder`, or None."""
-    names = {name for name in (CONFIG, WEIGHTS, PICKLE, MLX_WEIGHTS) if (folder / name).exists()}
+    names = {name for name in (CONFIG, WEIGHTS, PICKLE, MLX_WEIGHTS) if has_entry(folder / name)}
     if not names:
         return None
     try:

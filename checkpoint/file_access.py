@@ -64,6 +64,22 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Like Path.is_dir, but returns False for a path that the operating system rejects."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def has_entry(path: Path) -> bool:
+    """Whether a folder has an entry of this name, even a link that leads nowhere, which is damage and not absence."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False
+
+
 def extended(path: Path) -> Path:
     """Returns `path`; on Windows, a path near or beyond 260 characters gets the prefix that lifts that limit."""
     # abspath also resolves "..", which is a literal name behind the prefix

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
-from .file_access import exists, extended, open_regular, quote, recognize, shown
+from .file_access import extended, has_entry, open_regular, quote, recognize, shown
 from .other_formats import other_weights
 from .quantized_checkpoint import refuse_dtypes, refuse_leftovers
 from .safetensors import DTYPES, UnknownDtype, read_header
@@ -59,9 +59,12 @@ class Checkpoint:
         return self.repo_id.rpartition("/")[2] if self.repo_id else self.path.resolve().name
 
     def file(self, name: str) -> Path | None:
-        """Returns the path of a companion file ("tokenizer.json"), or None if it does not exist."""
+        """Returns the path of a companion file ("tokenizer.json"), or None without one.
+
+        Raises InvalidInput for a link that leads nowhere or out of the checkpoint.
+        """
         path = self.path / name
-        return own_file(self.path, path) if path.exists() else None
+        return own_file(self.path, path) if has_entry(path) else None
 
 
 def open_checkpoint(
@@ -81,7 +84,7 @@ def open_checkpoint(
     remote = remote or {}
     path = extended(path)
     config_path = path / "config.json"
-    if not exists(config_path):
+    if not has_entry(config_path):
         if not path.is_dir():
             raise InvalidInput(_not_a_folder(path))
         missing = f"holds no config.json; is this a checkpoint folder?{_other_contents(path)}"
@@ -118,9 +121,9 @@ def _warn(text: str) -> None:
 
 
 def _read_tensors(path: Path, remote: Headers) -> dict[str, Slice]:
-    if SINGLE not in remote and not (path / SINGLE).exists():
+    if SINGLE not in remote and not has_entry(path / SINGLE):
         return _read_sharded(path, remote)
-    if (path / INDEX).exists():
+    if has_entry(path / INDEX):
         _warn(f"{path}: holds both {SINGLE} and {INDEX}; the former is used")
     else:
         _warn_unused(path, remote, {SINGLE}, f"{SINGLE} is the whole model")
@@ -144,7 +147,7 @@ def _tensors_of_file(path: Path, remote: Headers) -> dict[str, Slice]:
 
 def _read_sharded(path: Path, remote: Headers) -> dict[str, Slice]:
     index = path / INDEX
-    if not index.exists():
+    if not has_entry(index):
         missing = f"holds neither {SINGLE} nor {INDEX}.{_other_contents(path)}"
         raise InvalidInput(f"{path}: {instead_of_model(path) or missing}")
     document = read_json_object(own_file(path, index))
@@ -169,7 +172,7 @@ def _weight_map(index: Path, value: Any) -> dict[str, str]:
 
 
 def _add_shard(tensors: dict[str, Slice], shard: Path, remote: Headers) -> None:
-    if shard.name not in remote and not shard.exists() and not shard.is_symlink():
+    if shard.name not in remote and not has_entry(shard):
         raise InvalidInput(f"{shard}: missing, though {INDEX} lists it; fetch it again")
     for name, slice in _tensors_of_file(shard, remote).items():
         if name in tensors:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from .adapter_folder import CONFIG, PICKLE, WEIGHTS, instead_of_peft
-from .file_access import exists, extended, open_regular, quote, recognize, shown
+from .file_access import exists, extended, has_entry, open_regular, quote, recognize, shown
 from .folder import own_file, read_json_object
 from .safetensors import read_header
 from .target_pattern import matches
@@ -80,9 +80,9 @@ class Adapter:
     ensures_tying: bool = False
 
     def file(self, name: str) -> Path | None:
-        """Returns the path of a companion file ("README.md"), or None if it does not exist."""
+        """Returns the path of a companion file ("README.md"), or None without one. Errors are `Checkpoint.file`'s."""
         path = self.path / name
-        return own_file(self.path, path) if path.exists() else None
+        return own_file(self.path, path) if has_entry(path) else None
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -129,14 +129,14 @@ def _adapter_folder(path: Path) -> Path:
         raise InvalidInput(f"{path}: {description}; give the adapter's folder, with {CONFIG} and {WEIGHTS}")
     if instead := instead_of_peft(path):
         raise InvalidInput(f"{path}: {instead}")
-    if not (path / CONFIG).exists():
+    if not has_entry(path / CONFIG):
         hint = "it is a model itself" if (path / "config.json").exists() else "is this the folder of a PEFT adapter?"
         raise InvalidInput(f"{path}: holds no {CONFIG}; {hint}")
     return path
 
 
 def _weights_path(folder: Path) -> Path:
-    if (folder / WEIGHTS).exists():
+    if has_entry(folder / WEIGHTS):
         return folder / WEIGHTS
     if (folder / PICKLE).exists():
         raise InvalidInput(f"{folder / PICKLE}: a pickle, which is never opened here; save the adapter as safetensors")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import InvalidInput
 from .adapter_folder import instead_of_model
-from .file_access import exists, open_regular, quote, recognize, shown
+from .file_access import exists, has_entry, open_regular, quote, recognize, shown
 from .folder import Checkpoint, open_checkpoint
 from .gguf import GGUFFile, read_gguf
 from .hub.download import EXAMPLE, SCHEMES, Progress, download, parse_id
@@ -73,7 +73,7 @@ def _local_file(path: Path) -> GGUFFile:
 
 
 def _local_folder(path: Path, use_card: bool) -> Checkpoint | GGUFFile:
-    if (path / "config.json").exists():
+    if has_entry(path / "config.json"):
         return _with_quantization_warning(open_checkpoint(path, use_card=use_card))
     names = sorted(path.glob("*.gguf"))
     read = [read_gguf(file) for file in names if not _is_later_shard(file.name)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .common_options import PATH, lora_options, progress_bar
+from .common_options import PATH, lora_options, progress_bar, show, show_json
 
 
 @click.command()
@@ -35,10 +35,10 @@ def check(model: Path, against: str, as_json: bool, quiet: bool, **options: Any)
     with progress_bar(quiet, "weights") as on_progress:
         report = check(model, against, on_progress=on_progress, **options)
     if as_json:
-        click.echo(shown.as_json(report))
+        show_json(shown.as_json(report))
     elif not quiet:
-        click.echo(shown.as_text(report))
+        show(shown.as_text(report))
     if not report.ok:
         if quiet:
-            click.echo("\n".join(finding.line for finding in report.failures), err=True)
+            show("\n".join(finding.line for finding in report.failures), err=True)
         raise SystemExit(1)

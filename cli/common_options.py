@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from ..size_format import format_nbytes
+from ..terminal_escape import escape_json, escape_line, escape_terminal
 
 if TYPE_CHECKING:
     from .. import FilePlan, FileResult, Options, Progress, Report
@@ -170,7 +171,7 @@ def execute_plans(plans: "Sequence[FilePlan]", *, quiet: bool, **execution: Any)
 def _show_notes(report: "Report") -> None:
     """Show, on stderr, what a quick check could not look at; what it found wrong is an error of its own."""
     for note in report.notes:
-        click.echo(f"{report.path.name}: {note.line}", err=True)
+        show(f"{report.path.name}: {note.line}", err=True)
 
 
 @contextmanager
@@ -212,11 +213,21 @@ def show_results(results: "Iterable[FileResult]", quiet: bool) -> None:
     rows = [
         (str(r.path), r.label, format_nbytes(r.size), f"{r.bits_per_weight:.2f}", f"{r.seconds:.1f} s") for r in results
     ]
-    click.echo(table(("File", "Preset", "Size", "Bits/weight", "Time"), rows))
+    show(table(("File", "Preset", "Size", "Bits/weight", "Time"), rows))
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print text for people. Whatever it quotes of files, it cannot command the terminal."""
+    click.echo(escape_terminal(text), err=err)
+
+
+def show_json(text: str) -> None:
+    """Print JSON; the same holds."""
+    click.echo(escape_json(text))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns as wide as their widest cell, two spaces apart."""
-    lines = [tuple(head), *map(tuple, rows)]
+    lines = [tuple(map(escape_line, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..size_format import format_nbytes
-from .common_options import table
+from .common_options import show, show_json, table
 
 if TYPE_CHECKING:
     from ..runtime.llama.devices import Device
@@ -34,7 +34,10 @@ def devices(as_json: bool) -> None:
     from .. import api
 
     found = api.devices()
-    click.echo(as_json_text(found) if as_json else as_text(found))
+    if as_json:
+        show_json(as_json_text(found))
+    else:
+        show(as_text(found))
     if not any(device.is_gpu for device in found):
         click.echo(HINT, err=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..size_format import format_nbytes
-from .common_options import PATH, table
+from .common_options import PATH, show, show_json, table
 
 if TYPE_CHECKING:
     from ..checkpoint.gguf import GGUFFile
@@ -32,7 +32,10 @@ def inspect(file: Path, as_json: bool) -> None:
     from .. import api
 
     gguf = api.inspect(file)
-    click.echo(gguf_json(gguf) if as_json else gguf_text(gguf))
+    if as_json:
+        show_json(gguf_json(gguf))
+    else:
+        show(gguf_text(gguf))
 
 
 def gguf_text(gguf: "GGUFFile") -> str:

@@ -1,5 +1,6 @@
 """The program: its commands, and the one place where exceptions become a line of advice and an exit code."""
 
+import errno
 import gc
 import logging
 import os
@@ -12,9 +13,11 @@ from typing import Any
 import click
 
 from ..errors import BorealisError, EncoderWarning
+from ..terminal_escape import escape_line
 from .bench import bench
 from .chat import chat
 from .check import check
+from .common_options import show
 from .convert import convert
 from .convert_lora import convert_lora
 from .devices import devices
@@ -47,14 +50,30 @@ for command in (convert, convert_lora, quantize, check, run, chat, serve, modelf
 
 def main() -> None:
     """Run the command line; exits 0, 1 (failed), 2 (unusable input), 130 (Ctrl-C) or 143 (terminated)."""
+    _replace_closed_streams()
     signal.signal(signal.SIGTERM, _terminated)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[_log_handler()])
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     code = _guarded()
     gc.freeze()  # Python's end would look for cycles among all that is left, twice, while a user waits
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for streams that are closed: else the next file that is opened would take their places.
+
+    Exits with 2 when that is standard output, where results would be lost.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        fd = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+        os.set_inheritable(fd, True)
+        setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", encoding="utf-8"))
+    if "stdout" in closed:
+        click.echo("Error: standard output is closed; send it to a file, or to /dev/null", err=True)
+        sys.exit(2)
 
 
 def _guarded() -> int:
@@ -64,14 +83,47 @@ def _guarded() -> int:
         error.show()
         return error.exit_code
     except BorealisError as error:
-        click.echo(f"Error: {error}", err=True)
+        show(f"Error: {escape_line(str(error))}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. Nothing stands half-written under a final name.", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        show(f"Error: {escape_line(_os_fault(error))}", err=True)
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """What could not be written to standard output is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _os_fault(error: OSError) -> str:
+    """What the system refused, in one line."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: allow more at once (ulimit -n)"
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno == errno.ENOENT:  # what `getcwd` says
+        return "the folder you stand in is gone; change to another"
+    return f"standard output: {error.strerror or error}"
+
+
+class _LogFormatter(logging.Formatter):
+    """One line, in which no text of a file can command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_line(super().format(record))
+
+
+def _log_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormatter("%(levelname)s: %(message)s"))
+    return handler
 
 
 _python_shows = warnings.showwarning

@@ -1,10 +1,11 @@
 """`borealis-gguf modelfile`."""
 
+import os
 from pathlib import Path
 
 import click
 
-from .common_options import PATH
+from .common_options import PATH, show
 
 
 @click.command()
@@ -23,10 +24,10 @@ def modelfile(model: Path, output: Path | None, mmproj: Path | None, system: str
     """
     from ..modelfiles.write import save_modelfile, write_modelfile
 
-    if output and output.parent.resolve() != model.parent.resolve():
+    if output and os.path.realpath(output.parent) != os.path.realpath(model.parent):
         raise click.UsageError(f"a Modelfile lies beside its model: use -o {model.with_name(output.name)}")
     if output is None:
         click.echo(write_modelfile(model, mmproj=mmproj, system=system, num_ctx=num_ctx), nl=False)
     else:
         save_modelfile(output, model, mmproj=mmproj, system=system, num_ctx=num_ctx)
-        click.echo(f"{output}: written; next: ollama create {model.stem.lower()} -f {output}", err=True)
+        show(f"{output}: written; next: ollama create {model.stem.lower()} -f {output}", err=True)

@@ -4,10 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from ..size_format import format_nbytes
-from .common_options import table
+from .common_options import show, table
 
 if TYPE_CHECKING:
     from .. import FilePlan, FileResult
@@ -58,7 +56,7 @@ def fallback_advice(plans: "Sequence[FilePlan]") -> None:
             text += f"their blocks: {plan.bits_per_weight:.1f} bits a weight."
             if plan.bits_per_weight > 6.5:
                 text += " Q8_0 is hardly larger, and better."
-            click.echo(text, err=True)
+            show(text, err=True)
 
 
 def plans_json(plans: "Sequence[FilePlan]", jobs: int | None) -> str:

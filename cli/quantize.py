@@ -5,7 +5,17 @@ from typing import Any
 
 import click
 
-from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make_plan, show_results, writing_options
+from .common_options import (
+    OUTPUT_HELP,
+    PATH,
+    execute_plans,
+    lora_options,
+    make_plan,
+    show,
+    show_json,
+    show_results,
+    writing_options,
+)
 
 
 def _list_presets(context: click.Context, _: click.Parameter, listed: bool) -> None:
@@ -92,13 +102,15 @@ def quantize(
 
     plans = make_plan(plan_quantize, model, presets, output, execution=execution, **planning, **options)
     if dry_run:
-        show_plans = plan_report.plans_json if as_json else plan_report.plans_text
-        click.echo(show_plans(plans, execution["jobs"]))
+        if as_json:
+            show_json(plan_report.plans_json(plans, execution["jobs"]))
+        else:
+            show(plan_report.plans_text(plans, execution["jobs"]))
         return
     if not execution["quiet"]:
         plan_report.fallback_advice(plans)
     results = execute_plans(plans, **execution)
     if as_json:
-        click.echo(plan_report.results_json(results))
+        show_json(plan_report.results_json(results))
     else:
         show_results(results, execution["quiet"])

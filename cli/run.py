@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common_options import PATH, answer_options, loading_options
+from .common_options import PATH, answer_options, loading_options, show
 
 
 @click.command()
@@ -46,7 +46,7 @@ def run(
       borealis-gguf run borealis-4b-Q4_K_M.gguf "Hei" --lora dialekt-lora.gguf:0.5
     """
     from .. import Text, load
-    from ..runtime.terminal.terminal_escape import escape_terminal
+    from ..terminal_escape import escape_terminal
 
     for name, given in (("--system", system is not None), ("--image", images)):
         if given and raw:
@@ -55,14 +55,14 @@ def run(
     if not prompt:
         raise click.UsageError("no prompt: give one after MODEL, or on standard input")
     options = answer_options(**answering)
-    show = escape_terminal if sys.stdout.isatty() else str
+    escape = escape_terminal if sys.stdout.isatty() else str
     with load(model, isolate=True, **loading) as loaded:
         answer = loaded.complete(prompt, options) if raw else loaded.chat(_messages(prompt, system, images), options)
         if not quiet:
-            click.echo(loaded.placement, err=True)
+            show(loaded.placement, err=True)
         for event in answer:
             if isinstance(event, Text):
-                click.echo(show(event.text), nl=False, color=True)  # else it would change what goes to a file
+                click.echo(escape(event.text), nl=False, color=True)  # else it would change what goes to a file
     click.echo()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidInput
-from .common_options import PATH, loading_options
+from .common_options import PATH, loading_options, show
 
 if TYPE_CHECKING:
     from .. import Model
@@ -82,8 +82,8 @@ def serve(
 
     def on_ready(loaded: "Model") -> None:
         if not quiet:
-            click.echo(loaded.placement, err=True)
-            click.echo(f"Serving {settings.name or loaded.path.stem} at {url} (Ctrl-C ends it)")
+            show(loaded.placement, err=True)
+            show(f"Serving {settings.name or loaded.path.stem} at {url} (Ctrl-C ends it)")
         if browse:
             import webbrowser
 
@@ -130,7 +130,7 @@ def _settings(
         queue=queue,
         body_limit=None if max_body is None else int(max_body * 1_000_000),
         page=None if no_page else PAGE,
-        log=(lambda line: click.echo(line, err=True)) if log else None,
+        log=(lambda line: show(line, err=True)) if log else None,
     )
 
 
@@ -153,7 +153,7 @@ def _progress_line(quiet: bool) -> Callable[[float], None]:
     if quiet or not sys.stderr.isatty():
         return lambda fraction: None
 
-    def show(fraction: float) -> None:
+    def show_loading(fraction: float) -> None:
         click.echo("\r\033[K" if fraction >= 1 else f"\rLoading the model: {fraction:.0%}", nl=False, err=True)
 
-    return show
+    return show_loading

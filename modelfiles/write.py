@@ -1,5 +1,6 @@
 """Writes the Modelfile for a Gemma 3 GGUF, to be used with `ollama create NAME -f Modelfile`."""
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _check_template(header: GGUFFile) -> None:
 
 
 def _checked_mmproj(gguf: Path, mmproj: Path) -> Path:
-    if mmproj.parent.resolve() != gguf.parent.resolve():
+    if os.path.realpath(mmproj.parent) != os.path.realpath(gguf.parent):
         raise InvalidInput(f"{mmproj}: not in the folder of {gguf}; put both in one")
     if read_gguf(mmproj).value("general.type") != "mmproj":
         raise InvalidInput(f"{mmproj}: not a vision part: its general.type is not mmproj")

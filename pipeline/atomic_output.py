@@ -106,20 +106,26 @@ def check_outputs(plans: Sequence[FilePlan]) -> None:
     refuse_input_as_output([plan.path for plan in plans], (*weights, *(path for plan in plans for path in plan.inputs)))
     seen: set[Path] = set()
     for plan in plans:
-        path = plan.path.resolve()
+        with _os_errors_about(plan.path):
+            _check_place(plan.path)
+            path = Path(os.path.realpath(plan.path))  # where `resolve` raises for a loop of links
         if path in seen:
             raise InvalidInput(f"{plan.path}: two outputs would have this name; give a folder with -o")
         seen.add(path)
-        folder = plan.path.parent
-        if plan.path.is_dir():
-            raise InvalidInput(f"{plan.path}: is a folder; choose a file name with -o")
-        if plan.path.exists() and not plan.path.is_file():
-            raise InvalidInput(f"{plan.path}: is no regular file, but a device or pipe; choose another with -o")
-        if not folder.is_dir():
-            raise InvalidInput(f"{folder}: no such folder for the output; create it, or choose another with -o")
-        if not os.access(folder, os.W_OK):
-            raise InvalidInput(f"{folder}: no permission to write here; choose another folder with -o")
     _check_space(plans)
+
+
+def _check_place(path: Path) -> None:
+    """Raises InvalidInput, OSError."""
+    folder = path.parent
+    if path.is_dir():
+        raise InvalidInput(f"{path}: is a folder; choose a file name with -o")
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{path}: is no regular file, but a device or pipe; choose another with -o")
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder for the output; create it, or choose another with -o")
+    if not os.access(folder, os.W_OK):
+        raise InvalidInput(f"{folder}: no permission to write here; choose another folder with -o")
 
 
 def _check_space(plans: Sequence[FilePlan]) -> None:

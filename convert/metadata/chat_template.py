@@ -31,7 +31,8 @@ def read_chat_template(checkpoint: Checkpoint, tokenizer_config: Mapping[str, An
     if jinja and isinstance(value, str) and value != read_text(jinja):
         log.warning("%s: its chat_template differs from chat_template.jinja; the former is used", where)
     if value is None and jinja:
-        additional = sorted((checkpoint.path / "additional_chat_templates").glob("*.jinja"))
+        folder = checkpoint.file("additional_chat_templates")
+        additional = sorted(folder.glob("*.jinja")) if folder else []
         if not additional:
             return read_text(jinja)
         return (

@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from gguf.constants import GGUFValueType
@@ -21,6 +20,7 @@ from ...checkpoint.strict_json import read_json_object
 from ...checkpoint.types import KV
 from ...errors import InvalidInput
 from ...pipeline.plan import Tensor
+from ...sampling_ranges import KEYS, sampling_fault
 from ..tokenizers.token_validation import is_text
 from .model_card import read_model_card
 from .model_name import NameParts, bare_name, folder_name, parse_model_name
@@ -87,7 +87,7 @@ def general_kv(checkpoint: Checkpoint, weights: int, *, model_name: str | None =
     texts["name"] = model_name or texts["name"] or folder_name(checkpoint.path, checkpoint.repo_id)
     if weights > 0 and not texts["size_label"]:
         texts["size_label"] = size_label(weights, weights, 0, 0)
-    entries = [*_sampling(checkpoint.file("generation_config.json"))]
+    entries = [*_sampling(checkpoint)]
     entries += [KV(f"general.{key}", TEXT, texts[key]) for key, _ in CARD if texts[key]]
     for kind, names in RELATED:
         entries += _related(kind, card, names, weights)
@@ -143,7 +143,9 @@ def _items(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
-def _sampling(path: Path | None) -> Iterator[KV]:
+def _sampling(checkpoint: Checkpoint) -> Iterator[KV]:
+    """Yields the sampling defaults, without values that a run of the GGUF would refuse."""
+    path = checkpoint.file("generation_config.json")
     if path is None:
         return
     values = read_json_object(path)
@@ -153,7 +155,11 @@ def _sampling(path: Path | None) -> Iterator[KV]:
             continue
         if not _fits(value, type):
             raise InvalidInput(f"{path}: {names[0]} is {quote(str(value))}, which is no {type.name}")
-        yield KV(f"general.sampling.{key}", type, float(value) if type == F32 else value)
+        full_key = f"general.sampling.{key}"
+        if full_key in KEYS and (fault := sampling_fault(KEYS[full_key], value)):
+            checkpoint.warn(f"{path}: left out of the GGUF, since a run would refuse it: {names[-1]} {fault}")
+            continue
+        yield KV(full_key, type, float(value) if type == F32 else value)
 
 
 def _fits(value: Any, type: GGUFValueType) -> bool:

@@ -139,7 +139,8 @@ def _vocabulary(path: Path, model: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise InvalidInput(f"{path}: model.vocab must be an object of tokens and their ids")
-    if len(set(vocabulary.values())) != len(vocabulary) or not all(type(id) is int for id in vocabulary.values()):
+    ids = vocabulary.values()
+    if not all(type(id) is int for id in ids) or len(set(ids)) != len(ids):
         raise InvalidInput(f"{path}: model.vocab gives an id to two tokens, or something that is no id")
     token = next((token for token, id in vocabulary.items() if id < 0), None)
     if token is not None:

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO
 
 from ...atomic_file import PRIVATE
 from ...errors import BorealisError
+from ...terminal_escape import escape_terminal
 from ...user_data import private_file
-from .terminal_escape import escape_terminal
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

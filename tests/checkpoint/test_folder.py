@@ -3,17 +3,22 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from borealis_gguf.api import plan_convert
 from borealis_gguf.checkpoint.file_access import extended_windows
 from borealis_gguf.checkpoint.folder import open_checkpoint, read_json_object
+from borealis_gguf.checkpoint.lora import read_adapter
+from borealis_gguf.checkpoint.source import read_source
 from borealis_gguf.errors import InvalidInput
 
 from ..helpers import attacks as a
+from ..helpers.lora_adapters import FOR_NANO
 from ..helpers.paths import NANO
 
 CONFIG = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
@@ -243,6 +248,39 @@ def test_links_that_lead_nowhere_or_in_a_circle(tmp_path: Path) -> None:
     assert "a link that leads nowhere" in refused(lambda: open_checkpoint(path))
     link(path / TWO, TWO)
     assert refused(lambda: open_checkpoint(path)).startswith(str(path / TWO))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", ONE])
+def test_a_dangling_link_is_damage_and_no_absence(tmp_path: Path, name: str) -> None:
+    path = folder(tmp_path / "c", sharded() if name != "model.safetensors" else {})
+    (path / name).unlink(missing_ok=True)
+    link(path / name, "absent")
+    told = refused(lambda: read_source(path))
+    assert told == f"{path / name}: a link that leads nowhere; copy the file itself there"
+
+
+@pytest.mark.parametrize("name", [
+    *("chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("generation_config.json", "added_tokens.json", "additional_chat_templates"),
+    *("additional_chat_templates/tool.jinja",),
+])  # fmt: skip
+def test_a_dangling_companion_is_damage(tmp_path: Path, nano: Path, name: str) -> None:
+    """Of a checkpoint that would convert without it."""
+    path = Path(shutil.copytree(nano, tmp_path / "c"))
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).unlink(missing_ok=True)
+    link(path / name, "absent")
+    told = refused(lambda: plan_convert(path))
+    assert told == f"{path / name}: a link that leads nowhere; copy the file itself there"
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_dangling_link_of_an_adapter_is_damage(tmp_path: Path, name: str) -> None:
+    path = FOR_NANO.write(tmp_path)
+    (path / name).unlink()
+    link(path / name, "absent")
+    told = refused(lambda: read_adapter(path))
+    assert told == f"{path / name}: a link that leads nowhere; copy the file itself there"
 
 
 def test_links_inside_the_checkpoint_and_to_it_are_fine(tmp_path: Path) -> None:

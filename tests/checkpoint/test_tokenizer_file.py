@@ -55,9 +55,14 @@ def test_merges_are_pairs_in_both_dialects(
         ('{"model": {"vocab": {"a": 0,}, "merges": []}}', "not valid JSON"),
         ("[]", "holds a JSON list, an object is needed"),
         ("", "not valid JSON"),
+        ('{"padding": {"strategy": "x"}}', r"padding\.strategy is 'x'; it must be BatchLongest or Fixed"),
+        ('{"padding": {"strategy": {"x": 1}}}', r"padding\.strategy is .*; it must be"),
+        ('{"padding": {"strategy": ["x"]}}', r"padding\.strategy is .*; it must be"),
+        ('{"padding": [1]}', r"padding is '\[1\]'; it must be null or an object"),
+        ('{"truncation": {"direction": 3}}', r"truncation\.direction is '3'; it must be Left or Right"),
         ('{"deep": ' + "[" * 100_000 + "]" * 100_000 + "}", "JSON nested too deeply"),
     ],
-    ids=range(8),
+    ids=range(13),
 )
 def test_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "tokenizer.json"
@@ -71,6 +76,14 @@ def test_what_is_no_model_stays_as_it_is(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text, encoding="utf-8")
     assert read_tokenizer_file(path) == json.loads(text)
+
+
+def test_lengths_that_tokenizers_loads(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    padding = {"strategy": {"Fixed": 512}, "direction": "Left", "pad_id": 0}
+    for value in ({"padding": padding}, {"padding": {"strategy": "BatchLongest"}, "truncation": None}):
+        path.write_text(json.dumps(value), encoding="utf-8")
+        assert read_tokenizer_file(path) == value
 
 
 def test_the_values_are_the_files() -> None:

@@ -312,7 +312,8 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
     refused(tmp_path, changed(end_of_word_suffix="</w>"), "end_of_word_suffix")
     refused(tmp_path, changed(vocab={}), "must be an object of tokens")
     refused(tmp_path, changed(vocab=vocabulary | {"x y": 7}), "an id to two tokens")
-    refused(tmp_path, changed(vocab=vocabulary | {"x y": "8"}), "something that is no id")
+    for value in ("8", [8], {"id": 8}, 8.0, True, None):
+        refused(tmp_path, changed(vocab=vocabulary | {"x y": value}), "something that is no id")
     refused(
         tmp_path, changed(vocab=vocabulary | {"x y": N_BPE}), rf"vocab_size is {N_BPE}, .*: 'x y' \(id {N_BPE}\); call"
     )

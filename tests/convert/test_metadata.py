@@ -1,16 +1,20 @@
 """The general keys: names taken apart, model cards, sampling."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from borealis_gguf.checkpoint.folder import Checkpoint
-from borealis_gguf.checkpoint.types import GGMLQuantizationType, Slice
-from borealis_gguf.convert.metadata.general import metadata_kv
+from borealis_gguf.checkpoint.types import KV, SCALARS, GGMLQuantizationType, Slice
+from borealis_gguf.convert.metadata.general import general_kv, metadata_kv
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.pipeline.plan import Tensor, TensorSource
+from borealis_gguf.runtime.prompting.sampling_settings import sampling_from_metadata
+from borealis_gguf.sampling_ranges import KEYS, RANGES
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 
@@ -115,6 +119,48 @@ def test_sampling(tmp_path: Path) -> None:
     found = sampling(tmp_path, top_k=64, top_p=1, temperature=0.7, repetition_penalty=1.1, min_p=None, sequence="kt")
     assert found == {"sequence": "kt", "top_k": 64, "top_p": 1.0, "temp": 0.7, "penalty_repeat": 1.1}
     assert sampling(tmp_path, penalty_repeat=1.2, repetition_penalty=1.1) == {"penalty_repeat": 1.2}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -1}, {"temperature": 101}, {"top_k": -1}, {"top_p": 1.5}, {"min_p": -0.1},
+        {"repetition_penalty": 0}, {"repetition_penalty": -1.0}, {"penalty_last_n": -2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_run_would_refuse_is_left_out(
+    tmp_path: Path, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sampling(tmp_path, **values, sequence="kt") == {"sequence": "kt"}
+    (name, value), (line,) = next(iter(values.items())), [record.getMessage() for record in caplog.records]
+    assert f"left out of the GGUF, since a run would refuse it: {name} {value!r} is not within" in line
+
+
+def bounds() -> list[tuple[str, float]]:
+    names = {"repetition_penalty": "repeat_penalty", "penalty_last_n": "repeat_last_n"}
+    read = ("temperature", "top_k", "top_p", "min_p", *names)
+    return [(name, bound) for name in read for bound in RANGES[names.get(name, name)]]
+
+
+@pytest.mark.parametrize(("name", "value"), bounds(), ids=str)
+def test_a_run_takes_what_converting_writes(tmp_path: Path, name: str, value: float) -> None:
+    """Also the bounds, some of which no float32 has."""
+    model = Checkpoint(tmp_path, None, {}, {})
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: value}), encoding="utf-8")
+    entries = [kv for kv in general_kv(model, 1) if kv.key.startswith("general.sampling.")]
+    (stored,) = [replace(kv, value=np.array(kv.value, SCALARS[kv.type]).item()) for kv in entries]
+    assert getattr(sampling_from_metadata(Stored(stored)), KEYS[stored.key]) == stored.value
+
+
+class Stored:
+    """Metadata of one entry, as read from a GGUF."""
+
+    def __init__(self, entry: KV) -> None:
+        self.entry = entry
+
+    def find(self, key: str) -> KV | None:
+        return self.entry if key == self.entry.key else None
 
 
 @pytest.mark.parametrize("values", [{"top_k": 1.5}, {"top_k": 1 << 31}, {"top_p": "1"}, {"mirostat": True}], ids=str)

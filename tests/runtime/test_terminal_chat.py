@@ -21,8 +21,8 @@ from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.terminal.chat_commands import COMMANDS, typed_path
 from borealis_gguf.runtime.terminal.chat_loop import ChatLoop, greeting, stats_line
-from borealis_gguf.runtime.terminal.terminal_escape import escape_terminal
 from borealis_gguf.runtime.terminal.terminal_io import PipeReader, Screen, UserInput, read_input
+from borealis_gguf.terminal_escape import escape_terminal
 
 from ..cli.test_cli import BOOT, run
 from ..helpers.paths import DATA
