@@ -72,7 +72,8 @@ def plan_convert(
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` the name of a file, which ends in .gguf, or a folder, or
+    None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
     without `card`, the model card (README.md) is ignored;
     `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
@@ -189,8 +190,8 @@ def plan_quantize(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
-    if output is not None and len(chosen) > 1 and not output.is_dir():
-        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
+    if output is not None and len(chosen) > 1 and _names_file(output):
+        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder, not the name of one file")
     matrix = read_imatrix(imatrix) if imatrix else None
     options = TypeOptions(
         has_imatrix=matrix is not None,
@@ -240,7 +241,7 @@ def _mmproj_beside(
         return []
     if isinstance(source, GGUFFile):
         raise InvalidInput(f"{source.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
-    named = output is not None and not output.is_dir()
+    named = output is not None and _names_file(output)
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, source.stem)
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
@@ -368,10 +369,15 @@ def _main_type(types: Sequence[GGMLQuantizationType]) -> str:
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:
+    """The path of an output: in the folder `output`, unless that is the name of a GGUF."""
     name = f"{stem}-{label}.gguf"
     if output is None:
         return Path(name)
-    return output / name if output.is_dir() else output
+    return output if _names_file(output) else output / name
+
+
+def _names_file(output: Path) -> bool:
+    return output.suffix.lower() == ".gguf" and not output.is_dir()
 
 
 # What the other commands call: estimates, headers, devices, benchmarks.

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 PATH = click.Path(path_type=Path)
-OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
+OUTPUT_HELP = "A file name that ends in .gguf, or a folder, which is made. Default: where you stand, and a name like {}."
 
 
 class ScaledFile(click.ParamType):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HINT = (
     "llama.cpp sees no GPU here. If there is one, install llama-cpp-python with CUDA, Metal or Vulkan: "
-    'see "On a GPU" in the README.'
+    'see docs/gpu.md.'
 )
 
 

@@ -121,6 +121,20 @@ def _read(file: FileIO, nbytes: int) -> bytes:
     return data
 
 
+def make_folders(plans: Sequence[FilePlan], undo: ExitStack) -> None:
+    """Make the folders that outputs are to lie in, where they lie in a folder themselves. `undo` removes empty ones."""
+    for folder in {plan.path.parent for plan in plans}:
+        if not folder.exists() and folder.parent.is_dir():
+            with os_errors_as_ours(folder):
+                folder.mkdir()
+            undo.callback(_remove_empty, folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def check_outputs(plans: Sequence[FilePlan]) -> None:
     """Refuse, before any work, outputs that cannot be written. Raises InvalidInput."""
     sources = {s.path for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
@@ -138,6 +152,8 @@ def check_outputs(plans: Sequence[FilePlan]) -> None:
             raise InvalidInput(f"{plan.path}: is a folder; choose a file name with -o")
         if plan.path.exists() and not plan.path.is_file():
             raise InvalidInput(f"{plan.path}: is no regular file, but a device or pipe; choose another with -o")
+        if folder.is_file():
+            raise InvalidInput(f"{folder}: is a file, not a folder for the output; end a file's name with .gguf")
         if not folder.is_dir():
             raise InvalidInput(f"{folder}: no such folder for the output; create it, or choose another with -o")
         if not os.access(folder, os.W_OK):

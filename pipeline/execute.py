@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..errors import STOPPED, Cancelled, os_errors_as_ours
 from ..usable_cores import usable_cores
-from .atomic_output import PartialFile, check_outputs
+from .atomic_output import PartialFile, check_outputs, make_folders
 from .plan import Codec, FilePlan
 from .read_ahead import ReadAhead, batches
 from .sources import OpenSlice, is_remote, open_local, require_unchanged, source_stamps
@@ -80,6 +80,7 @@ def execute(
     began = time.monotonic()
     settings = RunSettings(plans, codec, open_slice, threading.Event(), allow_nonfinite)
     with os_errors_as_ours(plans[0].path if plans else "no plan", "; nothing was kept"), ExitStack() as stack:
+        make_folders(plans, stack)
         check_outputs(plans)
         stamps = source_stamps(plans)
         require_unchanged(stamps, "since it was planned")

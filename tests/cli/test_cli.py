@@ -148,7 +148,7 @@ def test_faults_of_the_input_are_one_line_and_exit_code_2(checkpoint: Path, tmp_
         ("convert", missing): "model-00003-of-00003.safetensors: missing",
         ("convert", strange): "'RobbeForCausalLM' is not known",
         ("convert", narrow): "but config.json makes it",
-        ("convert", checkpoint, "-o", tmp_path / "no" / "x.gguf"): "no such folder for the output",
+        ("convert", checkpoint, "-o", tmp_path / "no" / "no" / "x.gguf"): "no such folder for the output",
         ("quantize", "Q4_KM", "-m", checkpoint): "did you mean Q4_K_M",
         ("quantize", "IQ2_M", "-m", checkpoint): "needs an importance matrix",
         ("quantize", "Q4_K_M", "-m", tmp_path / "text.gguf"): "neither a GGUF nor a checkpoint",

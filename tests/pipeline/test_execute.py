@@ -283,10 +283,33 @@ def test_outputs_are_checked_before_work(tmp_path: Path) -> None:
             execute([lay_out(path, model, [T.Q8_0])] * n, CODEC)
 
     refused(tmp_path / "raw", "overwrite its own input")
-    refused(tmp_path / "none" / "x.gguf", "no such folder")
+    refused(tmp_path / "none" / "none" / "x.gguf", "no such folder")
     refused(tmp_path, "is a folder")
     refused(tmp_path / "x.gguf", "two outputs", n=2)
     assert only_inputs(tmp_path)
+
+
+def test_a_folder_for_the_output_is_made_and_kept_only_with_a_file(tmp_path: Path) -> None:
+    checkpoint = MINIATURES[0].write(tmp_path)
+    plan = plan_convert(checkpoint, tmp_path / "gguf")
+    assert plan.path.parent == tmp_path / "gguf"
+    with pytest.raises(BorealisError, match="fault"):
+        execute([plan], replace(CODEC, valid=fault))
+    assert not plan.path.parent.exists()
+    run_plans([plan], check=False)
+    assert plan.path.is_file()
+
+
+def fault(*_: object) -> bool:
+    raise BorealisError("a fault")
+
+
+def test_a_file_that_is_no_gguf_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    plan = plan_convert(MINIATURES[0].write(tmp_path), tmp_path / "notes.txt")
+    with pytest.raises(InvalidInput, match=r"notes\.txt: is a file, not a folder for the output; end a file's name"):
+        run_plans([plan])
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_too_little_space_is_refused(tmp_path: Path) -> None:
