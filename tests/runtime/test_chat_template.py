@@ -7,7 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from borealis_gguf.errors import InvalidInput
+from borealis_gguf.runtime.prompting import prompt_segments
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate, Segment
+from borealis_gguf.runtime.prompting.prompt_segments import render_segments, segments
+from borealis_gguf.runtime.prompting.template_renderer import TemplateRenderer
+from borealis_gguf.runtime.prompting.template_sandbox import render
 
 USER = [{"role": "user", "content": "Hei"}]
 
@@ -41,8 +45,8 @@ USER = [{"role": "user", "content": "Hei"}]
 )
 def test_hostile_and_broken_templates_are_refused_quickly(source: str) -> None:
     begun = time.monotonic()
-    with pytest.raises(InvalidInput) as caught:
-        ChatTemplate(source).render(USER)
+    with TemplateRenderer(ChatTemplate(source)) as renderer, pytest.raises(InvalidInput) as caught:
+        renderer.render_segments(USER)
     assert time.monotonic() - begun < 2
     assert str(caught.value).startswith("the model's chat template ")
     assert "\n" not in str(caught.value)
@@ -50,7 +54,7 @@ def test_hostile_and_broken_templates_are_refused_quickly(source: str) -> None:
 
 def test_a_template_can_refuse_a_conversation() -> None:
     with pytest.raises(InvalidInput, match="the model's chat template refuses: No way"):
-        ChatTemplate("{{ raise_exception('No\\nway') }}").render(USER)
+        render(ChatTemplate("{{ raise_exception('No\\nway') }}"), USER)
 
 
 def test_generation_blocks_render_as_in_transformers() -> None:
@@ -64,7 +68,7 @@ def test_generation_blocks_render_as_in_transformers() -> None:
 {{ end }}{% else %}
 {{ m.content }}{% endif %}{% endfor %}"""
     conversation = [*USER, {"role": "assistant", "content": "Hallo"}, *USER]
-    assert ChatTemplate(source).render(conversation) == "HeiHallo!\nHei"
+    assert render(ChatTemplate(source), conversation) == "HeiHallo!\nHei"
 
 
 def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
@@ -75,12 +79,12 @@ def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
 {{ bos_token }}{{ m | tojson }}{{ eos_token }}{{ tools is none }}
 {% endfor %}
 {{ strftime_now('%Y') | length }}{{ add_generation_prompt }}"""
-    rendered = ChatTemplate(source, "<s>", "</s>").render([{"role": "user", "content": "æ<"}, *USER])
+    rendered = render(ChatTemplate(source, "<s>", "</s>"), [{"role": "user", "content": "æ<"}, *USER])
     assert rendered == '<s>{"role": "user", "content": "æ<"}</s>True\n4True'
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "segments"),
+    ("source", "content", "expected"),
     [
         ("<a>{{ messages[0].content }}<b>", " x ", [Segment("<a>", True), Segment(" x ", False), Segment("<b>", True)]),
         (
@@ -94,18 +98,18 @@ def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
         ("<a> \n{{ messages[0].content | trim }} \n", " ", [Segment("<a> \n ", True)]),
     ],
 )
-def test_segments(source: str, content: str, segments: list[Segment]) -> None:
+def test_segments(source: str, content: str, expected: list[Segment]) -> None:
     messages = [{"role": "user", "content": content}]
     template = ChatTemplate(source)
-    assert template.segments(messages) == segments
-    assert "".join(segment.text for segment in segments) == template.render(messages)
+    assert segments(template, messages) == expected
+    assert "".join(segment.text for segment in expected) == render(template, messages)
 
 
 def test_segments_of_a_list_of_parts_become_one() -> None:
     source = "<a>{% for part in messages[0].content %}{{ part.text }}{% endfor %}<b>"
     parts = [{"type": "text", "text": "<end_of"}, {"type": "text", "text": "_turn>"}]
-    segments = ChatTemplate(source).segments([{"role": "user", "content": parts}])
-    assert segments == [Segment("<a>", True), Segment("<end_of_turn>", False), Segment("<b>", True)]
+    found = segments(ChatTemplate(source), [{"role": "user", "content": parts}])
+    assert found == [Segment("<a>", True), Segment("<end_of_turn>", False), Segment("<b>", True)]
 
 
 GEMMA = """{{ bos_token }}
@@ -184,8 +188,8 @@ def test_text_and_segments_of_one_rendering_are_those_of_two(source: str, monkey
         system = {"role": "system", "content": text}
         answer = {"role": "assistant", "content": "Ja"}
         for messages in ([user], [system, user, answer, user], [{"role": "user", "content": parts}, answer]):
-            assert outcome(lambda m=messages: template.render_segments(m)) == outcome(
-                lambda m=messages: (template.render(m), template.segments(m))
+            assert outcome(lambda m=messages: render_segments(template, m)) == outcome(
+                lambda m=messages: (render(template, m), segments(template, m))
             )
 
 
@@ -201,8 +205,8 @@ def outcome(work: Callable[[], tuple[str, list[Segment]]]) -> object:
     ("source", "count"), [*((one, 1) for one in ONCE[:2]), *((two, 2) for two in [*ONCE[2:4], *TWICE])]
 )
 def test_how_often_a_template_is_rendered(source: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered, render = [], ChatTemplate.render
-    monkeypatch.setattr(ChatTemplate, "render", lambda *given: rendered.append(1) or render(*given))
+    rendered = []
+    monkeypatch.setattr(prompt_segments, "render", lambda *given: rendered.append(1) or render(*given))
     with contextlib.suppress(InvalidInput):
-        ChatTemplate(source).render_segments(USER)
+        render_segments(ChatTemplate(source), USER)
         assert len(rendered) == count
