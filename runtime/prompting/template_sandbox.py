@@ -20,8 +20,9 @@ from .chat_template import ChatTemplate, Message
 from .template_analysis import prints_texts_unchanged
 
 MAX_TEXT = 16_000_000
-MAX_OWN_TEXT = 200_000
-"""Characters that a template may print besides its messages; the longest known template has 30 000."""
+MAX_OWN_TEXT = 20_000
+"""Characters that a template may print besides its messages: a default system message has a few thousand. llama.cpp
+takes seconds to tokenize 100 000 characters that its vocabulary lacks."""
 MAX_GROWTH = 8
 """How many times as long as its messages a prompt may be: a template may print them escaped, and twice."""
 MAX_REFUSAL = 500

@@ -22,6 +22,7 @@ from borealis_gguf.runtime.prompting import template_renderer
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate, Rendering, Segment
 from borealis_gguf.runtime.prompting.template_renderer import TemplateRenderer
 
+from ..cli.test_cli import run
 from ..helpers.asking import messages
 from ..helpers.gguf_faults import set_value, with_metadata
 from ..helpers.paths import DATA
@@ -46,6 +47,14 @@ def wait_until(happened: Any) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """A process whose parent has not asked for its exit code is a zombie."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def environment() -> dict[str, str]:
@@ -74,14 +83,37 @@ def test_a_modelfile_is_not_written_for_a_hostile_template(path: Path, nano_q8: 
 
 
 @hostile
-def test_other_answers_go_on_while_a_hostile_template_is_rendered(path: Path, nano_q8: Path, tmp_path: Path) -> None:
-    with load(gguf_with_template(path, nano_q8, tmp_path), isolate=True, parallel=2) as model:
-        answer = iter(model.complete("Hei", Options(max_tokens=40, seed=1)))
-        next(answer)
+def test_a_model_with_a_hostile_template_answers_without_it(path: Path, nano_q8: Path, tmp_path: Path) -> None:
+    with load(gguf_with_template(path, nano_q8, tmp_path), isolate=True) as model:
         with pytest.raises(InvalidInput, match=LIMITS):
             model.chat(messages("Hei"), Options(max_tokens=1)).text()
-        assert list(answer)
         assert model.complete("Hei", Options(max_tokens=3)).text()
+
+
+def test_other_answers_go_on_while_a_hostile_template_is_rendered(nano_q8: Path, tmp_path: Path) -> None:
+    endless = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
+    path = next(path for path in HOSTILE if path.stem == "range-reused")
+    with load(gguf_with_template(path, nano_q8, tmp_path), isolate=True, parallel=2) as model:
+        answer = iter(model.complete("Hei", Options(max_tokens=1900, seed=1, schema=endless)))
+        next(answer)
+        with ThreadPoolExecutor(1) as pool:
+            refused = pool.submit(lambda: model.chat(messages("Hei"), Options(max_tokens=1)).text())
+            meanwhile = 0
+            while not refused.done():
+                next(answer)
+                meanwhile += 1
+        with pytest.raises(InvalidInput, match=LIMITS):
+            refused.result()
+        assert meanwhile > 10
+        answer.close()
+
+
+@pytest.mark.parametrize("name", ["range-reused", "tilde"])
+def test_commands_say_in_one_line_that_a_template_is_hostile(name: str, nano_q8: Path, tmp_path: Path) -> None:
+    gguf = gguf_with_template(DATA / "hostile_templates" / f"{name}.jinja", nano_q8, tmp_path)
+    for done in (run("modelfile", gguf), run("run", gguf, "Hei", "-n", "1")):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.search(LIMITS, done.stderr.splitlines()[-1]) and "Traceback" not in done.stderr
 
 
 def gguf_with_template(path: Path, good: Path, folder: Path) -> Path:
@@ -121,9 +153,9 @@ def test_a_refusal_is_of_its_conversation_alone() -> None:
 
 
 def test_a_prompt_is_not_much_longer_than_its_conversation() -> None:
-    source = "{% for i in range(100) %}{{ messages[0].content }}{% endfor %}{{ 'a' * 150000 }}"
+    source = "{% for i in range(100) %}{{ messages[0].content }}{% endfor %}{{ 'a' * 15000 }}"
     with TemplateRenderer(ChatTemplate(source)) as renderer:
-        assert len(renderer.render_segments(messages("Hei" * 10))[0]) == 153_000
+        assert len(renderer.render_segments(messages("Hei" * 10))[0]) == 18_000
         with pytest.raises(InvalidInput, match=r"refuses: it makes more than \d+ characters"):
             renderer.render_segments(messages("Hei" * 10_000))
 
@@ -145,7 +177,7 @@ def test_a_process_that_is_killed_meanwhile_is_an_error_and_the_next_one_answers
         assert renderer.render_segments(messages("Hei"))[0] == "Hei!"
         idle = process_of(renderer)
         idle.kill()
-        wait_until(lambda: idle.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: has_ended(idle))
         assert renderer.render_segments(messages("Hei"))[0] == "Hei!"
 
 
@@ -231,7 +263,22 @@ def test_the_process_does_not_outlive_a_killed_parent(template: str) -> None:
         assert parent.stdout is not None and parent.stdout.readline() == "rendered\n"
     parent.kill()
     parent.communicate()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(process))
+
+
+@posix
+@pytest.mark.parametrize("how", ["killed", "closed"])
+def test_the_process_ends_with_its_model(how: str, nano_q8: Path) -> None:
+    before = psutil.Process().children()
+    with load(nano_q8, isolate=True) as model:
+        (child,) = (each for each in psutil.Process().children() if each not in before)
+        assert model.chat(messages("Hei"), Options(max_tokens=1)).text() is not None
+        (process,) = child.children()
+        if how == "killed":
+            child.kill()
+            wait_until(lambda: has_ended(process))
+            assert model.chat(messages("Hei"), Options(max_tokens=1)).text() is not None
+    wait_until(lambda: has_ended(process))
 
 
 @posix
@@ -247,4 +294,4 @@ def test_ctrl_c_ends_a_rendering_at_once() -> None:
     _, stderr = parent.communicate(timeout=20)
     assert time.monotonic() - began < 2
     assert stderr.splitlines()[-1] == "KeyboardInterrupt"
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(process))
