@@ -1,7 +1,7 @@
 """Chat templates: rendered as transformers does, bounded, and cut where messages begin and end."""
 
 import contextlib
-import time
+import os
 from collections.abc import Callable
 
 import pytest
@@ -44,10 +44,10 @@ USER = [{"role": "user", "content": "Hei"}]
     ],
 )
 def test_hostile_and_broken_templates_are_refused_quickly(source: str) -> None:
-    begun = time.monotonic()
+    begun = sum(os.times()[:4])  # of the processor, in child processes too: how busy the machine is does not matter
     with TemplateRenderer(ChatTemplate(source)) as renderer, pytest.raises(InvalidInput) as caught:
         renderer.render_segments(USER)
-    assert time.monotonic() - begun < 2
+    assert sum(os.times()[:4]) - begun < 2
     assert str(caught.value).startswith("the model's chat template ")
     assert "\n" not in str(caught.value)
 
@@ -69,6 +69,11 @@ def test_generation_blocks_render_as_in_transformers() -> None:
 {{ m.content }}{% endif %}{% endfor %}"""
     conversation = [*USER, {"role": "assistant", "content": "Hallo"}, *USER]
     assert render(ChatTemplate(source), conversation) == "HeiHallo!\nHei"
+
+
+def test_filters_that_make_text_longer_work_as_in_transformers() -> None:
+    source = "{{ 'a' | center(3) }}{{ 'x\\ny' | indent(2) }}{{ '%5d' | format(1) }}{{ '{:>3}'.format('b') }}"
+    assert render(ChatTemplate(source), USER) == " a x\n  y    1  b"
 
 
 def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
