@@ -40,11 +40,11 @@ def render(template: ChatTemplate, messages: Sequence[Message]) -> str:
         )
         return "".join(_bounded(parts, max_length(messages)))
     except TemplateError as error:
-        raise InvalidInput(f"the model's chat template refuses: {_one_line(error)}") from error
+        raise InvalidInput(f"the model's chat template refuses: {one_line(error)}") from error
     except (InvalidInput, MemoryError):
         raise
     except Exception as error:
-        raise InvalidInput(f"the model's chat template fails: {_one_line(error)}") from error
+        raise InvalidInput(f"the model's chat template fails: {one_line(error)}") from error
 
 
 def max_length(messages: Sequence[Message]) -> int:
@@ -66,7 +66,8 @@ def _bounded(parts: Iterator[str], limit: int) -> Iterator[str]:
         yield part
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, printable and not long."""
     line = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else "\ufffd" for c in line[:MAX_REFUSAL])
 
@@ -76,7 +77,9 @@ def prints_unchanged(source: str) -> bool:
     """Whether the template prints the texts of messages as they are; False also for a template that is broken."""
     try:
         return prints_texts_unchanged(_environment().parse(source))
-    except (TemplateError, RecursionError):
+    except MemoryError:
+        raise
+    except Exception:
         return False
 
 

@@ -55,10 +55,16 @@ def _limit_memory(limit: int) -> None:
 
 
 def _answer(tasks: dict[str, Callable[..., Any]], task: str, template: Sequence[str], **arguments: Any) -> Any:
+    from .template_sandbox import one_line
+
     try:
         return {"value": tasks[task](ChatTemplate(*template), **arguments)}
     except InvalidInput as error:
         return {"error": str(error)}
+    except MemoryError:
+        raise
+    except Exception as error:  # it printed what looks like a marker of `prompt_segments`
+        return {"error": f"the model's chat template fails: {one_line(error)}"}
 
 
 def render_each(template: ChatTemplate, conversations: Sequence[Sequence[Message]]) -> list[Any]:
