@@ -24,7 +24,7 @@ from .checkpoint.types import GGMLQuantizationType
 from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
-from .errors import InvalidInput
+from .errors import InvalidInput, os_errors_as_ours
 from .pipeline import execute as pipeline
 from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
@@ -57,6 +57,7 @@ MMPROJ_OUTTYPE = "f16"
 """The default type of the vision tower's file: every backend of the runtime has it."""
 
 
+@os_errors_as_ours()
 def plan_convert(
     source: str | Path,
     output: Path | None = None,
@@ -88,6 +89,7 @@ def plan_convert(
     return lay_out(_output_path(output, checkpoint.stem, label), model, types, label=label, retype=OUTTYPE)
 
 
+@os_errors_as_ours()
 def plan_convert_lora(
     adapter: str | Path,
     base: str | Path,
@@ -116,6 +118,7 @@ def plan_convert_lora(
     return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
 
 
+@os_errors_as_ours()
 def plan_mmproj(
     source: str | Path,
     output: Path | None = None,
@@ -153,6 +156,7 @@ def _plan_mmproj(
     return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
 
 
+@os_errors_as_ours()
 def plan_quantize(
     source: str | Path,
     presets: Sequence[str],
@@ -245,6 +249,7 @@ def _mmproj_beside(
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
 
+@os_errors_as_ours()
 def execute(
     plans: Sequence[FilePlan],
     *,
@@ -300,6 +305,7 @@ class _Verifiers:
             self.quick.finish()
 
 
+@os_errors_as_ours()
 def check(
     model: str | Path,
     against: str | Path,
@@ -378,6 +384,7 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int | None = None) -> int:
     return memory_needed(plans, jobs or usable_cores())
 
 
+@os_errors_as_ours()
 def inspect(file: str | Path) -> GGUFFile:
     """The header of a GGUF: metadata and tensors. Raises InvalidInput for any other file."""
     return read_gguf(Path(file))
