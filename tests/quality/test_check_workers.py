@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from borealis_gguf import BorealisError, api
-from borealis_gguf.checkpoint import folder
+from borealis_gguf.checkpoint import file_access, folder
 from borealis_gguf.quality.report import as_text
 from borealis_gguf.quality.text.template_renderings import render_templates
 from borealis_gguf.runtime.prompting import template_sandbox
@@ -42,7 +42,13 @@ def test_headers_are_read_once(quick: bool, nano: Path, nano_q8: Path, monkeypat
         checkpoints.append(path)
         return read_tensors(path, *args)
 
+    class CountedFile(file_access._NamedFile):
+        def __init__(self, path: Path) -> None:
+            opened[path.name] += 1
+            super().__init__(path)
+
     monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.setattr(file_access, "_NamedFile", CountedFile)
     monkeypatch.setattr(folder, "_read_tensors", counted_tensors)
     report = api.check(nano_q8, nano, quick=quick)
     assert report.ok, as_text(report)
