@@ -161,7 +161,7 @@ class _Reader:
         head = self.file.read(64)
         self.file.seek(0)
         if head[:4] != b"GGUF":
-            self.fail("magic", f"not a GGUF file but {recognize(head) or 'something else'}")
+            self.fail("magic", f"not a GGUF file but {recognize(head) or 'of an unknown format'}")
         self.take(4, "magic")
         version = self.u32("version")
         if version and version & 0xFFFF == 0:

@@ -92,8 +92,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Desk
     folder = tmp_path_factory.mktemp("documents") / "desk"
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "runtime", folder / "runtime")
-    for name in ("demo", "gguf"):
-        (folder / name).mkdir()
     checkpoint = SEEING[0].write(folder).rename(folder / "borealis-4b")
     Lora("safety-lora", {}, dict.fromkeys(ALL_LINEAR, 4), shapes=text_shapes(TEXT)).write(folder)
     api.execute([*api.plan_quantize(checkpoint, ["Q4_K_M", "Q8_0"], folder), api.plan_convert(checkpoint, folder)])
@@ -111,6 +109,10 @@ def run_line(desk: Desk, line: str) -> None:
     program, *args = shlex.split(line)
     if program == "borealis-gguf":
         run_command(desk, args)
+    elif program == "curl":
+        with desk.server("borealis-4b-Q4_K_M.gguf") as url:
+            done = subprocess.run(shlex.split(line.replace(SERVED, url)), capture_output=True, text=True, check=True)
+        assert '"choices"' in done.stdout, done.stdout
     elif program == "make":
         assert re.search(rf"^{args[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     elif program.endswith("python") and args[0] == "-m":

@@ -130,7 +130,9 @@ class InProcessModel:
         if isinstance(request.prompt, str) or any(isinstance(message, int) for message in request.prompt):
             raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
         if self._chat_encoder is None:
-            raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
+            raise InvalidInput(
+                f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw (--raw) to continue a text"
+            )
         encoder, options = self._chat_encoder, request.options
         messages = add_tool_instructions(request.prompt, options)  # type: ignore[arg-type]
         check_messages(messages)
