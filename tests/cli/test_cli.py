@@ -305,5 +305,5 @@ def test_progress_shows_rate_and_time_left_on_a_terminal(checkpoint: Path) -> No
 
 def test_a_source_in_the_place_of_a_preset_is_told_where_it_belongs(checkpoint: Path) -> None:
     done = run("quantize", checkpoint, "Q8_0")
-    assert done.exit_code == 2
-    assert f"{checkpoint}: is no preset; give the source with -m: quantize PRESET -m {checkpoint}" in done.output
+    assert done.returncode == 2
+    assert f"{checkpoint}: is no preset; give the source with -m: quantize PRESET -m {checkpoint}" in done.stderr
