@@ -27,7 +27,7 @@ from .checkpoint.types import GGMLQuantizationType
 from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
-from .errors import InvalidInput
+from .errors import InvalidInput, os_errors_as_ours
 from .pipeline import execute as pipeline
 from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
@@ -60,6 +60,7 @@ MMPROJ_OUTTYPE = "f16"
 """The default type of the vision tower's file: every backend of the runtime has it."""
 
 
+@os_errors_as_ours()
 def plan_convert(
     source: str | Path,
     output: Path | None = None,
@@ -74,7 +75,8 @@ def plan_convert(
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` the name of a file, which ends in .gguf, or a folder, or
+    None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
     without `card`, the model card (README.md) is ignored;
     `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
@@ -92,6 +94,7 @@ def plan_convert(
     return replace(plan, inputs=_inputs(checkpoint, adapters))
 
 
+@os_errors_as_ours()
 def plan_convert_lora(
     adapter: str | Path,
     base: str | Path,
@@ -121,6 +124,7 @@ def plan_convert_lora(
     return replace(plan, inputs=_inputs(checkpoint, [(read, 1.0)]))
 
 
+@os_errors_as_ours()
 def plan_mmproj(
     source: str | Path,
     output: Path | None = None,
@@ -159,6 +163,7 @@ def _plan_mmproj(
     return replace(plan, inputs=_inputs(checkpoint, adapters))
 
 
+@os_errors_as_ours()
 def plan_quantize(
     source: str | Path,
     presets: Sequence[str],
@@ -191,8 +196,8 @@ def plan_quantize(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
-    if output is not None and len(chosen) > 1 and not is_folder(output):
-        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
+    if output is not None and len(chosen) > 1 and _names_file(output):
+        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder, not the name of one file")
     matrix = read_imatrix(imatrix) if imatrix else None
     options = TypeOptions(
         has_imatrix=matrix is not None,
@@ -243,7 +248,7 @@ def _mmproj_beside(
         return []
     if isinstance(source, GGUFFile):
         raise InvalidInput(f"{source.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
-    named = output is not None and not is_folder(output)
+    named = output is not None and _names_file(output)
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, source.stem)
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
@@ -252,6 +257,7 @@ def _mmproj_beside(
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
 
+@os_errors_as_ours()
 def execute(
     plans: Sequence[FilePlan],
     *,
@@ -306,7 +312,13 @@ class _Verifiers:
         if self.quick:
             self.quick.finish()
 
+    def abort(self) -> None:
+        """Have `finish` end soon; the self-test looks at `stop` itself."""
+        if self.quick:
+            self.quick.abort()
 
+
+@os_errors_as_ours()
 def check(
     model: str | Path,
     against: str | Path,
@@ -377,10 +389,15 @@ def _inputs(
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:
+    """The path of an output: in the folder `output`, unless that is the name of a GGUF."""
     name = f"{stem}-{label}.gguf"
     if output is None:
         return Path(name)
-    return output / name if is_folder(output) else output
+    return output if _names_file(output) else output / name
+
+
+def _names_file(output: Path) -> bool:
+    return output.suffix.lower() == ".gguf" and not is_folder(output)
 
 
 # What the other commands call: estimates, headers, devices, benchmarks.
@@ -393,6 +410,7 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int | None = None) -> int:
     return memory_needed(plans, jobs or usable_cores())
 
 
+@os_errors_as_ours()
 def inspect(file: str | Path) -> GGUFFile:
     """The header of a GGUF: metadata and tensors. Raises InvalidInput for any other file."""
     return read_gguf(Path(file))

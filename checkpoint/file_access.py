@@ -1,11 +1,15 @@
 """Opens untrusted files, recognizes formats by their first bytes, and quotes untrusted text for error messages."""
 
+import errno
 import os
 import stat
+from contextlib import ExitStack, suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InvalidInput
+from .types import FileStamp
 
 SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"),
@@ -22,18 +26,62 @@ SIGNATURES = (
 )
 
 
+def file_stamp(path: Path, file: BinaryIO | None = None) -> FileStamp:
+    """The stamp of the open `file`, or else of the file at `path` now. Raises InvalidInput, naming `path`."""
+    try:
+        stat = os.fstat(file.fileno()) if file else path.stat()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read: {reason(error)}") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+class ReadOnlyFile(FileIO):
+    """A file for reading, unbuffered. What its closing has to report is no loss to a reader."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class _NamedFile(ReadOnlyFile):
+    """Its errors of the disk are InvalidInput, and say which file and which byte."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InvalidInput:
+        return InvalidInput(f"{self.name}: byte {self.tell()}: cannot be read: {reason(error)}")
+
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
     """Opens a regular file for reading and returns it with its size.
 
-    Pipes and devices are refused before they are opened, since opening one can block for ever.
+    Pipes and devices are refused before they are opened, since opening one can block for ever. Reading raises
+    InvalidInput, too, where the disk fails.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InvalidInput(f"{path}: not a file" + (" but a folder" if path.is_dir() else ""))
-        file = path.open("rb", buffering=1 << 18)
+        file = BufferedReader(_NamedFile(path), 1 << 18)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: cannot be read: {reason(error)}") from error
-    return file, os.fstat(file.fileno()).st_size
+    with ExitStack() as undo:
+        undo.enter_context(file)
+        size = file_stamp(path, file)[0]
+        undo.pop_all()
+    return file, size
 
 
 def reason(error: OSError | ValueError) -> str:
@@ -64,20 +112,27 @@ def exists(path: Path) -> bool:
         return False
 
 
-def is_folder(path: Path) -> bool:
-    """Like Path.is_dir, but returns False for a path that the operating system rejects."""
+def stat_if_there(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
+    """The file's status; None where nothing has that name. Raises OSError where the system cannot tell."""
     try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+        return path.stat(follow_symlinks=follow_symlinks)
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return None
+        raise
 
 
 def has_entry(path: Path) -> bool:
     """Whether a folder has an entry of this name, even a link that leads nowhere, which is damage and not absence."""
-    try:
-        return os.path.lexists(path)
-    except ValueError:
-        return False
+    return stat_if_there(path, follow_symlinks=False) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Like Path.is_dir, but returns False for a name that no file can have."""
+    found = stat_if_there(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def extended(path: Path) -> Path:

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import InvalidInput
+from .file_access import stat_if_there
 from .folder import Checkpoint
 from .gguf import GGUFFile
 from .hub.download import WANTED
@@ -34,8 +35,5 @@ def refuse_input_as_output(outputs: Iterable[Path], inputs: Iterable[Path]) -> N
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """What two names of one file have in common; None without such a file."""
-    try:
-        stat = path.stat()
-    except (OSError, ValueError):
-        return None
-    return stat.st_dev, stat.st_ino
+    found = stat_if_there(path)
+    return found and (found.st_dev, found.st_ino)

@@ -5,7 +5,8 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from borealis_gguf import InvalidInput, api
 from borealis_gguf.checkpoint.folder import open_checkpoint
 from borealis_gguf.checkpoint.input_files import input_files, refuse_input_as_output
 from borealis_gguf.modelfiles.write import save_modelfile
+from borealis_gguf.pipeline.plan import FilePlan
 
 from ..cli.test_cli import run
 from ..helpers.lora_adapters import FOR_NANO
 from ..helpers.vision_models import SEEING
 
 OWN = r"the output would overwrite its own input"
+NO_FOLDER = r"is a file, not a folder for the output; end a file's name with \.gguf"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -28,11 +31,14 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def refused(plans: list[api.FilePlan], folder: Path) -> None:
-    """`execute` refuses at once, and leaves every byte of `folder`."""
-    before = digests(folder)
-    with pytest.raises(InvalidInput, match=OWN):
+def refused(plan: Callable[[Path], Sequence[FilePlan]], output: Path, folder: Path) -> None:
+    """`execute` refuses at once, and leaves every byte of `folder`: where planning takes `output` for the name of a
+    folder, and where the plan names the very file."""
+    before, plans = digests(folder), plan(output)
+    with pytest.raises(InvalidInput, match=f"{OWN}|{NO_FOLDER}"):
         api.execute(plans)
+    with pytest.raises(InvalidInput, match=OWN):
+        api.execute([replace(plans[0], path=output), *plans[1:]])
     assert digests(folder) == before
 
 
@@ -57,15 +63,15 @@ FILES = (
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_the_checkpoint(checkpoint: Path, name: str) -> None:
-    refused([api.plan_convert(checkpoint, checkpoint / name)], checkpoint)
-    refused([*api.plan_quantize(checkpoint, ["Q8_0"], checkpoint / name)], checkpoint)
+    refused(lambda path: [api.plan_convert(checkpoint, path)], checkpoint / name, checkpoint)
+    refused(lambda path: api.plan_quantize(checkpoint, ["Q8_0"], path), checkpoint / name, checkpoint)
 
 
 def test_an_additional_chat_template(checkpoint: Path) -> None:
     (checkpoint / "additional_chat_templates").mkdir()
     (checkpoint / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
     output = checkpoint / "additional_chat_templates" / "tool.jinja"
-    refused([api.plan_convert(checkpoint, output)], checkpoint)
+    refused(lambda path: [api.plan_convert(checkpoint, path)], output, checkpoint)
 
 
 def spelled(path: Path) -> Path:
@@ -91,7 +97,7 @@ def linked_folder(path: Path) -> Path:
 @pytest.mark.parametrize("named", [spelled, hard_link, symbolic_link, linked_folder])
 @pytest.mark.parametrize("name", ["tokenizer.json", "model-00001-of-00003.safetensors"])
 def test_other_names_of_a_file(checkpoint: Path, named: Callable[[Path], Path], name: str) -> None:
-    refused([api.plan_convert(checkpoint, named(checkpoint / name))], checkpoint)
+    refused(lambda path: [api.plan_convert(checkpoint, path)], named(checkpoint / name), checkpoint)
 
 
 def write_matrix(path: Path) -> Path:
@@ -101,35 +107,37 @@ def write_matrix(path: Path) -> Path:
     return path
 
 
-def test_the_importance_matrix(nano: Path, tmp_path: Path) -> None:
-    matrix = write_matrix(tmp_path / "imatrix.dat")
-    refused([*api.plan_quantize(nano, ["Q8_0"], matrix, imatrix=matrix)], tmp_path)
+@pytest.mark.parametrize("name", ["imatrix.dat", "imatrix.gguf"])
+def test_the_importance_matrix(nano: Path, tmp_path: Path, name: str) -> None:
+    matrix = write_matrix(tmp_path / name)
+    refused(lambda path: api.plan_quantize(nano, ["Q8_0"], path, imatrix=matrix), matrix, tmp_path)
     before = digests(tmp_path)
     done = run("quantize", "Q8_0", "-m", nano, "--imatrix", matrix, "-o", matrix)
-    assert done.returncode == 2 and "overwrite its own input" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert ("overwrite its own input" if name.endswith(".gguf") else "is a file, not a folder") in done.stderr
     assert digests(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "README.md"])
 def test_the_files_of_an_adapter(nano: Path, adapter: Path, name: str) -> None:
-    refused([api.plan_convert(nano, adapter / name, loras=[(adapter, 1.0)])], adapter)
-    refused([api.plan_convert_lora(adapter, nano, adapter / name)], adapter)
+    refused(lambda path: [api.plan_convert(nano, path, loras=[(adapter, 1.0)])], adapter / name, adapter)
+    refused(lambda path: [api.plan_convert_lora(adapter, nano, path)], adapter / name, adapter)
 
 
 def test_convert_lora_and_its_base(checkpoint: Path, adapter: Path) -> None:
     for name in ("config.json", "model-00001-of-00003.safetensors", "tokenizer.json"):
-        refused([api.plan_convert_lora(adapter, checkpoint, checkpoint / name)], checkpoint)
+        refused(lambda path: [api.plan_convert_lora(adapter, checkpoint, path)], checkpoint / name, checkpoint)
 
 
 def test_the_checkpoint_of_an_mmproj(tmp_path: Path) -> None:
     seeing = SEEING[0].write(tmp_path)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
-        refused([api.plan_mmproj(seeing, seeing / name)], seeing)
+        refused(lambda path: [api.plan_mmproj(seeing, path)], seeing / name, seeing)
 
 
 def test_a_gguf(nano_bf16: Path, tmp_path: Path) -> None:
     model = Path(shutil.copy(nano_bf16, tmp_path / "m.gguf"))
-    refused([*api.plan_quantize(model, ["Q8_0"], model)], tmp_path)
+    refused(lambda path: api.plan_quantize(model, ["Q8_0"], path), model, tmp_path)
 
 
 def test_modelfile(nano_q8: Path, tmp_path: Path) -> None:
