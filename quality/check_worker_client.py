@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BorealisError
-from ..runtime.process.child_process import child_command, crash_name
+from ..runtime.process.child_process import child_command, child_environment, crash_name
 
 WORKER = f"{__package__}.check_worker"
 TIME_LIMIT = 120.0
@@ -31,6 +31,7 @@ class PendingRequest:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=child_environment(),
             creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows; elsewhere the worker's nice
         )
         data = json.dumps({"task": task, **arguments}).encode("ascii")

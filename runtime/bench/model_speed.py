@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import BorealisError, EngineDied, InvalidInput
 from ..find import find_model
-from ..process.child_process import child_command, crash_name
+from ..process.child_process import child_command, child_environment, crash_name
 
 SHORT_PROMPT = 16
 """Tokens after a shared prefix, and of the prompts before decoding is measured."""
@@ -86,7 +86,7 @@ def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], No
 def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The messages of the child until it ends. Raises the error that it sends, EngineDied when it crashes."""
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=child_environment()
     ) as process:  # fmt: skip
         try:
             if process.stdin is not None:

@@ -26,7 +26,7 @@ from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError
 from ...machine_cache import read_note, write_note
 from ...quantize.encoders.libraries import library_folder
-from ..process.child_process import child_command, crash_name, die_quietly
+from ..process.child_process import child_command, child_environment, crash_name, die_quietly
 
 WIDTH = 256
 ARCHITECTURE = "gemma3"
@@ -102,7 +102,14 @@ def _cpu() -> list[str]:
 def _run_probe(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
     """What went wrong in the child (None: nothing), and whether it was a crash."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            env=child_environment(),
+        )
     except subprocess.TimeoutExpired:
         return f"did not end within {timeout:g} s", False
     except OSError as error:

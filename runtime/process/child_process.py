@@ -3,10 +3,14 @@
 Native code can crash in ways that Python cannot catch. So it runs in a child, and the parent reports what happened.
 """
 
+import atexit
+import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
+import weakref
 from typing import IO
 
 from ...errors import BorealisError
@@ -32,6 +36,9 @@ CHILDREN = tuple(
     )
 )
 """The modules that run as children."""
+API_KEY_VARIABLE = "BOREALIS_GGUF_API_KEY"
+SECRET_VARIABLES = {API_KEY_VARIABLE, "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"}
+"""Environment variables that no child needs: a hostile model file may take it over."""
 
 _run_if_child_called = False
 
@@ -50,6 +57,26 @@ def child_command(module: str, *args: str) -> list[str]:
             "script (PyInstaller does so by the hook that comes with the package)"
         )
     return [sys.executable, FROZEN, module, *args]
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every child: this process's, without its secrets."""
+    return {name: value for name, value in os.environ.items() if name.upper() not in SECRET_VARIABLES}
+
+
+_running: "weakref.WeakSet[subprocess.Popen[bytes]]" = weakref.WeakSet()
+
+
+def kill_at_exit(process: "subprocess.Popen[bytes]") -> None:
+    """Have `process` end with this one at the latest, also where a thread still waits for it."""
+    _running.add(process)
+
+
+@atexit.register
+def _kill_running() -> None:
+    for process in list(_running):
+        with contextlib.suppress(OSError):
+            process.kill()
 
 
 def run_if_child() -> None:
