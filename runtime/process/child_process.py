@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from typing import IO
 
@@ -118,6 +119,16 @@ def die_quietly() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def end_with_parent() -> None:
+    """For a child that reads nothing: end when the parent does, which holds the other end of standard input open."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="borealis-gguf parent", daemon=True).start()
 
 
 def private_stdout() -> IO[bytes]:

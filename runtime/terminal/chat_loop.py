@@ -1,5 +1,6 @@
 """The chat in a terminal: reads lines, runs commands, sends messages and streams the answers."""
 
+import _thread
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from .terminal_io import InputReader, Screen, UserInput, read_input
 if TYPE_CHECKING:
     from ..model import Model
 
+START_SECONDS = 0.5
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
 
 
@@ -185,12 +187,18 @@ def stats_line(usage: Usage, first: float | None, reason: str) -> str:
 
 
 class Interrupts:
-    """A context manager: within it, Ctrl-C cancels the answer instead of raising KeyboardInterrupt."""
+    """A context manager: within it, Ctrl-C cancels the answer instead of raising KeyboardInterrupt.
+
+    An answer that does not start within START_SECONDS after that, because the model is loaded again, is not waited
+    for: then KeyboardInterrupt is raised after all.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._answer: Answer | None = None
         self._pressed = False
+        self._too_late = threading.Timer(START_SECONDS, _thread.interrupt_main)
+        self._too_late.daemon = True
         self._previous_handler: Any = None
 
     def __enter__(self) -> "Interrupts":
@@ -200,17 +208,23 @@ class Interrupts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._enabled:
+            self._too_late.cancel()
             signal.signal(signal.SIGINT, self._previous_handler)
 
     def cancel_on_interrupt(self, answer: Answer) -> Answer:
         """Let Ctrl-C cancel `answer`, at once if Ctrl-C was pressed before."""
         self._answer = answer
+        self._too_late.cancel()
         if self._pressed:
             answer.cancel()
         return answer
 
     def _press(self, signum: int, frame: FrameType | None) -> None:
         """Cancel from another thread, since this one may hold any lock when the signal comes."""
-        self._pressed = True
+        again, self._pressed = self._pressed, True
         if self._answer is not None:
             threading.Thread(target=self._answer.cancel, daemon=True).start()
+        elif again:
+            raise KeyboardInterrupt
+        else:
+            self._too_late.start()
