@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -122,7 +123,9 @@ def die_quietly() -> None:
 
 
 def end_with_parent() -> None:
-    """For a child that reads nothing: end when the parent does, which holds the other end of standard input open."""
+    """For a child that reads nothing: end when the parent does, if that holds a pipe to standard input open."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
 
     def watch() -> None:
         os.read(0, 1)
