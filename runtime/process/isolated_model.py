@@ -109,7 +109,8 @@ class IsolatedModel:
 
         While the process is loading or does not reply, `up` is 0 and the other figures are the last ones known.
         """
-        worker, figures = self._current_worker(), None
+        worker = self._current_worker()
+        figures: dict[str, float] | None = None
         if worker.info is not None:
             with contextlib.suppress(EngineDied):
                 figures = worker.stats()

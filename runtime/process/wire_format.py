@@ -104,8 +104,9 @@ def unpack_event(found: list[Any]) -> Event:
         return ToolCall(id, name, arguments)
     if kind == "end" and rest[0] in get_args(Reason):
         reason, usage = rest
-        counts = [int(usage[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
-        return Finished(reason, Usage(*counts, float(usage["prompt_seconds"]), float(usage["completion_seconds"])))
+        counts = {name: int(usage[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")}
+        seconds = {name: float(usage[name]) for name in ("prompt_seconds", "completion_seconds")}
+        return Finished(reason, Usage(**counts, **seconds))
     raise ValueError(f"no event: {kind!r}")
 
 
