@@ -41,7 +41,7 @@ class IsolatedModel:
         self._lock = threading.Lock()
         self._closed = False
         self._restarts = 0
-        self._figures = dict.fromkeys(FIGURES, 0.0)
+        self._figures: dict[str, float] = dict.fromkeys(FIGURES, 0.0)
         self._worker = ModelWorkerClient(self._command, self._load_message)
         try:
             self._info = self._worker.wait_until_loaded(on_progress)

@@ -104,9 +104,9 @@ def unpack_event(found: list[Any]) -> Event:
         return ToolCall(id, name, arguments)
     if kind == "end" and rest[0] in get_args(Reason):
         reason, usage = rest
-        counts = {name: int(usage[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")}
-        seconds = {name: float(usage[name]) for name in ("prompt_seconds", "completion_seconds")}
-        return Finished(reason, Usage(**counts, **seconds))
+        prompt, cached, completion = (int(usage[f"{what}_tokens"]) for what in ("prompt", "cached", "completion"))
+        seconds = (float(usage[f"{what}_seconds"]) for what in ("prompt", "completion"))
+        return Finished(reason, Usage(prompt, cached, completion, *seconds))
     raise ValueError(f"no event: {kind!r}")
 
 
