@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
@@ -55,25 +55,27 @@ class ModelWorkerClient:
         self._phase = "starting"
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the listener
+        self._threads: list[threading.Thread] = []
+        self._outgoing.put(load_message)
         try:
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env=child_environment(),
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=child_environment()
             )
         except OSError as error:
             self._stderr.close()
             raise BorealisError(f"the model's process cannot be started ({error.strerror or error})") from error
         kill_at_exit(self._process)
-        self._outgoing.put(load_message)
-        self._threads = [
-            threading.Thread(target=work, name=f"borealis-gguf {name}", daemon=True)
-            for name, work in (("listener", self._listen), ("writer", self._write))
-        ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            self._start_thread("listener", self._listen)
+            self._start_thread("writer", self._write)
+        except RuntimeError as error:
+            self.close()
+            raise BorealisError(f"the model's process cannot be listened to ({error})") from error
+
+    def _start_thread(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=f"borealis-gguf {name}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def wait_until_loaded(self, on_progress: "LoadProgress | None" = None, seconds: float | None = None) -> ModelInfo:
         """What the loaded model offers. Raises why it cannot be loaded, and Busy after `seconds`."""

@@ -207,6 +207,17 @@ def test_failed_loads_leak_no_file_descriptors(nano_q8: Path) -> None:
     assert count() <= before + (10 if os.name == "nt" else 0)
 
 
+def test_a_system_without_threads_leaves_no_process(nano_q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(BorealisError, match="cannot be listened to"):
+            fake(nano_q8, "ready()\ntime.sleep(60)")
+    assert not psutil.Process().children()
+
+
 def test_a_receiver_that_raises_ends_its_own_answer(nano_q8: Path) -> None:
     code = """
 ready()

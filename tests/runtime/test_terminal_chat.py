@@ -357,6 +357,35 @@ time.sleep(60)
     assert err.getvalue() == f"{HOW_TO_LEAVE}\n" and chat.unanswered == UserMessage("Hei")
 
 
+def test_a_later_ctrl_c_leaves_an_answer_that_does_not_stop(nano_q8: Path) -> None:
+    """Its process sends a text, and then nothing more."""
+    code = """
+ready()
+number = json.loads(sys.stdin.readline())["id"]
+send(id=number, value=None)
+send(id=number, event=["text", "Hei", []])
+time.sleep(60)
+"""
+    model = Model(nano_q8, IsolatedModel(nano_q8, LOADING, command=child(code)))
+    out, err = io.StringIO(), io.StringIO()
+    chat = ChatLoop(model, Typed("Hei", "/quit"), Screen(out, err))
+
+    def press() -> None:
+        until(lambda: out.getvalue() != "")
+        for pause in (0.05, 0.2, 0.5, 0):  # only the last one comes late
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(pause)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    begun = time.monotonic()
+    chat.run()
+    seconds = time.monotonic() - begun
+    thread.join()
+    model.close()
+    assert 0.5 < seconds < 3 and HOW_TO_LEAVE in err.getvalue()
+
+
 @pytest.mark.parametrize(("setting", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_colours(setting: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NO_COLOR": "", "TERM": "xterm", **setting}.items():
