@@ -24,7 +24,7 @@ from .checkpoint.types import GGMLQuantizationType
 from .convert.describe import describe, describe_vision, has_vision
 from .convert.lora.adapter_gguf import describe_adapter
 from .convert.outtype import resolve_outtype
-from .errors import InvalidInput
+from .errors import InvalidInput, os_errors_as_ours
 from .pipeline import execute as pipeline
 from .pipeline.equal_slices import require_equal
 from .pipeline.execute import FileResult, Progress
@@ -57,6 +57,7 @@ MMPROJ_OUTTYPE = "f16"
 """The default type of the vision tower's file: every backend of the runtime has it."""
 
 
+@os_errors_as_ours()
 def plan_convert(
     source: str | Path,
     output: Path | None = None,
@@ -71,7 +72,8 @@ def plan_convert(
 ) -> FilePlan:
     """Plan the conversion of a checkpoint (a folder, or a Hub id, which is downloaded) to one GGUF.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a file, an existing folder, or None for the working directory;
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` the name of a file, which ends in .gguf, or a folder, or
+    None for the working directory;
     `loras` are folders of PEFT adapters, each with a scale, that are merged into the weights on the way;
     without `card`, the model card (README.md) is ignored;
     `on_download(done, total)` is called in bytes while a Hub id is fetched. With `stream`, its weights are not: they
@@ -88,6 +90,7 @@ def plan_convert(
     return lay_out(_output_path(output, checkpoint.stem, label), model, types, label=label, retype=OUTTYPE)
 
 
+@os_errors_as_ours()
 def plan_convert_lora(
     adapter: str | Path,
     base: str | Path,
@@ -116,6 +119,7 @@ def plan_convert_lora(
     return lay_out(path, model, types, label=types[0].name, retype=OUTTYPE)
 
 
+@os_errors_as_ours()
 def plan_mmproj(
     source: str | Path,
     output: Path | None = None,
@@ -153,6 +157,7 @@ def _plan_mmproj(
     return lay_out(path, model, types, label=f"mmproj {label}", retype=retype)
 
 
+@os_errors_as_ours()
 def plan_quantize(
     source: str | Path,
     presets: Sequence[str],
@@ -185,8 +190,8 @@ def plan_quantize(
     Raises InvalidInput for whatever can be known to go wrong without reading a weight.
     """
     chosen = tuple({preset.name: preset for preset in map(find_preset, presets)}.values())
-    if output is not None and len(chosen) > 1 and not output.is_dir():
-        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder that exists, not a file name")
+    if output is not None and len(chosen) > 1 and _names_file(output):
+        raise InvalidInput(f"{output}: {len(chosen)} presets need a folder, not the name of one file")
     matrix = read_imatrix(imatrix) if imatrix else None
     options = TypeOptions(
         has_imatrix=matrix is not None,
@@ -236,7 +241,7 @@ def _mmproj_beside(
         return []
     if isinstance(source, GGUFFile):
         raise InvalidInput(f"{source.path}: --mmproj {outtype} needs the checkpoint; a GGUF holds no vision side")
-    named = output is not None and not output.is_dir()
+    named = output is not None and _names_file(output)
     folder, stem = (output.parent, model_stem(output)) if output and named else (output, source.stem)
     type = MMPROJ_OUTTYPE if outtype == "auto" else outtype
     try:
@@ -245,6 +250,7 @@ def _mmproj_beside(
         raise InvalidInput(f"{error} (--mmproj none leaves the vision side out)") from error
 
 
+@os_errors_as_ours()
 def execute(
     plans: Sequence[FilePlan],
     *,
@@ -300,6 +306,7 @@ class _Verifiers:
             self.quick.finish()
 
 
+@os_errors_as_ours()
 def check(
     model: str | Path,
     against: str | Path,
@@ -362,10 +369,15 @@ def _main_type(types: Sequence[GGMLQuantizationType]) -> str:
 
 
 def _output_path(output: Path | None, stem: str, label: str) -> Path:
+    """The path of an output: in the folder `output`, unless that is the name of a GGUF."""
     name = f"{stem}-{label}.gguf"
     if output is None:
         return Path(name)
-    return output / name if output.is_dir() else output
+    return output if _names_file(output) else output / name
+
+
+def _names_file(output: Path) -> bool:
+    return output.suffix.lower() == ".gguf" and not output.is_dir()
 
 
 # What the other commands call: estimates, headers, devices, benchmarks.
@@ -378,6 +390,7 @@ def memory_needed(plans: Sequence[FilePlan], jobs: int | None = None) -> int:
     return memory_needed(plans, jobs or usable_cores())
 
 
+@os_errors_as_ours()
 def inspect(file: str | Path) -> GGUFFile:
     """The header of a GGUF: metadata and tensors. Raises InvalidInput for any other file."""
     return read_gguf(Path(file))

@@ -1,5 +1,8 @@
 """One exception family, and one warning. The command line shows each as a line: what, where, what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BorealisError(Exception):
     """Something the user can act on. `exit_code` is what the command line returns."""
@@ -36,3 +39,15 @@ class EngineDied(BorealisError):
 
 class EncoderWarning(RuntimeWarning):
     """ggml encodes where the package's own encoders were meant to: the bytes are the same, and take longer."""
+
+
+@contextmanager
+def os_errors_as_ours(about: object = "the system", then: str = "") -> Iterator[None]:
+    """Turns an OSError that nothing else has explained into a BorealisError of one line.
+
+    It names the error's own file, or else `about`; `then` says what became of the work. Also a decorator.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BorealisError(f"{error.filename or about}: {error.strerror or error}{then}") from error

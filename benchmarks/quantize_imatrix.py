@@ -13,8 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import records
-from against_llama_cpp import QUANTIZE, Run, measure, ours, run_rows, warm
-from machine import BLOCK, limits, rates
+from against_llama_cpp import QUANTIZE, Run, measure, ours, run_rows, same_tensors, warm
+from machine import limits, rates
 from shapes import write_checkpoint
 
 from borealis_gguf import execute, plan_convert
@@ -38,23 +38,6 @@ def write_imatrix(path: Path, source: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def same_tensors(a: Path, b: Path) -> bool:
-    """Whether both files hold the same bytes for every tensor (metadata differs: only ours names the matrix)."""
-    left, right = read_gguf(a), read_gguf(b)
-    if list(left.tensors) != list(right.tensors):
-        return False
-    with a.open("rb") as one, b.open("rb") as two:
-        for name, slice in left.tensors.items():
-            one.seek(slice.offset)
-            two.seek(right.tensors[name].offset)
-            rest = slice.nbytes
-            while rest:
-                if one.read(min(rest, BLOCK)) != two.read(min(rest, BLOCK)):
-                    return False
-                rest -= min(rest, BLOCK)
-    return True
 
 
 def medians(what: str, runs: list[Run]) -> Run:

@@ -2,10 +2,13 @@
 
 import os
 import stat
+from contextlib import ExitStack, suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InvalidInput
+from .types import FileStamp
 
 SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"),
@@ -22,18 +25,59 @@ SIGNATURES = (
 )
 
 
+def file_stamp(path: Path, file: BinaryIO | None = None) -> FileStamp:
+    """The stamp of the open `file`, or else of the file at `path` now. Raises InvalidInput, naming `path`."""
+    try:
+        stat = os.fstat(file.fileno()) if file else path.stat()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read: {reason(error)}") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+class ReadOnlyFile(FileIO):
+    """A file for reading, unbuffered. What its closing has to report is no loss to a reader."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class _NamedFile(ReadOnlyFile):
+    """Its errors of the disk are InvalidInput, and say which file and which byte."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InvalidInput:
+        return InvalidInput(f"{self.name}: byte {self.tell()}: cannot be read: {reason(error)}")
+
+
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
     """Opens a regular file for reading and returns it with its size.
 
-    Pipes and devices are refused before they are opened, since opening one can block for ever.
+    Pipes and devices are refused before they are opened, since opening one can block for ever. Reading raises
+    InvalidInput, too, where the disk fails.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InvalidInput(f"{path}: not a file" + (" but a folder" if path.is_dir() else ""))
-        file = path.open("rb", buffering=1 << 18)
+        file = BufferedReader(_NamedFile(path), 1 << 18)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: cannot be read: {reason(error)}") from error
-    return file, os.fstat(file.fileno()).st_size
+    with ExitStack() as undo:
+        undo.enter_context(file)
+        size = file_stamp(path, file)[0]
+        undo.pop_all()
+    return file, size
 
 
 def reason(error: OSError | ValueError) -> str:

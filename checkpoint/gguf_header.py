@@ -18,7 +18,7 @@ import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from ..errors import InvalidInput
-from .file_access import open_regular, quote, recognize
+from .file_access import file_stamp, open_regular, quote, recognize
 from .gguf_naming import model_stem
 from .types import KV, SCALARS, GGMLQuantizationType, Slice
 
@@ -81,6 +81,7 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size = file, path, size
+        self.stamp = file_stamp(path, file)
         self.pos = 0
         self.memory = MAX_MEMORY
 
@@ -160,7 +161,7 @@ class _Reader:
         head = self.file.read(64)
         self.file.seek(0)
         if head[:4] != b"GGUF":
-            self.fail("magic", f"not a GGUF file but {recognize(head) or 'something else'}")
+            self.fail("magic", f"not a GGUF file but {recognize(head) or 'of an unknown format'}")
         self.take(4, "magic")
         version = self.u32("version")
         if version and version & 0xFFFF == 0:
@@ -270,7 +271,7 @@ class _Reader:
                 fault = "misaligned" if offset % alignment else "overlaps the last tensor"
                 fault = "leaves a hole" if offset > expected and offset % alignment == 0 else fault
                 self.fail(quote(name), f"offset {offset} {fault}; {expected} expected", info.at)
-            tensors[name] = slice = Slice(self.path, start + offset, info.type, info.shape)
+            tensors[name] = slice = Slice(self.path, start + offset, info.type, info.shape, stamp=self.stamp)
             end = offset + slice.nbytes
             if start + end > self.size:
                 self.fail(quote(name), f"data ends at byte {start + end}, the file at {self.size}; {DAMAGED}", info.at)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import InvalidInput
-from .file_access import open_regular, quote, recognize
+from .file_access import file_stamp, open_regular, quote, recognize
 from .strict_json import MAX_JSON, parse_object
-from .types import GGMLQuantizationType, Slice
+from .types import FileStamp, GGMLQuantizationType, Slice
 
 MAX_HEADER = MAX_JSON  # room for some 60,000 tensors; the format itself allows 100 MB
 MAX_DIMS = 8
@@ -46,11 +46,11 @@ def read_header(path: Path) -> dict[str, Slice]:
     """
     file, size = open_regular(path)
     with file:
-        return parse_header(path, file, size)
+        return parse_header(path, file, size, file_stamp(path, file))
 
 
-def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
-    """Like `read_header`, for an open file of `size` bytes; messages name it `path`."""
+def parse_header(path: Path, file: BinaryIO, size: int, stamp: FileStamp | None = None) -> dict[str, Slice]:
+    """Like `read_header`, for an open file of `size` bytes; messages name it `path`, the slices carry `stamp`."""
     head = file.read(8)
     length = int.from_bytes(head, "little")
     start = file.read(56)
@@ -68,7 +68,7 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> dict[str, Slice]:
     entries = parse_object(text, f"{path}: header", limit=MAX_HEADER, strict=True)
     _check_metadata(path, entries.pop("__metadata__", {}))
     try:
-        slices = {name: _slice(path, name, entry, 8 + length) for name, entry in entries.items()}
+        slices = {name: _slice(path, name, entry, 8 + length, stamp) for name, entry in entries.items()}
     except UnknownDtype as error:
         raise UnknownDtype(str(error), _dtypes(entries)) from None
     return _check_cover(path, slices, 8 + length, size)
@@ -79,7 +79,7 @@ def _check_metadata(path: Path, metadata: Any) -> None:
         raise InvalidInput(f"{path}: __metadata__ must map strings to strings")
 
 
-def _slice(path: Path, name: str, entry: Any, start: int) -> Slice:
+def _slice(path: Path, name: str, entry: Any, start: int, stamp: FileStamp | None) -> Slice:
     where = f"{path}: {quote(name)}"
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InvalidInput(f"{where}: not a tensor name")
@@ -92,7 +92,7 @@ def _slice(path: Path, name: str, entry: Any, start: int) -> Slice:
     type = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if type is None:
         raise UnknownDtype(f"{where}: dtype {quote(str(dtype), 20)}; only {', '.join(DTYPES)} can be converted", {})
-    slice = Slice(path, start + offsets[0], type, shape)
+    slice = Slice(path, start + offsets[0], type, shape, stamp=stamp)
     if slice.nbytes != offsets[1] - offsets[0]:
         span = offsets[1] - offsets[0]
         raise InvalidInput(f"{where}: {dtype} {list(shape)} takes {slice.nbytes} bytes, data_offsets hold {span}")

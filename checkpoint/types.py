@@ -1,6 +1,6 @@
 """Data classes of the file readers: tensor types, slices of files, metadata entries. No I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import prod
 from pathlib import Path
@@ -72,6 +72,9 @@ FLOAT_DTYPES = {
 UNQUANTIZED = frozenset(FLOAT_DTYPES)
 """The types that a checkpoint's tensors have; a GGUF of these alone has not been quantized."""
 
+LATTICE_TYPES = frozenset(type for type in GGMLQuantizationType if type.name.startswith(("IQ1", "IQ2", "IQ3")))
+"""The types of one to three bits whose groups of weights are points of a lattice, which an encoder searches."""
+
 SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<u1",
     GGUFValueType.INT8: "<i1",
@@ -104,12 +107,19 @@ class Remote:
     copies: tuple[tuple[str, str], ...] = ()
 
 
+FileStamp = tuple[int, int, int, int]
+"""Of a file: size, time of modification and of its last change in ns, inode. One of them differs once it has changed.
+
+(On Windows the third is the time of creation. Programs may set the time of modification, but not the other one.)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """One row-major array in a file: `shape` as in a checkpoint (the last axis is the row), bytes from `offset`.
 
     `type` is BF16, F16 or F32 in a checkpoint; a GGUF may hold any type. With `remote`, the bytes are on the Hub, and
-    `path` is only a name for messages.
+    `path` is only a name for messages. `stamp` is the file's when its header was read, None for a remote one.
     """
 
     path: Path
@@ -117,6 +127,7 @@ class Slice:
     type: GGMLQuantizationType
     shape: tuple[int, ...]
     remote: Remote | None = None
+    stamp: FileStamp | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:

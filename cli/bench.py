@@ -70,7 +70,7 @@ def encoders(types: tuple[str, ...], as_json: bool, **settings: Any) -> None:
         raise SystemExit(1)
 
 
-ENCODER_COLUMNS = ("Type", "Importance", "Kernels", "ggml Mw/s", "ours Mw/s", "Times", "Bytes")
+ENCODER_COLUMNS = ("Type", "Importance", "Kernels", "ggml M/s", "ours M/s", "Times", "Bytes")
 
 
 def _encoder_row(cells: "Sequence[str]") -> str:

@@ -18,7 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 PATH = click.Path(path_type=Path)
-OUTPUT_HELP = "A file name, or an existing folder. Default: the folder you stand in, and a name like {}."
+OUTPUT_HELP = (
+    "A file name that ends in .gguf, or a folder, which is made. Default: where you stand, and a name like {}."
+)
 
 
 class ScaledFile(click.ParamType):
@@ -138,7 +140,11 @@ def writing_options(command: F) -> F:
             help="Read a Hub model's weights over the network as they are needed and store none of them. Its small "
             "files (config, tokenizer) lie in a temporary folder until the end.",
         ),
-        click.option("--model-name", metavar="NAME", help="general.name, where the checkpoint does not tell it well."),
+        click.option(
+            "--model-name",
+            metavar="NAME",
+            help="The name in the metadata (general.name), instead of the checkpoint's own.",
+        ),
         click.option("--no-card", is_flag=True, help="Ignore the model card (README.md): write none of its metadata."),
         click.option(
             "-j",

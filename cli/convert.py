@@ -16,9 +16,7 @@ from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make
     type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
     help="Type of the matrices; auto keeps the checkpoint's own. Default: auto; f16 with --mmproj.",
 )
-@click.option(
-    "--mmproj", is_flag=True, help="Write the side that sees (mmproj-NAME-F16.gguf) instead of the text model."
-)
+@click.option("--mmproj", is_flag=True, help="Write the vision tower (mmproj-NAME-F16.gguf) instead of the text model.")
 @lora_options
 @writing_options
 def convert(

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from ..runtime.llama.devices import Device
 
 HINT = (
-    "llama.cpp sees no GPU here. If there is one, install llama-cpp-python with CUDA, Metal or Vulkan: "
-    'see "On a GPU" in the README.'
+    "llama.cpp sees no GPU here. If there is one, install llama-cpp-python with CUDA, Metal or Vulkan: see docs/gpu.md."
 )
 
 

@@ -37,7 +37,7 @@ def cli() -> None:
       borealis-gguf convert NbAiLab/borealis-4b
       borealis-gguf quantize Q4_K_M Q8_0 -m ./borealis-4b -o ./gguf
       borealis-gguf check gguf/borealis-4b-Q4_K_M.gguf --against ./borealis-4b
-      borealis-gguf run gguf/borealis-4b-Q4_K_M.gguf "Hva heter hovedstaden i Noreg?"
+      borealis-gguf run gguf/borealis-4b-Q4_K_M.gguf "Kva heiter hovudstaden i Noreg?"
       borealis-gguf chat gguf/borealis-4b-Q4_K_M.gguf
     """
 

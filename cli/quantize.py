@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..errors import InvalidInput
 from .common_options import OUTPUT_HELP, PATH, execute_plans, lora_options, make_plan, show_results, writing_options
 
 
@@ -66,12 +67,12 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint or a GGUF, to several presets in one pass.
 
-    A checkpoint is converted and quantized at once, without a file in between. One that can see also gets an mmproj
-    file, which holds that side of it.
+    A checkpoint is converted and quantized at once, without a file in between. One with a vision tower also gets an
+    mmproj file, which holds it.
 
     \b
     Presets:
-      whole     F32 F16 BF16 Q8_0
+      floats    F32 F16 BF16 Q8_0
       k-quants  Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S
       simple    Q5_1 Q5_0 Q4_1 Q4_0 Q2_0 Q1_0 MXFP4_MOE
       i-quants  IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S
@@ -89,6 +90,10 @@ def quantize(
     """
     from .. import plan_quantize
     from . import plan_report
+
+    for preset in presets:
+        if "/" in preset or Path(preset).exists():
+            raise InvalidInput(f"{preset}: is no preset; give the source with -m: quantize PRESET -m {preset}")
 
     plans = make_plan(plan_quantize, model, presets, output, execution=execution, **planning, **options)
     if dry_run:

@@ -34,7 +34,7 @@ MAX_PARALLEL = 64
     "--api-key",
     envvar=API_KEY_VARIABLE,
     metavar="KEY",
-    help="What clients must know. Better in the environment.",
+    help="The key that clients must send. Safer in the environment variable BOREALIS_GGUF_API_KEY.",
 )
 @click.option("--api-key-file", type=PATH, help="The same, as the first line of a file.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Let pages of ORIGIN ask too; repeatable.")

@@ -7,6 +7,7 @@ from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..errors import InvalidInput
 from ..runtime.prompting.chat_template import ChatTemplate
 from ..runtime.prompting.sampling_settings import sampling_from_metadata
+from ..runtime.prompting.template_renderer import TemplateRenderer
 from .gemma import SAMPLES, STOP, TEMPLATE, render_gemma
 from .syntax import Instruction, format_instruction
 
@@ -52,9 +53,15 @@ def _check_template(header: GGUFFile) -> None:
         raise InvalidInput(
             f"{header.path}: no tokenizer.chat_template: not a chat model, so it needs no Modelfile of ours"
         )
-    template = ChatTemplate(source, bos_token=_BOS)
-    for messages in SAMPLES:
-        if template.render(messages) not in (_BOS + render_gemma(messages), render_gemma(messages)):
+    try:
+        with TemplateRenderer(ChatTemplate(source, bos_token=_BOS)) as renderer:
+            renderings = renderer.render_each(SAMPLES)
+    except InvalidInput as error:
+        raise InvalidInput(f"{header.path}: {error}") from error
+    for messages, rendering in zip(SAMPLES, renderings, strict=True):
+        if rendering.text is None:
+            raise InvalidInput(f"{header.path}: {rendering.refusal}")
+        if rendering.text not in (_BOS + render_gemma(messages), render_gemma(messages)):
             raise InvalidInput(
                 f"{header.path}: its chat template does not render Gemma 3's format; write TEMPLATE by hand"
             )

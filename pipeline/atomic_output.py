@@ -10,13 +10,13 @@ import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ..errors import BorealisError, InvalidInput
+from ..errors import BorealisError, InvalidInput, os_errors_as_ours
 from ..size_format import format_nbytes
 from .plan import FilePlan
 
@@ -48,23 +48,27 @@ class PartialFile:
 
     def begin(self) -> None:
         """Write the header and give the file its full size, with room on the disk where that can be had at once."""
-        data = memoryview(self.plan.header)
-        while data:
-            data = data[self.file.write(data) :]
-        _reserve(self.file.fileno(), self.plan.size)
-        self.file.truncate(self.plan.size)
+        with self._os_errors():
+            data = memoryview(self.plan.header)
+            while data:
+                data = data[self.file.write(data) :]
+            _reserve(self.file.fileno(), self.plan.size)
+            self.file.truncate(self.plan.size)
 
     def flush(self) -> None:
         """Have the disk write what is in memory so far, without waiting for it where the system can do that."""
-        _start_writing(self.file.fileno())
+        with self._os_errors():
+            _start_writing(self.file.fileno())
 
     def sync(self) -> None:
         """Put every byte on the disk, and check that the file has the planned header and size."""
-        _fsync(self.file.fileno())
-        self.file.seek(0)
-        found = self.file.read(len(self.plan.header))
-        same = found == self.plan.header and os.fstat(self.file.fileno()).st_size == self.plan.size
-        if not same or not _still_named(self.file.fileno(), self.path):
+        with self._os_errors():
+            _fsync(self.file.fileno())
+            self.file.seek(0)
+            same = _read(self.file, len(self.plan.header)) == self.plan.header
+            same &= os.fstat(self.file.fileno()).st_size == self.plan.size
+            same &= _still_named(self.file.fileno(), self.path)
+        if not same:
             raise BorealisError(f"{self.path}: another program changed this file while it was written; run again")
 
     def publish(self) -> None:
@@ -72,7 +76,8 @@ class PartialFile:
 
         Raises BorealisError, and keeps the finished file under the name that it says, when it cannot be renamed.
         """
-        self.file.close()
+        with suppress(OSError):  # its bytes are on the disk, says `sync`
+            self.file.close()
         try:
             self.path.replace(self.plan.path)
         except OSError as error:
@@ -85,17 +90,49 @@ class PartialFile:
 
     def discard(self) -> None:
         """Remove what was written. Does nothing once published."""
-        if not self.file.closed:
-            self.file.close()
-            self.path.unlink(missing_ok=True)
+        if self.file.closed:
+            return
+        try:
+            with suppress(OSError):  # nobody needs what was written
+                self.file.close()
+            with self._os_errors():
+                self.path.unlink(missing_ok=True)
+        finally:
             self._unlock()
+
+    def _os_errors(self) -> AbstractContextManager[None]:
+        """Turns an OSError that names no file into one about this output."""
+        return os_errors_as_ours(self.plan.path, "; nothing was kept")
 
     def _unlock(self) -> None:
         if os.name == "nt":  # where a file that is open cannot be removed
             self._lock.close()
         with suppress(OSError):
             self._lock_path.unlink()
-        self._lock.close()
+        with suppress(OSError):
+            self._lock.close()
+
+
+def _read(file: FileIO, nbytes: int) -> bytes:
+    """The next `nbytes` of the file, fewer at its end. A single read may give less than there is."""
+    data = b""
+    while more := file.read(nbytes - len(data)):
+        data += more
+    return data
+
+
+def make_folders(plans: Sequence[FilePlan], undo: ExitStack) -> None:
+    """Make the folders that outputs are to lie in, where they lie in a folder themselves. `undo` removes empty ones."""
+    for folder in {plan.path.parent for plan in plans}:
+        if not folder.exists() and folder.parent.is_dir():
+            with os_errors_as_ours(folder):
+                folder.mkdir()
+            undo.callback(_remove_empty, folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check_outputs(plans: Sequence[FilePlan]) -> None:
@@ -115,6 +152,8 @@ def check_outputs(plans: Sequence[FilePlan]) -> None:
             raise InvalidInput(f"{plan.path}: is a folder; choose a file name with -o")
         if plan.path.exists() and not plan.path.is_file():
             raise InvalidInput(f"{plan.path}: is no regular file, but a device or pipe; choose another with -o")
+        if folder.is_file():
+            raise InvalidInput(f"{folder}: is a file, not a folder for the output; end a file's name with .gguf")
         if not folder.is_dir():
             raise InvalidInput(f"{folder}: no such folder for the output; create it, or choose another with -o")
         if not os.access(folder, os.W_OK):
@@ -161,17 +200,15 @@ def _locked(path: Path, final: Path) -> FileIO:
     """The lock file at `path`, locked. Nothing is ever written to it, and no link is followed to it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        with _os_errors_about(final):
-            file = FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, 0o600))
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise InvalidInput(f"{path}: is in the way, and no file; remove it, or choose another output with -o")
-        if not _lock(file.fileno()):
-            file.close()
-            raise InvalidInput(f"{final}: another run is writing this file; wait for it, or choose another with -o")
-        if _still_named(file.fileno(), path):
-            return file
-        file.close()  # the other run ended and removed it between our open and our lock
+        with _os_errors_about(final), ExitStack() as undo:
+            file = undo.enter_context(FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, 0o600)))
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidInput(f"{path}: is in the way, and no file; remove it, or choose another output with -o")
+            if not _lock(file.fileno()):
+                raise InvalidInput(f"{final}: another run is writing this file; wait for it, or choose another with -o")
+            if _still_named(file.fileno(), path):  # else the other run ended, and removed it before we had the lock
+                undo.pop_all()
+                return file
 
 
 def _still_named(fd: int, path: Path) -> bool:

@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import STOPPED, BorealisError, Cancelled
+from ..errors import STOPPED, Cancelled, os_errors_as_ours
 from ..usable_cores import usable_cores
-from .atomic_output import PartialFile, check_outputs
+from .atomic_output import PartialFile, check_outputs, make_folders
 from .plan import Codec, FilePlan
 from .read_ahead import ReadAhead, batches
 from .sources import OpenSlice, is_remote, open_local, require_unchanged, source_stamps
@@ -78,10 +78,12 @@ def execute(
     BorealisError in the middle (a truncated or changed source, NaN or Inf weights, a full disk), Cancelled.
     """
     began = time.monotonic()
-    check_outputs(plans)
-    stamps = source_stamps(plans)
     settings = RunSettings(plans, codec, open_slice, threading.Event(), allow_nonfinite)
-    with ExitStack() as stack, _os_errors_as_ours():
+    with os_errors_as_ours(plans[0].path if plans else "no plan", "; nothing was kept"), ExitStack() as stack:
+        make_folders(plans, stack)
+        check_outputs(plans)
+        stamps = source_stamps(plans)
+        require_unchanged(stamps, "since it was planned")
         files: list[PartialFile] = []
         for plan in plans:
             files.append(PartialFile(plan))
@@ -89,11 +91,11 @@ def execute(
             files[-1].begin()
         if verifier:
             verifier.begin([(file.path, file.plan) for file in files])
-        run = _Run(settings, tasks(plans, chunk_weights), [file.path for file in files])
+        run = _Run(settings, tasks(plans, chunk_weights), files)
         stack.callback(run.close)
         with flushing(files, lambda: run.done, run.fail):
             run.work(jobs or usable_cores(), total_nbytes(plans), on_progress, stop or threading.Event())
-        require_unchanged(stamps)
+        require_unchanged(stamps, "while it was read")
         with ThreadPoolExecutor(1, "sync") as pool:  # the disk works while the verifier does
             synced = [pool.submit(file.sync) for file in files]
             if verifier:
@@ -106,19 +108,10 @@ def execute(
     return tuple(FileResult(p.path, p.label, p.size, p.bits_per_weight, seconds) for p in plans)
 
 
-@contextmanager
-def _os_errors_as_ours() -> Iterator[None]:
-    """Turns an OSError into a BorealisError of one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise BorealisError(f"{error.filename or 'writing'}: {error.strerror or error}; nothing was kept") from error
-
-
 class _Run:
     """The workers of one run: hands tasks to them, counts what is done, keeps the first error."""
 
-    def __init__(self, settings: RunSettings, work: Iterator[Task], outputs: Sequence[Path]) -> None:
+    def __init__(self, settings: RunSettings, work: Iterator[Task], outputs: Sequence[PartialFile]) -> None:
         self.settings = settings
         self.stop = settings.stop
         self.outputs = outputs

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.types import Slice
+from ..checkpoint.file_access import ReadOnlyFile, file_stamp, reason
+from ..checkpoint.types import FileStamp, Slice
 from ..errors import BorealisError
 from .plan import FilePlan
 from .tasks import Task
@@ -17,15 +18,12 @@ from .tasks import Task
 OpenSlice = Callable[[Slice, threading.Event], RawIOBase]
 """Opens the file a slice lies in. When the event is set, a read that waits gives up: it raises Cancelled."""
 
-Stamp = tuple[int, int, int]
-"""A file's size, time of modification in ns, and inode: one of them differs once the file has changed."""
-
 
 def open_local(slice: Slice, stop: threading.Event) -> RawIOBase:
     """A file on this machine, unbuffered."""
     if slice.remote is not None:
         raise BorealisError(f"{slice.path}: lies on {slice.remote.url}, and nobody here can open that")
-    return slice.path.open("rb", buffering=0)
+    return ReadOnlyFile(slice.path)
 
 
 def is_remote(plans: Sequence[FilePlan]) -> bool:
@@ -34,11 +32,18 @@ def is_remote(plans: Sequence[FilePlan]) -> bool:
 
 
 def read_exactly(file: RawIOBase, start: int, data: np.ndarray, task: Task) -> None:
-    """Fill `data` (uint8) from byte `start` of the source file of `task`. Raises BorealisError at the file's end."""
+    """Fill `data` (uint8) from byte `start` of the source file of `task`. Raises BorealisError, naming the byte, at the
+    file's end and where the disk fails."""
     file.seek(start)
     view, got = data.data, 0
     while got < len(view):
-        n = file.readinto(view[got:])
+        try:
+            n = file.readinto(view[got:])
+        except OSError as error:
+            raise BorealisError(
+                f"{task.tensor.source.slice.path}: {task.tensor.name}, at offset {start + got}: cannot be read: "
+                f"{reason(error)}"
+            ) from error
         if not n:
             raise BorealisError(
                 f"{task.tensor.source.slice.path}: ends inside {task.tensor.name}, at offset {start + got}; the file "
@@ -62,19 +67,14 @@ def prefetch(file: RawIOBase, start: int, nbytes: int) -> None:
             os.posix_fadvise(file.fileno(), start + PREFETCH_BYTES, nbytes, os.POSIX_FADV_WILLNEED)
 
 
-def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, Stamp]:
-    """The stamps of all local source files; each read of a remote one compares its ETag instead."""
-    slices = {s for plan in plans for t in plan.tensors for s in t.tensor.source.slices()}
-    return {path: _stamp(path) for path in {slice.path for slice in slices if slice.remote is None}}
+def source_stamps(plans: Sequence[FilePlan]) -> dict[Path, FileStamp]:
+    """The stamps of all local source files, as the plans have them; each read of a remote one compares its ETag."""
+    slices = {s for plan in plans for t in plan.tensors for s in t.tensor.source.slices() if s.remote is None}
+    return {slice.path: slice.stamp or file_stamp(slice.path) for slice in slices}
 
 
-def require_unchanged(stamps: Mapping[Path, Stamp]) -> None:
-    """Raises BorealisError for a file that no longer has its stamp."""
+def require_unchanged(stamps: Mapping[Path, FileStamp], when: str) -> None:
+    """Raises BorealisError for a file that no longer has its stamp, saying `when` it changed."""
     for path, stamp in stamps.items():
-        if _stamp(path) != stamp:
-            raise BorealisError(f"{path}: changed while it was read; run again when nothing writes to it")
-
-
-def _stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+        if file_stamp(path) != stamp:
+            raise BorealisError(f"{path}: changed {when}; run again when nothing writes to it")

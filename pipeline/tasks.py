@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint.types import GGMLQuantizationType, row_nbytes
+from ..checkpoint.types import LATTICE_TYPES, GGMLQuantizationType, row_nbytes
 from .plan import FilePlan, Tensor, TensorPlan
 
 CHUNK_WEIGHTS = 1 << 20
-"""Weights encoded at a time by one worker: so many that handing out tasks takes little time, and so few that stopping
-takes less than a second with ggml's slowest encoder. Any value gives the same bytes."""
+"""Weights encoded at a time by one worker: so many that handing out tasks takes little time, and so few that a run
+stops soon. Any value gives the same bytes."""
+
+LATTICE_CHUNK_WEIGHTS = 1 << 16
+"""The same for the types of one to three bits that search a lattice: ggml's own encoders take up to 2 s for a million
+weights, and longer where workers share a core. A run is to stop within one second."""
 
 COPY_BYTES = 1 << 19
 """Bytes copied at a time where nothing is encoded: they are read, checked and written while they are in the cache."""
@@ -69,6 +73,8 @@ def rows_at_once(tensor: Tensor, encodings: Sequence[Encoding], chunk_weights: i
     """How many rows of `tensor` one task takes."""
     if all(is_copy(tensor, e.type) for e in encodings):
         return max(1, COPY_BYTES // row_nbytes(tensor.source.slice.type, tensor.n_per_row))
+    if any(e.type in LATTICE_TYPES for e in encodings):
+        chunk_weights = min(chunk_weights, LATTICE_CHUNK_WEIGHTS)
     return max(1, chunk_weights // tensor.n_per_row)
 
 

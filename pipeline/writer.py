@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import FileIO
-from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.file_access import reason
 from ..checkpoint.types import row_nbytes
+from ..errors import BorealisError
 from .atomic_output import PartialFile
 from .tasks import Encoding, Task
 
@@ -22,20 +23,28 @@ FLUSH_BYTES = 1 << 28
 class OutputWriter:
     """One thread's handles of all output files. Other threads write other ranges of the same files."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, outputs: Sequence[PartialFile]) -> None:
+        self._outputs = outputs
         self._files: list[FileIO] = []
-        for path in paths:
-            self._files.append(path.open("r+b", buffering=0))
+        with ExitStack() as opened:
+            for output in outputs:
+                self._files.append(opened.enter_context(output.path.open("r+b", buffering=0)))
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        self._opened.close()
 
     def write(self, task: Task, encoding: Encoding, data: np.ndarray) -> None:
-        """Write `data`, the task's rows as `encoding` has them, to every file that takes them."""
+        """Write `data`, the task's rows as `encoding` has them, to every file that takes them. Raises BorealisError."""
         skip = task.first * row_nbytes(encoding.type, task.tensor.n_per_row)
         for index, offset in encoding.places:
-            _write_at(self._files[index], offset + skip, data.data)
+            try:
+                _write_at(self._files[index], offset + skip, data.data)
+            except OSError as error:
+                raise BorealisError(
+                    f"{self._outputs[index].plan.path}: {task.tensor.name}, at offset {offset + skip}: cannot be "
+                    f"written: {reason(error)}; nothing was kept"
+                ) from error
 
 
 def _write_at(file: FileIO, start: int, data: memoryview) -> None:
@@ -46,14 +55,14 @@ def _write_at(file: FileIO, start: int, data: memoryview) -> None:
 
 @contextmanager
 def flushing(
-    files: Sequence[PartialFile], done: Callable[[], int], on_error: Callable[[OSError], None]
+    files: Sequence[PartialFile], done: Callable[[], int], on_error: Callable[[BorealisError], None]
 ) -> Iterator[None]:
     """While the body runs, a thread flushes `files` each time `done()`, in bytes of input, has grown enough.
 
-    Raises the OSError of a flush that fails while or after the body ends; `on_error` is called with it at once.
+    Raises the error of a flush that fails while or after the body ends; `on_error` is called with it at once.
     """
     ended = threading.Event()
-    errors: list[OSError] = []
+    errors: list[BorealisError] = []
 
     def flush() -> None:
         flushed = 0
@@ -63,7 +72,7 @@ def flushing(
                 try:
                     for file in files:
                         file.flush()
-                except OSError as error:  # the system reports an error of the disk once: here
+                except BorealisError as error:  # the system reports an error of the disk once: here
                     errors.append(error)
                     on_error(error)
 

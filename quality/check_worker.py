@@ -1,8 +1,8 @@
-"""The worker process that renders, tokenizes and computes: reads a request from standard input, writes an answer, ends.
+"""The worker process that tokenizes and computes: reads a request from standard input, writes an answer, ends.
 
-llama.cpp and the `tokenizers` library are native code, which may crash or hang on a damaged file, and a chat template
-is untrusted code, which may never end: the app's process must survive both. A request is a JSON object whose "task" is
-a key of TASKS; its other items are the arguments of that function.
+llama.cpp and the `tokenizers` library are native code, which may crash or hang on a damaged file: the app's process
+must survive that. A request is a JSON object whose "task" is a key of TASKS; its other items are the arguments of that
+function.
 """
 
 import contextlib
@@ -39,17 +39,6 @@ def main() -> None:
     pipe.close()
     sys.stderr.flush()
     os._exit(0)  # without freeing hundreds of thousands of strings one by one
-
-
-def render_conversations(**template: str) -> dict[str, Any]:
-    """The sample conversations by name, as [text or null, refusal]; the arguments are the fields of a ChatTemplate."""
-    from dataclasses import astuple
-
-    from ..runtime.prompting.chat_template import ChatTemplate
-    from .text import template_renderings
-
-    renderings = template_renderings.render_conversations(ChatTemplate(**template))
-    return {name: astuple(rendering) for name, rendering in renderings.items()}
 
 
 def tokenize_gguf(gguf: str, texts: list[str], special_ids: list[int], text_ids: list[int]) -> dict[str, Any]:
@@ -181,7 +170,4 @@ def _file_ids(encoding: Any, renumbered: dict[str, int]) -> list[int]:
     return [renumbered.get(token, id) for token, id in zip(tokens, ids, strict=True)]
 
 
-TASKS = {
-    task.__name__: task
-    for task in (render_conversations, tokenize_gguf, tokenize_reference, tokenize_representable, compute_logits)
-}
+TASKS = {task.__name__: task for task in (tokenize_gguf, tokenize_reference, tokenize_representable, compute_logits)}

@@ -12,7 +12,7 @@ from ..runtime.process.child_process import child_command, child_environment, cr
 
 WORKER = f"{__package__}.check_worker"
 TIME_LIMIT = 120.0
-"""Seconds. A vocabulary of 262144 tokens takes 3 on a busy machine; a hostile template or expression never ends."""
+"""Seconds. A vocabulary of 262144 tokens takes 3 on a busy machine; a hostile expression never ends."""
 
 
 class PendingRequest:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
 from borealis_gguf import api
@@ -20,6 +18,7 @@ from borealis_gguf.cli.main import cli
 from .cli.test_cli import BOOT
 from .helpers.checkpoints import text_shapes
 from .helpers.hub_server import Hub, serve
+from .helpers.imatrices import write_imatrix
 from .helpers.lora_adapters import ALL_LINEAR, Lora
 from .helpers.paths import DATA, ROOT
 from .helpers.vision_models import SEEING, TEXT
@@ -55,23 +54,6 @@ def commands(document: Path) -> list[str]:
         for line in text.splitlines()
     )
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def imatrix(path: Path, checkpoint: Path) -> None:
-    """An importance matrix for every matrix of the checkpoint."""
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["none"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    for t in api.plan_convert(checkpoint).tensors:
-        if len(t.tensor.shape) == 2:
-            writer.add_tensor(f"{t.tensor.name}.in_sum2", np.ones((1, t.tensor.n_per_row), np.float32))
-            writer.add_tensor(f"{t.tensor.name}.counts", np.ones((1, 1), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 class Desk:
@@ -110,13 +92,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Desk
     folder = tmp_path_factory.mktemp("documents") / "desk"
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "runtime", folder / "runtime")
-    for name in ("demo", "gguf"):
-        (folder / name).mkdir()
     checkpoint = SEEING[0].write(folder).rename(folder / "borealis-4b")
     Lora("safety-lora", {}, dict.fromkeys(ALL_LINEAR, 4), shapes=text_shapes(TEXT)).write(folder)
     api.execute([*api.plan_quantize(checkpoint, ["Q4_K_M", "Q8_0"], folder), api.plan_convert(checkpoint, folder)])
     api.execute(api.plan_quantize(folder / "examples" / "nano-nb-7m", ["Q8_0"], folder / "demo"))
-    imatrix(folder / "imatrix.gguf", checkpoint)
+    write_imatrix(folder / "imatrix.gguf", checkpoint)
     shutil.copyfile(DATA / "images" / "turned.jpg", folder / "fjord.jpg")
     (folder / "notat.txt").write_text("Ei bygd ved fjorden.\n", encoding="utf-8")
     (folder / "key.txt").write_text("løyndom\n", encoding="utf-8")
@@ -129,6 +109,10 @@ def run_line(desk: Desk, line: str) -> None:
     program, *args = shlex.split(line)
     if program == "borealis-gguf":
         run_command(desk, args)
+    elif program == "curl":
+        with desk.server("borealis-4b-Q4_K_M.gguf") as url:
+            done = subprocess.run(shlex.split(line.replace(SERVED, url)), capture_output=True, text=True, check=True)
+        assert '"choices"' in done.stdout, done.stdout
     elif program == "make":
         assert re.search(rf"^{args[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     elif program.endswith("python") and args[0] == "-m":

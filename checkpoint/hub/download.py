@@ -102,9 +102,11 @@ def download_files(
     from huggingface_hub import HfApi
 
     check_id(repo_id, revision)
-    names = with_retries(
-        repo_id, lambda: ask(lambda: HfApi().list_repo_files(repo_id, revision=revision), repo_id, revision), attempts=3
+    # list_repo_files makes five attempts of its own, and says so each time
+    info = with_retries(
+        repo_id, lambda: ask(lambda: HfApi().model_info(repo_id, revision=revision), repo_id, revision), attempts=3
     )
+    names = [file.rfilename for file in info.siblings or ()]
     chosen = choose(sorted(name for name in names if PLAIN.fullmatch(name) and ".." not in name))
     folder = _fetch(repo_id, revision, on_progress, chosen)
     return [folder / name for name in chosen]

@@ -64,7 +64,7 @@ def explain(error: Exception, repo_id: str, revision: str | None, kept: str) -> 
         )
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         if not kept:
-            return f"{repo_id}: no such folder here, and HF_HUB_OFFLINE is set; --stream needs the network"
+            return f"{repo_id}: no such folder here, and HF_HUB_OFFLINE is set, so nothing can be read from the Hub"
         return f"{repo_id}: no such folder here, not completely in the Hub's local cache, and HF_HUB_OFFLINE is set"
     if status is not None:
         return f"{repo_id}: the Hub answered {status}; try again later{kept}"

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ...errors import STOPPED, BorealisError, Cancelled
+from ..file_access import ReadOnlyFile
 from ..types import Remote, Slice
 from .errors import ask, client_error
 from .retry import TRANSIENT_STATUSES, TransientError, retry_after, with_retries
@@ -18,7 +19,7 @@ from .retry import TRANSIENT_STATUSES, TransientError, retry_after, with_retries
 
 def open_slice(slice: Slice, stop: threading.Event) -> io.RawIOBase:
     """Opens the file of a slice, local or on the Hub."""
-    return slice.path.open("rb", buffering=0) if slice.remote is None else RemoteFile(slice.remote, stop)
+    return ReadOnlyFile(slice.path) if slice.remote is None else RemoteFile(slice.remote, stop)
 
 
 class RemoteFile(io.RawIOBase):

@@ -5,7 +5,7 @@ merge, and merges are ranked by the score of the resulting piece. So minus the r
 pieces as the original scores do, and only this order matters to the encoder.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +98,10 @@ def _scores(where: str, merges: Any, vocabulary: Mapping[str, int], joined: Abst
     id_of, first = vocabulary.get, bytearray(b"\1" * n)
     for rank, (left, right) in enumerate(pairs(where, merges)):
         id = id_of(left + right)
-        if id is None or left not in vocabulary or right not in vocabulary:
+        both_joined = left in joined and right in joined
+        if id is None or not (both_joined or (left in vocabulary and right in vocabulary)):
             raise InvalidInput(f"{where}: merge {rank}, {quote(left)} and {quote(right)}, is of unknown pieces")
-        if left in joined and right in joined:
-            merge_counts[id] += 1
+        merge_counts[id] += both_joined
         if first[id]:
             scores[id], first[id] = -float(rank), 0
     _check_complete(where, vocabulary, joined, merge_counts)
@@ -126,17 +126,15 @@ def _check_complete(
             )
 
 
-def pairs(where: str, merges: Sequence[Any]) -> Sequence[tuple[str, str]]:
-    """Returns every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for a malformed merge."""
-    return [_pair(where, rank, merge) for rank, merge in enumerate(merges)]
-
-
-def _pair(where: str, rank: int, merge: Any) -> tuple[str, str]:
-    if isinstance(merge, list) and len(merge) == 2:
-        left, right = merge
-        if isinstance(left, str) and isinstance(right, str) and left and right:
-            return left, right
-    raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")
+def pairs(where: str, merges: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Yields every merge of a parsed tokenizer.json as two pieces. Raises InvalidInput for a malformed merge."""
+    for rank, merge in enumerate(merges):
+        if isinstance(merge, list) and len(merge) == 2:
+            left, right = merge
+            if isinstance(left, str) and isinstance(right, str) and left and right:
+                yield left, right
+                continue
+        raise InvalidInput(f"{where}: merge {rank} is {quote(str(merge))}; it must be two pieces")
 
 
 def _is_byte(piece: str) -> bool:

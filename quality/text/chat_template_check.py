@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
+from ...runtime.prompting.chat_template import TEMPLATE_KEY, Rendering
 from ..report import Finding, Section, different_parts, failures_first, spelled
-from .gguf_vocabulary import TEMPLATE_KEY
-from .template_renderings import Rendering
 from .worker_answers import TextAnswers
 
 TITLE = "chat template"

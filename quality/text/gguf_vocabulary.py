@@ -5,10 +5,8 @@ from itertools import compress
 from typing import Any
 
 from ...checkpoint.gguf import GGUFFile
-from ...runtime.prompting.chat_template import ChatTemplate
 from ..report import spelled
 
-TEMPLATE_KEY = "tokenizer.chat_template"
 TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<turn|>")
 TURN_STARTS = ("<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|turn>")
 KINDS = ("bos", "eos")
@@ -41,12 +39,6 @@ class GGUFVocabulary:
         """The first few of `ids` for a finding."""
         shown = ", ".join(f"{id} {spelled(self.text(id), 20)}" for id in ids[:3]) or "the end"
         return shown + (" …" if len(ids) > 3 else "")
-
-    def template(self) -> ChatTemplate | None:
-        source = self.header.value(TEMPLATE_KEY)
-        if not isinstance(source, str) or not source:
-            return None
-        return ChatTemplate(source, *(self.text(self.token_id(kind)) for kind in KINDS))
 
     def special_ids(self, ends: Iterable[int]) -> list[int]:
         """Ids of tokens with a role: BOS and EOS, `ends`, which end an answer, and tokens named like ends of turns."""

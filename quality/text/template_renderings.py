@@ -1,27 +1,18 @@
-"""Renders the sample conversations with a chat template, in a worker process: templates are untrusted code."""
+"""Renders the sample conversations with the chat templates that are compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from ...errors import BorealisError, InvalidInput
-from ...runtime.prompting.chat_template import ChatTemplate
-from ..check_worker_client import PendingRequest
+from ...errors import InvalidInput
+from ...runtime.prompting.chat_template import ChatTemplate, Rendering
+from ...runtime.prompting.template_renderer import TemplateRenderer
 from .sample_conversations import CONVERSATIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
-    """One conversation as a template renders it: its text, or why the template refused it."""
-
-    text: str | None
-    refusal: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Renderings:
-    """Every conversation by name. `problem`: why there are none, if the worker gave no answer."""
+    """Every conversation by name. `problem`: why there are none, if the template takes too much time or memory."""
 
     by_name: Mapping[str, Rendering] = field(default_factory=dict)
     problem: str = ""
@@ -35,41 +26,23 @@ class Renderings:
 def render_templates(
     gguf: tuple[ChatTemplate | None, str], reference: tuple[ChatTemplate | None, str]
 ) -> tuple[Renderings, Renderings]:
-    """Render with two templates, each in a worker of its own; equal templates are rendered once.
+    """Render with two templates; equal ones are rendered once, and the second not at all if the first is a problem.
 
     A template comes with the name of the file or folder that it is from, for error messages.
     """
-    with ExitStack() as stack:
-        first = _start(stack, *gguf)
-        second = first if gguf[0] == reference[0] else _start(stack, *reference)
-        return _renderings(first), _renderings(second)
+    with ExitStack() as stack:  # both processes start at once
+        renderers = {t: t and stack.enter_context(TemplateRenderer(t)) for t in {gguf[0], reference[0]}}
+        first = _render(renderers[gguf[0]], gguf[1])
+        if first.problem or gguf[0] == reference[0]:
+            return first, first
+        return first, _render(renderers[reference[0]], reference[1])
 
 
-def _start(stack: ExitStack, template: ChatTemplate | None, where: str) -> PendingRequest | None:
-    if template is None:
-        return None
-    pending = PendingRequest("render_conversations", f"the chat template of {where} was rendered", asdict(template))
-    stack.callback(pending.close)
-    return pending
-
-
-def _renderings(pending: PendingRequest | None) -> Renderings:
-    if pending is None:
+def _render(renderer: TemplateRenderer | None, where: str) -> Renderings:
+    if renderer is None:
         return Renderings({name: Rendering(None, "no template") for name in CONVERSATIONS})
     try:
-        answer = pending.result()
-    except BorealisError as error:
-        return Renderings(problem=str(error))
-    return Renderings({name: Rendering(*answer[name]) for name in CONVERSATIONS})
-
-
-def render_conversations(template: ChatTemplate) -> dict[str, Rendering]:
-    """Render every sample conversation, in the worker."""
-    return {name: _render(template, messages) for name, messages in CONVERSATIONS.items()}
-
-
-def _render(template: ChatTemplate, messages: Sequence[Mapping[str, Any]]) -> Rendering:
-    try:
-        return Rendering(template.render(messages))
+        renderings = renderer.render_each(list(CONVERSATIONS.values()))
     except InvalidInput as error:
-        return Rendering(None, str(error))
+        return Renderings(problem=f"{where}: {error}")
+    return Renderings(dict(zip(CONVERSATIONS, renderings, strict=True)))

@@ -7,6 +7,7 @@ from typing import Any
 from ...checkpoint.gguf import GGUFFile
 from ...checkpoint.types import KV
 from ...errors import BorealisError
+from ...runtime.prompting.chat_template import chat_template_of
 from ..check_worker_client import PendingRequest
 from ..report import Finding, Section
 from .chat_template_check import check_chat_template
@@ -76,7 +77,7 @@ class TextCheck:
 
     def _render(self) -> tuple[Renderings, Renderings]:
         """The sample conversations by the GGUF's chat template, and by the checkpoint's."""
-        gguf, reference = self.vocabulary.template(), self.checkpoint.template if self.checkpoint else None
+        gguf, reference = chat_template_of(self.header), self.checkpoint.template if self.checkpoint else None
         folder = self.checkpoint.folder if self.checkpoint else ""
         return render_templates((gguf, str(self.header.path)), (reference, str(folder)))
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 
 from ...pipeline.execute import Progress
 from ...pipeline.plan import Codec
@@ -97,10 +96,8 @@ class _ComparisonThreads:
 
     def _compare(self) -> None:
         """One thread: compare ranges until none is left or a thread has failed."""
-        with ExitStack() as stack:
-            try:
-                gguf = stack.enter_context(SourceRows(self.codec))
-                source = stack.enter_context(SourceRows(self.codec, self.open_slice))
+        try:
+            with SourceRows(self.codec) as gguf, SourceRows(self.codec, self.open_slice) as source:
                 comparer = RowComparer(
                     self.codec, gguf, source, quick=self.quick, unknown_importance=self.unknown_importance
                 )
@@ -113,6 +110,6 @@ class _ComparisonThreads:
                     comparer.compare(result, ranges)
                     with self.lock:
                         self.done += sum(count for _, count in ranges) * result.pair.gguf.n_per_row
-            except BaseException as error:
-                with self.lock:
-                    self.error = self.error or error
+        except BaseException as error:
+            with self.lock:
+                self.error = self.error or error

@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from ...checkpoint.types import FLOAT_DTYPES, GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import FLOAT_DTYPES, LATTICE_TYPES, GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError, InvalidInput
 from .libraries import library_path
 
@@ -23,11 +23,9 @@ TILE_WEIGHTS = 1 << 15
 NOT_ENCODED = frozenset({T.Q8_1, T.Q8_K, T.I8, T.I16, T.I32, T.I64, T.F64})
 """Types of intermediate results and of integers: ggml does not quantize to them."""
 
-LATTICE_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S})
-"""Types whose groups of weights are points of a lattice; ggml aborts the process when NaN or overflow leaves it."""
-
 LATTICE_LIMIT = 1e15
-"""Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32."""
+"""Largest importance x weight^2 for the lattice types: ggml squares the sum of 16 times that, in float32, and aborts
+the process when NaN or overflow leaves the lattice."""
 
 SOURCE_TYPES = {dtype: type for type, dtype in FLOAT_DTYPES.items()}
 """The arrays that rows may be, and their types. (Keyed by dtype: numpy takes microseconds to make a dtype's name.)"""

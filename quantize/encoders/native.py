@@ -22,7 +22,7 @@ from threading import Lock
 import numpy as np
 from gguf import quants
 
-from ...checkpoint.types import GGMLQuantizationType, row_nbytes
+from ...checkpoint.types import LATTICE_TYPES, GGMLQuantizationType, row_nbytes
 from ...errors import EncoderWarning, InvalidInput
 from . import ggml, ggml_digest_cache
 from .sample_weights import SAMPLE_DIGESTS, sample_bytes, sample_weights
@@ -115,7 +115,7 @@ def _is_ordinary(rows: np.ndarray, type: GGMLQuantizationType, importance: np.nd
     """Whether importance is finite and, for the lattice types, no weight is so large that ggml would abort."""
     if importance is not None and not np.isfinite(importance).all():
         return False
-    if type not in ggml.LATTICE_TYPES:
+    if type not in LATTICE_TYPES:
         return True
     return ggml.fits_lattice(_peak(rows), importance)
 
@@ -245,7 +245,7 @@ def _expected(type: GGMLQuantizationType) -> str | None:
     """The reference digest of the sample, as far as it is known without building ggml's tables."""
     if not ggml_decides():
         return SAMPLE_DIGESTS.get(type.name)
-    if type in ggml.LATTICE_TYPES:
+    if type in LATTICE_TYPES:
         return ggml_digest_cache.read_digest(type, sample_bytes()) or SAMPLE_DIGESTS.get(type.name)
     return sample_digest(type, None)
 

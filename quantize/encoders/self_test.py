@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Event, Thread
 
-from ...checkpoint.types import GGMLQuantizationType
+from ...checkpoint.types import LATTICE_TYPES, GGMLQuantizationType
 from ...errors import STOPPED, BorealisError, Cancelled
-from . import ggml, ggml_digest_cache, native
+from . import ggml_digest_cache, native
 from .libraries import library_path
 from .sample_weights import sample_bytes
 
@@ -58,7 +58,7 @@ def start_self_test(types: Iterable[GGMLQuantizationType]) -> PendingSelfTest | 
 
 def _is_unknown(type: GGMLQuantizationType) -> bool:
     """Whether the loaded ggml is the reference for `type` and its digest is not cached yet."""
-    return native.ggml_decides() and type in ggml.LATTICE_TYPES and _cached_digest(type) is None
+    return native.ggml_decides() and type in LATTICE_TYPES and _cached_digest(type) is None
 
 
 def _cached_digest(type: GGMLQuantizationType) -> str | None:

@@ -34,6 +34,7 @@ CHILDREN = tuple(
         "quality.check_worker",
         "runtime.bench.speed_worker",
         "runtime.process.model_worker",
+        "runtime.prompting.template_worker",
         "runtime.fitting.cpu_probe",
     )
 )

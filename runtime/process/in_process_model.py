@@ -11,12 +11,13 @@ import numpy as np
 
 from ...errors import BorealisError, InvalidInput
 from ..events import EventSink, GenerationRequest, ModelInfo, Options
-from ..prompting.chat_template import ChatTemplate, Message
+from ..prompting.chat_template import TEMPLATE_KEY, Message
 from ..prompting.context_overflow import encode_fitting, too_long
 from ..prompting.image_decoding import ImageFile, read_image, read_image_data
 from ..prompting.json_schema import grammar_of
 from ..prompting.prompt import ChatEncoder, EncodedChat, check_messages, image_parts, image_places, with_bos
 from ..prompting.sampling_settings import Sampling, override_sampling
+from ..prompting.template_renderer import TemplateRenderer
 from ..prompting.tool_calls import add_tool_instructions, offered_tools, tool_grammar
 from ..scheduling.image_encoder import ImageEncoder
 from ..state_file import model_identity, read_state, write_state
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..llama.engine import Engine
     from ..scheduling.job import Job
 
-TEMPLATE_KEY = "tokenizer.chat_template"
 MAX_STOPS = 16
 MAX_TOP = 64
 
@@ -37,7 +37,7 @@ class InProcessModel:
     def __init__(
         self,
         engine: "Engine",
-        template: ChatTemplate | None,
+        renderer: TemplateRenderer | None,
         sampling: Sampling,
         seed: Callable[[], int],
         *,
@@ -48,9 +48,9 @@ class InProcessModel:
     ) -> None:
         from ..scheduling.scheduler import Scheduler
 
-        self.engine, self.template, self.sampling, self.seed, self.loras = engine, template, sampling, seed, loras
-        self._chat_encoder = None if template is None else ChatEncoder(engine, template)
-        self.info = ModelInfo(engine.n_context, engine.parallel, mmproj is not None, template is not None, placement)
+        self.engine, self.renderer, self.sampling, self.seed, self.loras = engine, renderer, sampling, seed, loras
+        self._chat_encoder = None if renderer is None else ChatEncoder(engine, renderer)
+        self.info = ModelInfo(engine.n_context, engine.parallel, mmproj is not None, renderer is not None, placement)
         self.image_encoder = ImageEncoder(engine, mmproj)
         self._scheduler = Scheduler(engine, max_queue)
         self._embedder: Embedder | None = None
@@ -83,6 +83,8 @@ class InProcessModel:
             if self._embedder is not None:
                 self._embedder.close()
             self._embedder = None
+            if self.renderer is not None:
+                self.renderer.close()
             self.engine.close()
 
     def start(self, request: GenerationRequest, sink: EventSink) -> Callable[[], None]:
@@ -128,7 +130,9 @@ class InProcessModel:
         if isinstance(request.prompt, str) or any(isinstance(message, int) for message in request.prompt):
             raise InvalidInput("a conversation is a list of messages; use raw to continue a text or tokens")
         if self._chat_encoder is None:
-            raise InvalidInput(f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw to continue a text")
+            raise InvalidInput(
+                f"{self.engine.path}: no {TEMPLATE_KEY}: not a chat model; use raw (--raw) to continue a text"
+            )
         encoder, options = self._chat_encoder, request.options
         messages = add_tool_instructions(request.prompt, options)  # type: ignore[arg-type]
         check_messages(messages)

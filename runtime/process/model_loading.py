@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ from ...errors import BorealisError, InvalidInput
 from ..fitting.cpu_probe import extra_buffers_work
 from ..fitting.placement import Placement, choose_placement, model_params
 from ..lora_adapters import checked_loras
-from ..prompting.chat_template import ChatTemplate
+from ..prompting.chat_template import chat_template_of
 from ..prompting.sampling_settings import override_sampling, sampling_from_metadata
-from .in_process_model import MAX_SEED, TEMPLATE_KEY, InProcessModel, checked_seed
+from ..prompting.template_renderer import TemplateRenderer
+from .in_process_model import MAX_SEED, InProcessModel, checked_seed
 
 if TYPE_CHECKING:
     from ..llama.engine import Engine
@@ -54,22 +56,26 @@ def load_in_process(path: Path, options: LoadOptions, on_progress: "LoadProgress
     placement = _place(header, mmproj, options, extra_buffers, [path for path, _ in adapters])
     on_gpu = placement.n_gpu_layers > 0
     several_on_cpu = options.parallel > 1 and not on_gpu
-    engine = _engine_class()(
-        path,
-        context=placement.context,
-        threads=options.threads,
-        extra_buffers=extra_buffers,
-        parallel=options.parallel,
-        batch_invariant=several_on_cpu if options.batch_invariant is None else options.batch_invariant,
-        model_params=model_params(placement),
-        vision_device=placement.name if on_gpu else None,
-        loras=adapters,
-        on_progress=on_progress,
-    )
-    try:
-        return InProcessModel(
+    template = chat_template_of(header)
+    with ExitStack() as stack:
+        # Its process starts while the weights are loaded.
+        renderer = stack.enter_context(TemplateRenderer(template)) if template else None
+        engine = _engine_class()(
+            path,
+            context=placement.context,
+            threads=options.threads,
+            extra_buffers=extra_buffers,
+            parallel=options.parallel,
+            batch_invariant=several_on_cpu if options.batch_invariant is None else options.batch_invariant,
+            model_params=model_params(placement),
+            vision_device=placement.name if on_gpu else None,
+            loras=adapters,
+            on_progress=on_progress,
+        )
+        stack.callback(engine.close)
+        model = InProcessModel(
             engine,
-            _chat_template(header, engine),
+            renderer,
             default_sampling,
             lambda: secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
             mmproj=mmproj,
@@ -77,9 +83,8 @@ def load_in_process(path: Path, options: LoadOptions, on_progress: "LoadProgress
             max_queue=options.max_queue,
             placement=placement.describe(),
         )
-    except BaseException:
-        engine.close()
-        raise
+        stack.pop_all()
+    return model
 
 
 def _place(
@@ -104,12 +109,6 @@ def _place(
         repack=repacked_nbytes if extra_buffers else None,
         adapters=[read_gguf(adapter) for adapter in adapters],
     )
-
-
-def _chat_template(header: GGUFFile, engine: "Engine") -> ChatTemplate | None:
-    source = header.value(TEMPLATE_KEY)
-    tokens = [engine.token_text(header.value(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos")]
-    return ChatTemplate(source, *tokens) if source else None
 
 
 def _engine_class() -> "type[Engine]":

@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from ...errors import InvalidInput
-from .chat_template import ROLES, ChatTemplate, Message, Segment
+from .chat_template import ROLES, Message, Segment
+from .template_renderer import TemplateRenderer
 
 IMAGE_BEGIN, IMAGE_END = "<start_of_image>", "<end_of_image>"
 AROUND_IMAGE = f"\n\n{IMAGE_BEGIN}{IMAGE_END}\n\n"
@@ -43,8 +44,8 @@ class EncodedChat:
 class ChatEncoder:
     """Turns conversations into token ids, with one tokenizer and one chat template."""
 
-    def __init__(self, tokenizer: PromptTokenizer, template: ChatTemplate) -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: PromptTokenizer, renderer: TemplateRenderer) -> None:
+        self.tokenizer, self.renderer = tokenizer, renderer
         self._control_ids = lru_cache(CACHED_SEGMENTS)(self._find_control_ids)
 
     def encode(self, messages: Sequence[Message], image_tokens: int = 0) -> EncodedChat:
@@ -52,10 +53,10 @@ class ChatEncoder:
 
         A prompt is tokenized whole, as other programs do, if that gives exactly the control tokens of the template. If
         a message would add some, texts of template and messages are tokenized apart. Raises InvalidInput when that is
-        impossible because the template rewrites messages, and when a role is unknown.
+        impossible because the template rewrites messages, when a role is unknown, and what `render_segments` raises.
         """
         check_messages(messages)
-        text, segments = self.template.render_segments(messages)
+        text, segments = self.renderer.render_segments(messages)
         if count := len(image_parts(messages)):
             text, segments = _with_images(text, segments, count)
         ids = with_bos(self.tokenizer, self._tokenize(text, segments))

@@ -114,6 +114,8 @@ def _set(chat: "ChatLoop", text: str) -> None:
     options, value = chat.options, value.strip()
     if not value:
         raise InvalidInput(f"/set {name} to what? A number, or default")
+    if name not in (*SAMPLING, *COUNTS):
+        raise InvalidInput(f"{name}: no such setting; there are {', '.join((*SAMPLING, *COUNTS))}")
     if name in COUNTS:
         chat.options = replace(options, **{name: None if value == "default" else _parse_count(name, value)})
         chat.restart_seeds()

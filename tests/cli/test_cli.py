@@ -148,7 +148,7 @@ def test_faults_of_the_input_are_one_line_and_exit_code_2(checkpoint: Path, tmp_
         ("convert", missing): "model-00003-of-00003.safetensors: missing",
         ("convert", strange): "'RobbeForCausalLM' is not known",
         ("convert", narrow): "but config.json makes it",
-        ("convert", checkpoint, "-o", tmp_path / "no" / "x.gguf"): "no such folder for the output",
+        ("convert", checkpoint, "-o", tmp_path / "no" / "no" / "x.gguf"): "no such folder for the output",
         ("quantize", "Q4_KM", "-m", checkpoint): "did you mean Q4_K_M",
         ("quantize", "IQ2_M", "-m", checkpoint): "needs an importance matrix",
         ("quantize", "Q4_K_M", "-m", tmp_path / "text.gguf"): "neither a GGUF nor a checkpoint",
@@ -301,3 +301,9 @@ def test_progress_shows_rate_and_time_left_on_a_terminal(checkpoint: Path) -> No
     assert process.wait(60) == 0
     assert re.search(rb"\d+%.*M?B/s", shown), shown
     assert re.search(rb"\[\d\d:\d\d<", shown), shown
+
+
+def test_a_source_in_the_place_of_a_preset_is_told_where_it_belongs(checkpoint: Path) -> None:
+    done = run("quantize", checkpoint, "Q8_0")
+    assert done.returncode == 2
+    assert f"{checkpoint}: is no preset; give the source with -m: quantize PRESET -m {checkpoint}" in done.stderr

@@ -18,6 +18,7 @@ from borealis_gguf.convert.tokenizers.llama_tokenizer import vocabulary_kv
 from borealis_gguf.convert.tokenizers.pre_tokenizer import BLOOM, CASES, GPT4O, LLAMA3, PRE_TYPES, QWEN2, TEKKEN
 from borealis_gguf.errors import InvalidInput
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
+from borealis_gguf.runtime.prompting.template_sandbox import render
 
 from ..helpers.checkpoints import write_json
 from ..helpers.families import (
@@ -210,13 +211,13 @@ def test_a_normalizer_that_changes_nothing_changes_no_ids(tmp_path: Path) -> Non
     assert measure(kv, tmp_path / "tokenizer.json").different == 0
 
 
-def test_planning_loads_neither_tokenizers_nor_llama_cpp(tmp_path: Path) -> None:
+def test_planning_loads_no_tokenizers_llama_cpp_or_jinja(tmp_path: Path) -> None:
     write(tmp_path, NORA_TOKENIZER, chat_template=CHATML)
     code = (
         "import sys; from pathlib import Path; from borealis_gguf.checkpoint.folder import Checkpoint; "
         "from borealis_gguf.convert.tokenizers.llama_tokenizer import vocabulary_kv; "
         "vocabulary_kv(Checkpoint(Path(sys.argv[1]), None, {}, {}), int(sys.argv[2])); "
-        "print(sorted({'tokenizers', 'llama_cpp'} & sys.modules.keys()))"
+        "print(sorted({'tokenizers', 'llama_cpp', 'jinja2'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(N_BPE)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -238,12 +239,12 @@ def test_a_chat_has_the_ids_of_the_checkpoints_own(line: str, tmp_path: Path) ->
         {"role": "user", "content": ""},
     ]
     wanted = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(
-        ChatTemplate(CHATML, "<s>", "</s>").render(messages), add_special_tokens=False
+        render(ChatTemplate(CHATML, "<s>", "</s>"), messages), add_special_tokens=False
     )
-    rendered = ChatTemplate(value_of(kv, "chat_template"), "<s>", "</s>").render(messages)
+    rendered = render(ChatTemplate(value_of(kv, "chat_template"), "<s>", "</s>"), messages)
     (ids,) = tokenize(kv, [rendered], special=True)
     assert (list(ids) == wanted.ids) == (line not in TOLD_BY_OTHERS)
-    plain = ChatTemplate(CHATML, "<s>", "</s>").render(messages)
+    plain = render(ChatTemplate(CHATML, "<s>", "</s>"), messages)
     assert list(tokenize(kv, [plain], special=True)[0]) != wanted.ids
 
 
@@ -254,7 +255,7 @@ def test_steps_do_in_python_what_they_do_in_jinja(tmp_path: Path) -> None:
         for step in emulated_steps(found.match):
             expected = step.apply(expected)
             source = f"{{% set part = messages[0].content %}}{step.jinja}{{{{ part }}}}"
-            rendered = ChatTemplate(source).render([{"role": "user", "content": text}])
+            rendered = render(ChatTemplate(source), [{"role": "user", "content": text}])
             assert rendered == step.apply(text), (text, step.jinja)
         normalizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).normalizer
         assert expected == normalizer.normalize_str(text)
@@ -268,9 +269,9 @@ def test_a_template_that_needs_nothing_is_left_alone(tmp_path: Path) -> None:
 def test_named_templates_and_odd_line_ends(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "\nA{{ bos_token }}B\n"}, {"name": "tool", "template": "C"}]
     kv = vocabulary_kv(write(tmp_path, bpe_json(NORA, NORA_NORMALIZER, True), chat_template=named), N_BPE)
-    render = ChatTemplate(value_of(kv, "chat_template"), "<s>").render([{"role": "user", "content": "x"}])
-    assert render == "\n A<s> B"
-    assert ChatTemplate(value_of(kv, "chat_template.tool")).render([{"role": "user", "content": "x"}]) == " C"
+    messages = [{"role": "user", "content": "x"}]
+    assert render(ChatTemplate(value_of(kv, "chat_template"), "<s>"), messages) == "\n A<s> B"
+    assert render(ChatTemplate(value_of(kv, "chat_template.tool")), messages) == " C"
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

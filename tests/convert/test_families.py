@@ -21,6 +21,7 @@ from borealis_gguf.quality.cross_check.transformers_definition import definition
 from borealis_gguf.quantize.presets import find_preset
 from borealis_gguf.runtime.model import load
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
+from borealis_gguf.runtime.prompting.template_sandbox import render
 
 from ..generate.family_goldens import LENGTHS, LOGITS, positions, prompts
 from ..generate.goldens import OUTTYPES
@@ -261,7 +262,7 @@ def test_what_was_quantized_chats(family: Family, tmp_path: Path) -> None:
     (plan,) = api.plan_quantize(source, ["Q4_K_M"], tmp_path)
     api.execute([plan])
     wanted = Tokenizer.from_file(str(source / "tokenizer.json")).encode(
-        ChatTemplate(INST if family.pre is None else CHATML, "<s>").render([{"role": "user", "content": QUESTION}]),
+        render(ChatTemplate(INST if family.pre is None else CHATML, "<s>"), [{"role": "user", "content": QUESTION}]),
         add_special_tokens=False,
     )
     with load(plan.path, context=128) as model:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from borealis_gguf import execute as run_plans
+from borealis_gguf import plan_convert
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.checkpoint.types import Slice
 from borealis_gguf.errors import BorealisError, Cancelled, InvalidInput
@@ -26,9 +28,10 @@ from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.memory_estimate import memory_needed
 from borealis_gguf.pipeline.plan import Codec, GGUFModel, RowMap, Tensor, TensorPlan, TensorSource
-from borealis_gguf.pipeline.tasks import tasks, total_nbytes
+from borealis_gguf.pipeline.tasks import CHUNK_WEIGHTS, LATTICE_CHUNK_WEIGHTS, tasks, total_nbytes
 from borealis_gguf.quantize.encoders import ggml
 
+from ..helpers.checkpoints import MINIATURES
 from ..helpers.tiny import CODEC, raw_model, weights
 
 SHAPES = {"token_embd.weight": (300, 256), "output_norm.weight": (256,), "blk.0.ffn_up.weight": (70, 512)}
@@ -227,6 +230,37 @@ def test_a_source_that_changes_is_noticed(tmp_path: Path) -> None:
     assert only_inputs(tmp_path)
 
 
+def test_a_source_replaced_between_plan_and_execute_is_noticed(tmp_path: Path) -> None:
+    """Even by one of the same size and time of modification."""
+    checkpoint = MINIATURES[0].write(tmp_path)
+    plan = plan_convert(checkpoint, tmp_path / "x.gguf")
+    weights = checkpoint / "model.safetensors"
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(before.st_size - 4096)
+        file.write(bytes(64))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BorealisError, match=r"model\.safetensors: changed since it was planned"):
+        run_plans([plan])
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_vanished_source_is_one_line(tmp_path: Path) -> None:
+    checkpoint = MINIATURES[0].write(tmp_path)
+    plan = plan_convert(checkpoint, tmp_path / "x.gguf")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(BorealisError, match=r"model\.safetensors: cannot be read: no such file"):
+        run_plans([plan])
+
+
+def test_tasks_of_lattice_types_are_small(tmp_path: Path) -> None:
+    """ggml's own encoder takes up to two seconds for a million such weights, and a run must stop within one."""
+    model = raw_model(tmp_path / "raw", {"w.weight": (4096, 256)}, T.F32)
+    for type, chunk in ((T.Q4_K, CHUNK_WEIGHTS), (T.IQ2_XS, LATTICE_CHUNK_WEIGHTS)):
+        plan = lay_out(tmp_path / "x.gguf", model, [type])
+        assert {task.rows * 256 for task in tasks([plan])} == {chunk}
+
+
 def test_stop_from_another_thread(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "raw", {"w.weight": (2000, 256)}, T.F32)
     stop = threading.Event()
@@ -249,10 +283,33 @@ def test_outputs_are_checked_before_work(tmp_path: Path) -> None:
             execute([lay_out(path, model, [T.Q8_0])] * n, CODEC)
 
     refused(tmp_path / "raw", "overwrite its own input")
-    refused(tmp_path / "none" / "x.gguf", "no such folder")
+    refused(tmp_path / "none" / "none" / "x.gguf", "no such folder")
     refused(tmp_path, "is a folder")
     refused(tmp_path / "x.gguf", "two outputs", n=2)
     assert only_inputs(tmp_path)
+
+
+def test_a_folder_for_the_output_is_made_and_kept_only_with_a_file(tmp_path: Path) -> None:
+    checkpoint = MINIATURES[0].write(tmp_path)
+    plan = plan_convert(checkpoint, tmp_path / "gguf")
+    assert plan.path.parent == tmp_path / "gguf"
+    with pytest.raises(BorealisError, match="fault"):
+        execute([plan], replace(CODEC, valid=fault))
+    assert not plan.path.parent.exists()
+    run_plans([plan], check=False)
+    assert plan.path.is_file()
+
+
+def fault(*_: object) -> bool:
+    raise BorealisError("a fault")
+
+
+def test_a_file_that_is_no_gguf_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    plan = plan_convert(MINIATURES[0].write(tmp_path), tmp_path / "notes.txt")
+    with pytest.raises(InvalidInput, match=r"notes\.txt: is a file, not a folder for the output; end a file's name"):
+        run_plans([plan])
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_too_little_space_is_refused(tmp_path: Path) -> None:
@@ -434,7 +491,7 @@ def test_an_error_of_the_last_flush_keeps_a_file_from_its_name(tmp_path: Path, m
     """The flush has begun when the workers end, and fails afterwards."""
     begun, ended = threading.Event(), threading.Event()
 
-    def fail(self: PartialFile) -> None:
+    def fail(fd: int) -> None:
         begun.set()
         assert ended.wait(30)
         time.sleep(0.2)
@@ -447,9 +504,9 @@ def test_an_error_of_the_last_flush_keeps_a_file_from_its_name(tmp_path: Path, m
 
     real = executor._Run.work
     monkeypatch.setattr(executor._Run, "work", work)
-    monkeypatch.setattr(PartialFile, "flush", fail)
+    monkeypatch.setattr(atomic_output, "_start_writing", fail)
     monkeypatch.setattr(writer, "FLUSH_BYTES", 1)
     plan = lay_out(tmp_path / "x.gguf", raw_model(tmp_path / "raw", SHAPES, T.F32), [T.Q8_0] * 3)
-    with pytest.raises(BorealisError, match="Input/output error"):
+    with pytest.raises(BorealisError, match=r"x\.gguf: Input/output error"):
         execute([plan], CODEC)
     assert only_inputs(tmp_path)

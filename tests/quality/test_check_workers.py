@@ -1,5 +1,6 @@
 """One check reads each header once, and runs nothing of a model's own in the app's process."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -8,16 +9,22 @@ from typing import Any
 import pytest
 
 from borealis_gguf import BorealisError, api
-from borealis_gguf.checkpoint import folder
+from borealis_gguf.checkpoint import file_access, folder
 from borealis_gguf.quality.report import as_text
+from borealis_gguf.quality.text.template_renderings import render_templates
+from borealis_gguf.runtime.prompting import template_sandbox
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
+
+from ..helpers.gguf_faults import set_value, with_metadata
+from ..helpers.paths import DATA
 
 ENDLESS = """{%- set r = range(1000) -%}
 {%- for a in r -%}{%- for b in r -%}{%- for c in r -%}{%- for d in r -%}
 {%- endfor -%}{%- endfor -%}{%- endfor -%}{%- endfor -%}"""
-"""10¹² steps within the sandbox's bounds: it counts the lengths of ranges, not the rounds of loops."""
+"""10¹² steps."""
 
-ENDS = r"while the chat template of .* was rendered, no answer came within 3 s"
+ENDS = r".*: the model's chat template (takes longer than 0\.5 s|needs more than 160 MB) to render: .*"
+HOSTILE = sorted((DATA / "hostile_templates").glob("*.jinja"))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -35,7 +42,13 @@ def test_headers_are_read_once(quick: bool, nano: Path, nano_q8: Path, monkeypat
         checkpoints.append(path)
         return read_tensors(path, *args)
 
+    class CountedFile(file_access._NamedFile):
+        def __init__(self, path: Path) -> None:
+            opened[path.name] += 1
+            super().__init__(path)
+
     monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.setattr(file_access, "_NamedFile", CountedFile)
     monkeypatch.setattr(folder, "_read_tensors", counted_tensors)
     report = api.check(nano_q8, nano, quick=quick)
     assert report.ok, as_text(report)
@@ -51,17 +64,31 @@ def test_templates_are_rendered_in_workers(nano: Path, nano_q8: Path, monkeypatc
     def refuse(*_: object) -> str:
         raise AssertionError("rendered in the app's process")
 
-    monkeypatch.setattr(ChatTemplate, "render", refuse)
+    monkeypatch.setattr(template_sandbox, "render", refuse)
     report = api.check(nano_q8, nano, quick=True)
     assert report.ok, as_text(report)
 
 
-def test_a_template_that_never_ends_fails_the_check(
-    tmp_path: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("path", "quick"), [*((path, True) for path in HOSTILE), (HOSTILE[4], False)])
+def test_hostile_templates_fail_the_check(path: Path, quick: bool, nano: Path, nano_q8: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(nano, tmp_path / "hostile"))
+    shutil.copyfile(path, checkpoint / "chat_template.jinja")
+    template = set_value("tokenizer.chat_template", path.read_text(encoding="utf-8"))
+    bad = with_metadata(nano_q8, tmp_path / "hostile.gguf", template)
+    report = api.check(bad, checkpoint, quick=quick)
+    (finding,) = report.failures
+    assert (finding.what, bool(re.search(ENDS, finding.found))) == ("tokenizer.chat_template", True)
+
+
+def test_two_hostile_templates_are_not_both_waited_for() -> None:
+    templates = ChatTemplate(ENDLESS), ChatTemplate(ENDLESS + " ")
+    gguf, reference = render_templates((templates[0], "a.gguf"), (templates[1], "checkpoint"))
+    assert gguf.problem == reference.problem and re.match("a.gguf" + ENDS, gguf.problem)
+
+
+def test_a_template_that_never_ends_fails_the_check(tmp_path: Path, nano: Path) -> None:
     checkpoint = Path(shutil.copytree(nano, tmp_path / "endless"))
     (checkpoint / "chat_template.jinja").write_text(ENDLESS, encoding="utf-8")
-    monkeypatch.setattr("borealis_gguf.quality.check_worker_client.TIME_LIMIT", 3.0)
     (plan,) = api.plan_quantize(checkpoint, ["Q8_0"], tmp_path)
     with pytest.raises(BorealisError, match=rf"^quick check of .* failed: tokenizer.chat_template: {ENDS}; nothing"):
         api.execute([plan])

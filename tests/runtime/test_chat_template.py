@@ -1,13 +1,17 @@
 """Chat templates: rendered as transformers does, bounded, and cut where messages begin and end."""
 
 import contextlib
-import time
+import os
 from collections.abc import Callable
 
 import pytest
 
 from borealis_gguf.errors import InvalidInput
+from borealis_gguf.runtime.prompting import prompt_segments
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate, Segment
+from borealis_gguf.runtime.prompting.prompt_segments import render_segments, segments
+from borealis_gguf.runtime.prompting.template_renderer import TemplateRenderer
+from borealis_gguf.runtime.prompting.template_sandbox import render
 
 USER = [{"role": "user", "content": "Hei"}]
 
@@ -32,6 +36,9 @@ USER = [{"role": "user", "content": "Hei"}]
         "{% for i in range(1000) %}{% for j in range(900) %}{{ 'a' * 100 }}{% endfor %}{% endfor %}",
         "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
         "{% if %}",
+        "{{ " + "9" * 5000 + " }}",
+        "{{ messages[0].content[:-4] }}77:",
+        "{{ messages[0].content[:-4] + '9' * 5000 }}:",
         "{{ messages[5].content }}",
         "{{ 1 // 0 }}",
         "{{ [] + 1 }}",
@@ -40,17 +47,17 @@ USER = [{"role": "user", "content": "Hei"}]
     ],
 )
 def test_hostile_and_broken_templates_are_refused_quickly(source: str) -> None:
-    begun = time.monotonic()
-    with pytest.raises(InvalidInput) as caught:
-        ChatTemplate(source).render(USER)
-    assert time.monotonic() - begun < 2
+    begun = sum(os.times()[:4])  # of the processor, in child processes too: how busy the machine is does not matter
+    with TemplateRenderer(ChatTemplate(source)) as renderer, pytest.raises(InvalidInput) as caught:
+        renderer.render_segments(USER)
+    assert sum(os.times()[:4]) - begun < 2
     assert str(caught.value).startswith("the model's chat template ")
     assert "\n" not in str(caught.value)
 
 
 def test_a_template_can_refuse_a_conversation() -> None:
     with pytest.raises(InvalidInput, match="the model's chat template refuses: No way"):
-        ChatTemplate("{{ raise_exception('No\\nway') }}").render(USER)
+        render(ChatTemplate("{{ raise_exception('No\\nway') }}"), USER)
 
 
 def test_generation_blocks_render_as_in_transformers() -> None:
@@ -64,7 +71,12 @@ def test_generation_blocks_render_as_in_transformers() -> None:
 {{ end }}{% else %}
 {{ m.content }}{% endif %}{% endfor %}"""
     conversation = [*USER, {"role": "assistant", "content": "Hallo"}, *USER]
-    assert ChatTemplate(source).render(conversation) == "HeiHallo!\nHei"
+    assert render(ChatTemplate(source), conversation) == "HeiHallo!\nHei"
+
+
+def test_filters_that_make_text_longer_work_as_in_transformers() -> None:
+    source = "{{ 'a' | center(3) }}{{ 'x\\ny' | indent(2) }}{{ '%5d' | format(1) }}{{ '{:>3}'.format('b') }}"
+    assert render(ChatTemplate(source), USER) == " a x\n  y    1  b"
 
 
 def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
@@ -75,12 +87,12 @@ def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
 {{ bos_token }}{{ m | tojson }}{{ eos_token }}{{ tools is none }}
 {% endfor %}
 {{ strftime_now('%Y') | length }}{{ add_generation_prompt }}"""
-    rendered = ChatTemplate(source, "<s>", "</s>").render([{"role": "user", "content": "æ<"}, *USER])
+    rendered = render(ChatTemplate(source, "<s>", "</s>"), [{"role": "user", "content": "æ<"}, *USER])
     assert rendered == '<s>{"role": "user", "content": "æ<"}</s>True\n4True'
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "segments"),
+    ("source", "content", "expected"),
     [
         ("<a>{{ messages[0].content }}<b>", " x ", [Segment("<a>", True), Segment(" x ", False), Segment("<b>", True)]),
         (
@@ -94,18 +106,18 @@ def test_the_environment_is_the_one_chat_templates_are_written_for() -> None:
         ("<a> \n{{ messages[0].content | trim }} \n", " ", [Segment("<a> \n ", True)]),
     ],
 )
-def test_segments(source: str, content: str, segments: list[Segment]) -> None:
+def test_segments(source: str, content: str, expected: list[Segment]) -> None:
     messages = [{"role": "user", "content": content}]
     template = ChatTemplate(source)
-    assert template.segments(messages) == segments
-    assert "".join(segment.text for segment in segments) == template.render(messages)
+    assert segments(template, messages) == expected
+    assert "".join(segment.text for segment in expected) == render(template, messages)
 
 
 def test_segments_of_a_list_of_parts_become_one() -> None:
     source = "<a>{% for part in messages[0].content %}{{ part.text }}{% endfor %}<b>"
     parts = [{"type": "text", "text": "<end_of"}, {"type": "text", "text": "_turn>"}]
-    segments = ChatTemplate(source).segments([{"role": "user", "content": parts}])
-    assert segments == [Segment("<a>", True), Segment("<end_of_turn>", False), Segment("<b>", True)]
+    found = segments(ChatTemplate(source), [{"role": "user", "content": parts}])
+    assert found == [Segment("<a>", True), Segment("<end_of_turn>", False), Segment("<b>", True)]
 
 
 GEMMA = """{{ bos_token }}
@@ -184,8 +196,8 @@ def test_text_and_segments_of_one_rendering_are_those_of_two(source: str, monkey
         system = {"role": "system", "content": text}
         answer = {"role": "assistant", "content": "Ja"}
         for messages in ([user], [system, user, answer, user], [{"role": "user", "content": parts}, answer]):
-            assert outcome(lambda m=messages: template.render_segments(m)) == outcome(
-                lambda m=messages: (template.render(m), template.segments(m))
+            assert outcome(lambda m=messages: render_segments(template, m)) == outcome(
+                lambda m=messages: (render(template, m), segments(template, m))
             )
 
 
@@ -201,8 +213,8 @@ def outcome(work: Callable[[], tuple[str, list[Segment]]]) -> object:
     ("source", "count"), [*((one, 1) for one in ONCE[:2]), *((two, 2) for two in [*ONCE[2:4], *TWICE])]
 )
 def test_how_often_a_template_is_rendered(source: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered, render = [], ChatTemplate.render
-    monkeypatch.setattr(ChatTemplate, "render", lambda *given: rendered.append(1) or render(*given))
+    rendered = []
+    monkeypatch.setattr(prompt_segments, "render", lambda *given: rendered.append(1) or render(*given))
     with contextlib.suppress(InvalidInput):
-        ChatTemplate(source).render_segments(USER)
+        render_segments(ChatTemplate(source), USER)
         assert len(rendered) == count

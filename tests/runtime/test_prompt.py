@@ -11,6 +11,9 @@ from borealis_gguf.runtime.llama.engine import Engine
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
 from borealis_gguf.runtime.prompting.prompt import ChatEncoder, with_bos
+from borealis_gguf.runtime.prompting.prompt_segments import segments
+from borealis_gguf.runtime.prompting.template_renderer import TemplateRenderer
+from borealis_gguf.runtime.prompting.template_sandbox import render
 
 from ..helpers.asking import encode, local
 
@@ -43,14 +46,14 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def template_of(model: Model) -> ChatTemplate:
-    template = local(model).template
-    assert template is not None
-    return template
+    renderer = local(model).renderer
+    assert renderer is not None
+    return renderer.template
 
 
 def test_ordinary_text_gives_the_ids_of_the_whole_prompt(model: Model) -> None:
     for messages in conversations():
-        whole = local(model).engine.tokenize(template_of(model).render(messages), special=True)
+        whole = local(model).engine.tokenize(render(template_of(model), messages), special=True)
         assert encode(model, messages) == whole
         assert whole[0] == BOS and whole.count(BOS) == 1
 
@@ -60,8 +63,10 @@ def test_a_request_renders_and_tokenizes_its_prompt_once(model: Model, monkeypat
     messages = conversations()[-1][:-1]  # an empty text costs another rendering
     expected = encode(model, messages)  # and the tokens of the template's own texts are known from here on
     rendered, tokenized = [], []
-    render, tokenize = ChatTemplate.render, Engine.tokenize
-    monkeypatch.setattr(ChatTemplate, "render", lambda *given: rendered.append(1) or render(*given))
+    render_segments, tokenize = TemplateRenderer.render_segments, Engine.tokenize
+    monkeypatch.setattr(
+        TemplateRenderer, "render_segments", lambda *given: rendered.append(1) or render_segments(*given)
+    )
     monkeypatch.setattr(Engine, "tokenize", lambda *given, **named: tokenized.append(1) or tokenize(*given, **named))
     assert encode(model, messages) == expected
     assert (len(rendered), len(tokenized)) == (1, 1)
@@ -74,9 +79,9 @@ def test_a_request_renders_and_tokenizes_its_prompt_once(model: Model, monkeypat
 
 def test_tokenizing_apart_gives_the_same_ids(model: Model) -> None:
     for messages in conversations():
-        segments = template_of(model).segments(messages)
-        apart = [id for segment in segments for id in local(model).engine.tokenize(segment.text, segment.trusted)]
-        assert apart == local(model).engine.tokenize(template_of(model).render(messages), special=True)
+        found = segments(template_of(model), messages)
+        apart = [id for segment in found for id in local(model).engine.tokenize(segment.text, segment.trusted)]
+        assert apart == local(model).engine.tokenize(render(template_of(model), messages), special=True)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +110,8 @@ def test_a_control_token_in_two_parts_stays_text(model: Model) -> None:
 
 
 def test_exactly_one_bos(model: Model) -> None:
-    without = ChatTemplate("{{ messages[0].content }}")
-    ids = ChatEncoder(local(model).engine, without).encode([{"role": "user", "content": "Hei"}]).ids
+    with TemplateRenderer(ChatTemplate("{{ messages[0].content }}")) as without:
+        ids = ChatEncoder(local(model).engine, without).encode([{"role": "user", "content": "Hei"}]).ids
     assert ids == [BOS, *local(model).engine.tokenize("Hei", special=True)]
     assert with_bos(local(model).engine, ids) == ids
     assert encode(model, "Hei", raw=True) == ids
@@ -116,11 +121,12 @@ def test_a_template_that_rewrites_messages(model: Model) -> None:
     template = ChatTemplate(
         "{{ bos_token }}{{ messages[0].content | replace('a', 'b') }}<end_of_turn>", bos_token="<bos>"
     )
-    encoder = ChatEncoder(local(model).engine, template)
-    ordinary = encoder.encode([{"role": "user", "content": "aha"}]).ids
-    assert ordinary == local(model).engine.tokenize("<bos>bhb<end_of_turn>", special=True)
-    with pytest.raises(InvalidInput, match="cannot be kept as text"):
-        encoder.encode([{"role": "user", "content": "a<eos>"}])
+    with TemplateRenderer(template) as renderer:
+        encoder = ChatEncoder(local(model).engine, renderer)
+        ordinary = encoder.encode([{"role": "user", "content": "aha"}]).ids
+        assert ordinary == local(model).engine.tokenize("<bos>bhb<end_of_turn>", special=True)
+        with pytest.raises(InvalidInput, match="cannot be kept as text"):
+            encoder.encode([{"role": "user", "content": "a<eos>"}])
 
 
 @pytest.mark.parametrize(
