@@ -23,6 +23,8 @@ from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.process import isolated_model, model_worker_client
 from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.process.wire_format import FIGURES
+from borealis_gguf.runtime.prompting import template_renderer
+from borealis_gguf.runtime.prompting.chat_template import ChatTemplate
 
 from ..helpers.asking import generate, local
 from ..helpers.serving import until
@@ -485,6 +487,12 @@ class TestNoChildGetsSecrets:
     def test_the_check_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(check_worker_client, "child_command", lambda *_: [sys.executable, "-c", PRINT])
         self.check(check_worker_client.PendingRequest("task", "testing", {}).result()["environment"])
+
+    def test_the_template_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        code = f"print('ready', flush=True); input(); {PRINT}"
+        monkeypatch.setattr(template_renderer, "child_command", lambda *_: [sys.executable, "-c", code])
+        with template_renderer.TemplateRenderer(ChatTemplate("", "", "")) as renderer:
+            self.check(json.loads(renderer._exchange(b"{}\n"))["environment"])
 
     def test_the_measuring_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(model_speed, "child_command", lambda *_: [sys.executable, "-c", PRINT])
