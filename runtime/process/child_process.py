@@ -6,6 +6,7 @@ Native code can crash in ways that Python cannot catch. So it runs in a child, a
 import atexit
 import contextlib
 import importlib
+import io
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import IO
+from typing import IO, Any
 
 from ...errors import BorealisError
 
@@ -135,8 +136,18 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="borealis-gguf parent", daemon=True).start()
 
 
+class _Pipe(io.FileIO):
+    """A pipe whose `write` writes all, also where the process is stopped and resumed (Ctrl-Z) in the middle."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+
 def private_stdout() -> IO[bytes]:
     """For a child: its pipe to the parent. From now on standard output goes to standard error, for native code too."""
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    pipe = _Pipe(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe

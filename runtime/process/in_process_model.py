@@ -208,7 +208,7 @@ class InProcessModel:
 
     def stats(self) -> dict[str, float]:
         """Answers running and waiting, tokens in the KV cache, totals since the start, and whether the model is up."""
-        return {**self._scheduler.stats(), "up": 1, "restarts_total": 0}
+        return {**self._scheduler.stats(), "up": float(self._scheduler.unusable is None), "restarts_total": 0}
 
 
 def with_images(

@@ -42,7 +42,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._computing: list[Job] = []
         self._closed = False
-        self._unusable: EngineDied | None = None
+        self.unusable: EngineDied | None = None
         self._thread = threading.Thread(target=self._run, name="borealis-gguf engine", daemon=True)
         self._thread.start()
 
@@ -103,8 +103,8 @@ class Scheduler:
     def _check_usable(self) -> None:
         if self._closed:
             raise BorealisError("the model is closed")
-        if self._unusable is not None:
-            raise self._unusable
+        if self.unusable is not None:
+            raise self.unusable
 
     def stats(self) -> dict[str, float]:
         """Jobs running and waiting, tokens in the cache, and totals since the start."""
@@ -145,14 +145,14 @@ class Scheduler:
         """End everything that waits with `error`, which left the engine unusable."""
         logging.getLogger(__name__).error("the engine's thread ended", exc_info=error)
         with self._changed:
-            self._unusable = EngineDied(f"the engine failed and cannot go on: {error!r}; load the model again")
+            self.unusable = EngineDied(f"the engine failed and cannot go on: {error!r}; load the model again")
             jobs, calls = [*self._running, *self._waiting], list(self._calls)
             for queue in (self._running, self._waiting, self._calls):
                 queue.clear()
         for future, _ in calls:
-            future.set_exception(self._unusable)
+            future.set_exception(self.unusable)
         for job in jobs:
-            job.end(self._unusable)
+            job.end(self.unusable)
 
     def _prepare(self) -> bool:
         """Wait for work; then end cancelled jobs, run calls and start jobs. False: the scheduler is closed."""

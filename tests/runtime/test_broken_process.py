@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -462,6 +463,25 @@ InProcessModel.start = slow
         (tmp_path / "go").touch()
         *_, last = answer.end()
         assert isinstance(last, Finished) and last.reason == "cancelled"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, a process that is stopped and resumed notices nothing")
+def test_a_process_that_is_stopped_while_it_writes_loses_nothing() -> None:
+    code = f"""
+import sys
+sys.path[:] = {sys.path!a}
+from borealis_gguf.runtime.process.child_process import private_stdout
+private_stdout().write(bytes(2_000_000))
+"""
+    count = 0
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while data := process.stdout.read1(100_000):  # type: ignore[union-attr]
+            count += len(data)
+            if count < 1_000_000:
+                psutil.Process(process.pid).suspend()
+                psutil.Process(process.pid).resume()
+    assert count == 2_000_000
 
 
 SECRETS = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "BOREALIS_GGUF_API_KEY")

@@ -226,6 +226,7 @@ def test_an_unusable_engine_tells_all_that_wait_and_all_that_come(
         assert isinstance(calls[0].end(), EngineDied)
         for late in (lambda: generate(model, PROMPT, raw=True), lambda: model.embed(["x"]), lambda: answers[0].text()):
             assert isinstance(raised_by(late), BorealisError)
+        assert model.stats()["up"] == 0
         assert raised_by(model.close) is None
 
 
