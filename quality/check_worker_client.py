@@ -64,7 +64,13 @@ class PendingRequest:
             crash = crash_name(code)
             how = f"the process died ({crash})" if crash else f"the process ended ({code}): {' '.join(last)}"
             raise BorealisError(f"while {self.activity}, {how}")
-        answer = json.loads(stdout)
+        try:
+            answer = json.loads(stdout)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            seen = ascii(stdout[:80])[2:-1]
+            raise BorealisError(f"while {self.activity}, the process sent what is no answer: {seen}")
         if "error" in answer:
             raise BorealisError(answer["error"])
         return answer

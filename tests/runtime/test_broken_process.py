@@ -484,6 +484,24 @@ private_stdout().write(bytes(2_000_000))
     assert count == 2_000_000
 
 
+@pytest.mark.parametrize("said", ["'Segmentation fault'", "'[' * 200000", "'[1]'"])
+def test_nonsense_from_the_other_processes(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", f"import time; print({said}, flush=True)"]
+    monkeypatch.setattr(check_worker_client, "child_command", lambda *_: command)
+    error = raised_by(check_worker_client.PendingRequest("task", "testing", {}).result)
+    assert isinstance(error, BorealisError) and "while testing, the process sent what is no answer: " in str(error)
+    monkeypatch.setattr(model_speed, "child_command", lambda *_: [*command[:2], f"{command[2]}; time.sleep(60)"])
+    error = raised_by(lambda: list(model_speed._messages({"path": "x"})))
+    assert isinstance(error, EngineDied) and "x: the measuring process sent what is no message: " in str(error)
+
+
+def test_a_measuring_process_that_dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it read the request, which is longer than a pipe holds."""
+    monkeypatch.setattr(model_speed, "child_command", lambda *_: [sys.executable, "-c", "import os; os._exit(3)"])
+    error = raised_by(lambda: list(model_speed._messages({"path": "x", "long": "x" * 1_000_000})))
+    assert isinstance(error, EngineDied) and "x: the measuring process died (3)" in str(error)
+
+
 SECRETS = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "BOREALIS_GGUF_API_KEY")
 PRINT = "import json, os; print(json.dumps({'environment': dict(os.environ)}), flush=True)"
 
