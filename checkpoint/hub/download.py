@@ -104,7 +104,9 @@ def download_files(
     check_id(repo_id, revision)
     # list_repo_files makes five attempts of its own, and says so each time
     info = with_retries(
-        repo_id, lambda: ask(lambda: HfApi().model_info(repo_id, revision=revision), repo_id, revision), attempts=3
+        repo_id,
+        lambda: ask(lambda: HfApi().model_info(repo_id, revision=revision or "main"), repo_id, revision),
+        attempts=3,
     )
     names = [file.rfilename for file in info.siblings or ()]
     chosen = choose(sorted(name for name in names if PLAIN.fullmatch(name) and ".." not in name))

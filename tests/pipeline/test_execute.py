@@ -418,6 +418,9 @@ def test_an_error_of_the_final_fsync_keeps_a_file_from_its_name(
         def finish(self) -> None:
             asked.append("finish")
 
+        def abort(self) -> None:
+            asked.append("abort")
+
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
