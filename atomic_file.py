@@ -6,7 +6,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from io import BufferedWriter, FileIO, IOBase
+from io import BufferedIOBase, BufferedWriter, FileIO, IOBase
 from pathlib import Path
 
 from .errors import BorealisError, InvalidInput
@@ -66,7 +66,7 @@ def _written_beside(path: Path, parts: Iterable[bytes], mode: int) -> Iterator[P
         yield partial
 
 
-def _locked_new_file(path: Path, mode: int) -> tuple[Path, BufferedWriter]:
+def _locked_new_file(path: Path, mode: int) -> tuple[Path, BufferedIOBase]:
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         file = BufferedWriter(FileIO(partial, "x", opener=lambda name, flags: os.open(name, flags, mode)))

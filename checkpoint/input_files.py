@@ -27,7 +27,8 @@ def refuse_input_as_output(outputs: Iterable[Path], inputs: Iterable[Path]) -> N
     """Raises InvalidInput for an output that is one of `inputs`, under whatever name: a link, another spelling."""
     read = {identity: path for path in inputs if (identity := _identity(path))}
     for output in outputs:
-        path = read.get(_identity(output))
+        identity = _identity(output)
+        path = read.get(identity) if identity else None
         if path is not None:
             named = "" if path == output else f" {path}"
             raise InvalidInput(f"{output}: the output would overwrite its own input{named}; choose another with -o")

@@ -96,7 +96,8 @@ def test_files_of_an_earlier_version_move_in(folders: tuple[Path, Path]) -> None
     (cache / "chat-history").write_text("+Hei\n", encoding="utf-8")
     assert read_key() == make_key() == b"k" * KEY_BYTES
     history = history_file()
-    assert history == data / "chat-history" and history.read_text(encoding="utf-8") == "+Hei\n"
+    assert history == data / "chat-history"
+    assert (data / "chat-history").read_text(encoding="utf-8") == "+Hei\n"
     assert list(cache.iterdir()) == []
 
 
