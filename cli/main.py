@@ -134,6 +134,7 @@ def _prepare() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.WARNING, handlers=[_log_handler()])
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
