@@ -7,7 +7,7 @@ SOURCES := $(shell git ls-files '*.py' '*.c' '*.h' pyproject.toml constraints.tx
 MODEL := examples/nano-nb-7m
 PIP = CMAKE_ARGS="$$($(PYTHON) runtime/build_flags.py)" $(BIN)/pip install --quiet
 
-.PHONY: demo test lint sanitize docs clean
+.PHONY: demo test lint sanitize fuzz docs clean
 demo: .venv/installed
 	@mkdir -p demo
 	$(BIN)/borealis-gguf quantize Q4_K_M Q8_0 -m $(MODEL) -o demo
@@ -25,6 +25,11 @@ lint: .venv/dev
 
 sanitize: .venv/dev
 	$(BIN)/python -m tests.quantize.sanitize_kernels
+
+# Every reader of files on mutated ones; the tests run a minute of it
+SECONDS ?= 60
+fuzz: .venv/dev
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 # Writes what docs/ shows of benchmarks/records
 docs:

@@ -11,6 +11,7 @@ from .file_access import quote
 from .gguf_header import GGUFFile
 from .types import KV
 
+ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 BLOCK = re.compile(r"(?:blk|v\.blk|a\.blk)\.(\d+)\.")
 PER_TOKEN = (("scores", GGUFValueType.FLOAT32), ("token_type", GGUFValueType.INT32))
 TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask")  # the GGUF key is misspelled
@@ -27,6 +28,8 @@ def check_model(file: GGUFFile) -> None:
         raise InvalidInput(f"{file.path}: general.type is {quote(str(kind))}; a model is needed here")
     if not isinstance(architecture, str) or not architecture:
         raise InvalidInput(f"{file.path}: general.architecture is missing; this GGUF holds no model")
+    if not ARCHITECTURE.fullmatch(architecture):
+        raise InvalidInput(f"{file.path}: general.architecture is {quote(architecture)}, which no model has")
     if file.tensors:
         _check_blocks(file, architecture)
     _check_tokenizer(file)

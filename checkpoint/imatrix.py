@@ -108,7 +108,8 @@ def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.nd
     counts = counts.astype(np.float64)
     rounded = np.trunc(counts + np.copysign(0.5, counts)).astype(np.float32)[:, None]
     rows = sums.reshape(counts.size, -1)
-    return np.where(rounded > 0, rows / np.where(rounded > 0, rounded, 1), np.float32(1)).ravel()
+    with np.errstate(all="ignore"):  # `_check_values` names what is not finite
+        return np.where(rounded > 0, rows / np.where(rounded > 0, rounded, 1), np.float32(1)).ravel()
 
 
 def _check_values(path: Path, name: str, values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from .check import check
 from .convert import convert
 from .convert_lora import convert_lora
 from .devices import devices
+from .entry_point import STOPPED
 from .inspect import inspect
 from .modelfile import modelfile
 from .quantize import quantize
@@ -47,11 +48,6 @@ for command in (convert, convert_lora, quantize, check, run, chat, serve, modelf
 
 def main() -> None:
     """Run the command line; exits 0, 1 (failed), 2 (unusable input), 130 (Ctrl-C) or 143 (terminated)."""
-    signal.signal(signal.SIGTERM, _terminated)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     code = _guarded()
     gc.freeze()  # Python's end would look for cycles among all that is left, twice, while a user waits
     sys.exit(code)
@@ -59,6 +55,7 @@ def main() -> None:
 
 def _guarded() -> int:
     try:
+        _prepare()
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
@@ -67,11 +64,35 @@ def _guarded() -> int:
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped. Nothing stands half-written under a final name.", err=True)
-        return 130
+        return _stopped(signal.SIGINT)
+    except _Terminated:
+        return _stopped(signal.SIGTERM)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+def _prepare() -> None:
+    """Take over signals, logging, warnings and the standard streams."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _stopped(signum: int) -> int:
+    """Say so, undisturbed by a second signal; returns the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    click.echo(STOPPED, err=True)
+    return 128 + signum
 
 
 _python_shows = warnings.showwarning
@@ -85,5 +106,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         _python_shows(message, category, *place, **more)
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(143)
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated(128 + signum)

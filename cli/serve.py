@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidInput
+from ..runtime.process.child_process import API_KEY_VARIABLE
 from .common_options import PATH, loading_options
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ MAX_PARALLEL = 64
 )
 @click.option(
     "--api-key",
-    envvar="BOREALIS_GGUF_API_KEY",
+    envvar=API_KEY_VARIABLE,
     metavar="KEY",
     help="The key that clients must send. Safer in the environment variable BOREALIS_GGUF_API_KEY.",
 )
@@ -121,7 +122,7 @@ def _settings(
     from ..runtime.serve.service_state import PAGE, ServerSettings
 
     if api_key is not None and api_key_file is not None:
-        raise click.UsageError("--api-key-file, and --api-key or BOREALIS_GGUF_API_KEY: give one of them")
+        raise click.UsageError(f"--api-key-file, and --api-key or {API_KEY_VARIABLE}: give one of them")
     return ServerSettings(
         name=alias,
         key=_read_key(api_key_file) if api_key_file is not None else _checked_key(api_key, "--api-key"),

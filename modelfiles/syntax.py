@@ -58,12 +58,12 @@ def check_instruction(instruction: Instruction, where: str) -> None:
     """Raises InvalidInput for an instruction that Ollama would refuse, drop or change. `where` begins the message."""
     name, key, value = instruction.name, instruction.key, instruction.value
     if name not in INSTRUCTIONS:
-        raise InvalidInput(f"{where}: {name!r} is no instruction; there are {', '.join(sorted(INSTRUCTIONS))}")
+        raise InvalidInput(f"{where}: {name[:40]!r} is no instruction; there are {', '.join(sorted(INSTRUCTIONS))}")
     check_value(value, where)
     if name == "PARAMETER":
         _check_parameter(key, value, where)
     elif name == "MESSAGE" and key not in ROLES:
-        raise InvalidInput(f"{where}: role {key!r} is not one of {', '.join(sorted(ROLES))}")
+        raise InvalidInput(f"{where}: role {key[:40]!r} is not one of {', '.join(sorted(ROLES))}")
     elif name == "FROM":
         _check_from(value, where)
 
@@ -80,16 +80,18 @@ def check_value(value: str, where: str) -> None:
 
 def _check_parameter(key: str, value: str, where: str) -> None:
     if key not in PARAMETERS:
-        raise InvalidInput(f"{where}: Ollama has no parameter {key!r}; it has {', '.join(sorted(PARAMETERS))}")
+        raise InvalidInput(f"{where}: Ollama has no parameter {key[:40]!r}; it has {', '.join(sorted(PARAMETERS))}")
     if not PARAMETERS[key].fullmatch(value):
-        raise InvalidInput(f"{where}: {value!r} is no value for the parameter {key}")
+        raise InvalidInput(f"{where}: {value[:80]!r} is no value for the parameter {key}")
 
 
 def _check_from(value: str, where: str) -> None:
     if not value or "\n" in value:
         raise InvalidInput(f"{where}: FROM takes one path or model name")
     if value.startswith("~") or ".." in re.split(r"[/\\]", value):
-        raise InvalidInput(f"{where}: FROM {value!r} leads out of the Modelfile's folder; name a file in it as ./NAME")
+        raise InvalidInput(
+            f"{where}: FROM {value[:200]!r} leads out of the Modelfile's folder; name a file in it as ./NAME"
+        )
 
 
 def quote(value: str) -> str:

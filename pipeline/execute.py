@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import STOPPED, Cancelled, os_errors_as_ours
+from ..errors import STOPPED, BorealisError, Cancelled, os_errors_as_ours
 from ..usable_cores import usable_cores
 from .atomic_output import PartialFile, check_outputs, make_folders
 from .plan import Codec, FilePlan
@@ -53,6 +53,9 @@ class Verifier(Protocol):
 
     def finish(self) -> None:
         """Called when all data is written."""
+
+    def abort(self) -> None:
+        """Called from another thread while `finish` runs, when the run is to stop: `finish` then ends soon."""
 
 
 def execute(
@@ -99,13 +102,37 @@ def execute(
         with ThreadPoolExecutor(1, "sync") as pool:  # the disk works while the verifier does
             synced = [pool.submit(file.sync) for file in files]
             if verifier:
-                verifier.finish()
+                _finish(verifier, stop or threading.Event())
         for each in synced:
             each.result()
         for file in files:
             file.publish()
     seconds = time.monotonic() - began
     return tuple(FileResult(p.path, p.label, p.size, p.bits_per_weight, seconds) for p in plans)
+
+
+def _finish(verifier: Verifier, stop: threading.Event) -> None:
+    """Have the files verified. Raises Cancelled soon after `stop` is set."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            if stop.is_set():
+                verifier.abort()
+                return
+
+    watcher = threading.Thread(target=watch, name="stop")
+    watcher.start()
+    try:
+        verifier.finish()
+    except BorealisError:
+        if not stop.is_set():
+            raise
+    finally:
+        ended.set()
+        watcher.join()
+    if stop.is_set():
+        raise Cancelled(STOPPED)
 
 
 class _Run:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BorealisError
-from ..runtime.process.child_process import child_command, crash_name
+from ..runtime.process.child_process import child_command, child_environment, crash_name
 
 WORKER = f"{__package__}.check_worker"
 TIME_LIMIT = 120.0
@@ -31,6 +31,7 @@ class PendingRequest:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=child_environment(),
             creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows; elsewhere the worker's nice
         )
         data = json.dumps({"task": task, **arguments}).encode("ascii")
@@ -63,7 +64,13 @@ class PendingRequest:
             crash = crash_name(code)
             how = f"the process died ({crash})" if crash else f"the process ended ({code}): {' '.join(last)}"
             raise BorealisError(f"while {self.activity}, {how}")
-        answer = json.loads(stdout)
+        try:
+            answer = json.loads(stdout)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            seen = ascii(stdout[:80])[2:-1]
+            raise BorealisError(f"while {self.activity}, the process sent what is no answer: {seen}")
         if "error" in answer:
             raise BorealisError(answer["error"])
         return answer

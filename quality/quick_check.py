@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoint.gguf import GGUFFile, read_gguf
 from ..checkpoint.types import Slice
-from ..errors import BorealisError
+from ..errors import STOPPED, BorealisError, Cancelled
 from ..pipeline.plan import Codec, FilePlan
 from ..pipeline.sources import OpenSlice, open_local
 from .check import check_header, check_tensors, has_vocabulary
@@ -54,6 +54,7 @@ class QuickCheck:
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, "quick-check"))
         self._reading: Future[None] | None = None
+        self._aborted = False
 
     def __enter__(self) -> "QuickCheck":
         return self
@@ -94,11 +95,20 @@ class QuickCheck:
             began = time.monotonic()
             if file.text and id(file.text) not in text_sections:
                 text_sections[id(file.text)] = file.text.sections()
+            if self._aborted:
+                raise Cancelled(STOPPED)
             report = self._report(file, text_sections.get(id(file.text), ()), began)
             if self.on_report:
                 self.on_report(report)
             if not report.ok:
                 raise BorealisError(f"{report.verdict}; nothing was kept (--no-check skips the check)")
+
+    def abort(self) -> None:
+        """End the workers that `finish` waits for; it then raises Cancelled."""
+        self._aborted = True
+        for file in self._files:
+            if file.text:
+                file.text.close()
 
     def _report(self, file: _CheckedFile, text_sections: tuple[Section, ...], began: float) -> Report:
         model = file.plan.model

@@ -1,12 +1,13 @@
 """An answer while it is being generated: events to iterate over, in threads or in asyncio, and a way to stop it."""
 
 import asyncio
-import contextlib
+import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from queue import SimpleQueue
 from types import TracebackType
 
 from ..errors import BorealisError
@@ -14,6 +15,9 @@ from .events import Event, EventSink, Finished, Options, Text, ToolCall
 from .prompting.tool_calls import ToolCallParser
 
 WAIT_SECONDS = 0.1  # on Windows, Ctrl-C does not interrupt a wait without a timeout
+
+_dropped: "SimpleQueue[Callable[[], None]]" = SimpleQueue()
+"""How to cancel answers that were dropped; unlike all other queues, it may be used by the garbage collector."""
 
 
 class Answer:
@@ -45,9 +49,11 @@ class Answer:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    def __del__(self, drop: "Callable[[Callable[[], None]], object]" = _dropped.put) -> None:
+        """Cancel an answer that nobody will read, from a thread of its own: this one may hold any lock."""
+        stop = getattr(self, "_stop", None)
+        if stop is not None and not self._ended:
+            drop(stop)
 
     def close(self) -> None:
         """Cancel the answer unless it is finished."""
@@ -139,21 +145,28 @@ class Answer:
         if self._ended:
             return
         events: list[Event] = []
-        if isinstance(event, Text):
-            parsed = self._parser.push(event)
-            events = [parsed] if parsed is not None else []
-        elif isinstance(event, Finished):
-            events = [*self._parser.end(), event]
-            if any(not isinstance(e, (Text, Finished)) for e in events):
-                events[-1] = Finished("tool_calls", event.usage)
-        elif not isinstance(event, BaseException):
-            events = [event]
+        try:
+            events = self._parsed(event)
+        except Exception as error:
+            event = BorealisError(f"the answer cannot be read: {error!r}")
         with self._changed:
             for e in events:
                 self._record(e)
             if isinstance(event, BaseException):
                 self.error = event
         self._notify()
+
+    def _parsed(self, event: Event | BaseException) -> list[Event]:
+        """The events to show for one of the model's: texts that are tool calls become calls."""
+        if isinstance(event, Text):
+            parsed = self._parser.push(event)
+            return [parsed] if parsed is not None else []
+        if isinstance(event, Finished):
+            events = [*self._parser.end(), event]
+            if any(not isinstance(e, (Text, Finished)) for e in events):
+                events[-1] = Finished("tool_calls", event.usage)
+            return events
+        return [] if isinstance(event, BaseException) else [event]
 
     def _record(self, event: Event) -> None:
         self._events.append(event)
@@ -166,7 +179,7 @@ class Answer:
             try:
                 if self._on_end is not None:
                     self._on_end(self)
-            except Exception as error:
+            except BaseException as error:
                 self.error = error  # an error of the caller, not of the engine
 
     def _notify(self) -> None:
@@ -174,12 +187,17 @@ class Answer:
             wake_callbacks, self._wake_callbacks = self._wake_callbacks, []
             self._changed.notify_all()
         for wake in wake_callbacks:
-            with contextlib.suppress(RuntimeError):  # its loop is closed
+            try:
                 wake()
+            except RuntimeError:
+                pass  # its loop is closed
+            except Exception:  # the other ones are woken all the same
+                logging.getLogger(__name__).exception("a callback of an answer failed")
 
 
 def start_answer(answer: Answer, start: Callable[[EventSink], Callable[[], None]]) -> Answer:
     """`answer`, after calling `start` with the sink of its events. It is cancelled when the caller drops it."""
+    _start_cancelling()
     reference = weakref.ref(answer)
 
     def push(event: Event | BaseException) -> None:
@@ -192,3 +210,18 @@ def start_answer(answer: Answer, start: Callable[[EventSink], Callable[[], None]
         answer.error = error
         raise
     return answer
+
+
+@cache
+def _start_cancelling() -> None:
+    """Start the thread that cancels dropped answers, once."""
+    threading.Thread(target=_cancel_dropped, name="borealis-gguf dropped answers", daemon=True).start()
+
+
+def _cancel_dropped() -> None:
+    while True:
+        stop = _dropped.get()
+        try:
+            stop()
+        except Exception:
+            logging.getLogger(__name__).exception("a dropped answer could not be cancelled")

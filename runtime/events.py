@@ -1,5 +1,7 @@
 """Requests to a model and the events of its answers: plain data, the same within a process and between two."""
 
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -93,6 +95,21 @@ Event = Text | ToolCall | Finished
 
 EventSink = Callable[[Event | BaseException], None]
 """Receives the events of one answer; the last is Finished or an exception. Called from any thread."""
+
+
+def send_event(sink: EventSink, event: Event | BaseException) -> BaseException | None:
+    """Give `sink` an event. What it raises is logged and returned: it must not end the thread that serves others.
+
+    Only Ctrl-C, which is raised in the main thread alone, is raised.
+    """
+    try:
+        sink(event)
+    except BaseException as error:
+        if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+            raise
+        logging.getLogger(__name__).error("the receiver of an answer's events failed", exc_info=error)
+        return error
+    return None
 
 
 @dataclass(frozen=True, slots=True)

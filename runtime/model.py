@@ -97,7 +97,8 @@ class Model:
     ) -> Answer:
         """The answer to a whole conversation. `on_end` is called once, when it is finished or cancelled.
 
-        Raises InvalidInput for an invalid request and Busy when too many wait.
+        Raises InvalidInput for an invalid request, and Busy when too many wait, or when the model's process died and
+        the next one takes more than a minute to load.
         """
         options = options or Options()
         request = GenerationRequest(messages, options=options, overflow=overflow)
@@ -160,7 +161,10 @@ class Model:
         return await asyncio.to_thread(self.detokenize, ids)
 
     def stats(self) -> dict[str, float]:
-        """Answers running and waiting, tokens in the KV cache, and totals since the start."""
+        """Answers running and waiting, tokens in the KV cache, and totals since the start; comes within a second.
+
+        `up` is 0 while the model's process is started again or does not reply: then these are the last ones known.
+        """
         return self.backend.stats()
 
     async def astats(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Measures how fast a model runs here. Every measurement is a child process, which reports its peak memory."""
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -11,7 +12,8 @@ from typing import Any
 
 from ...errors import BorealisError, EngineDied, InvalidInput
 from ..find import find_model
-from ..process.child_process import child_command, crash_name
+from ..process.child_process import child_command, child_environment, crash_name
+from ..process.wire_format import unpack_message
 
 SHORT_PROMPT = 16
 """Tokens after a shared prefix, and of the prompts before decoding is measured."""
@@ -86,16 +88,17 @@ def _measured(request: Mapping[str, Any], on_progress: Callable[[str, float], No
 def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The messages of the child until it ends. Raises the error that it sends, EngineDied when it crashes."""
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        child_command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=child_environment()
     ) as process:  # fmt: skip
         try:
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(request).encode("ascii"))
-                process.stdin.close()
+            with contextlib.suppress(OSError), process.stdin as pipe:  # type: ignore[union-attr] # it may have died
+                pipe.write(json.dumps(request).encode("ascii"))
             for line in process.stdout or ():
-                message = json.loads(line)
+                if not line.endswith(b"\n"):
+                    break  # truncated by a crash
+                message = _message(line, request["path"])
                 if "error" in message:
-                    kind = InvalidInput if message["code"] == InvalidInput.exit_code else BorealisError
+                    kind = InvalidInput if message.get("code") == InvalidInput.exit_code else BorealisError
                     raise kind(message["error"])
                 yield message
         except BaseException:
@@ -106,3 +109,11 @@ def _messages(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             last_line = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
             crash = crash_name(process.returncode) or process.returncode
             raise EngineDied(f"{request['path']}: the measuring process died ({crash}): {' '.join(last_line)}")
+
+
+def _message(line: bytes, path: str) -> dict[str, Any]:
+    try:
+        return unpack_message(line)
+    except ValueError:
+        seen = ascii(line[:80])[2:-1]
+        raise EngineDied(f"{path}: the measuring process sent what is no message: {seen}") from None

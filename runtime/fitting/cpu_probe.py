@@ -26,7 +26,7 @@ from ...checkpoint.types import GGMLQuantizationType, row_nbytes
 from ...errors import BorealisError
 from ...machine_cache import read_note, write_note
 from ...quantize.encoders.libraries import library_folder
-from ..process.child_process import child_command, crash_name, die_quietly
+from ..process.child_process import child_command, child_environment, crash_name, die_quietly, end_with_parent
 
 WIDTH = 256
 ARCHITECTURE = "gemma3"
@@ -101,12 +101,18 @@ def _cpu() -> list[str]:
 
 def _run_probe(command: Sequence[str], timeout: float) -> tuple[str | None, bool]:
     """What went wrong in the child (None: nothing), and whether it was a crash."""
+    stdin, held_open = os.pipe()  # ends with this process, and so does the child
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, stdin=stdin, capture_output=True, timeout=timeout, check=False, env=child_environment()
+        )
     except subprocess.TimeoutExpired:
         return f"did not end within {timeout:g} s", False
     except OSError as error:
         return f"could not be started ({error})", False
+    finally:
+        os.close(stdin)
+        os.close(held_open)
     crash = crash_name(done.returncode)
     if crash is not None:
         return f"died ({crash})", crash != "SIGKILL"  # SIGKILL comes from outside, for example when memory is short
@@ -154,6 +160,7 @@ def write_probe_model(path: Path) -> None:
 def main() -> None:
     """The child: decodes batches that use the matrix and the vector kernels, of even and odd sizes."""
     die_quietly()
+    end_with_parent()
     from ..llama.engine import Engine
 
     with tempfile.TemporaryDirectory() as folder:

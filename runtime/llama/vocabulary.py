@@ -1,6 +1,7 @@
 """A model's vocabulary as llama.cpp has it, with or without the model's weights."""
 
 import ctypes
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import llama_cpp as llama
 from ...errors import BorealisError
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-_errors: list[str] = []
+_messages = threading.local()
+"""llama.cpp logs in the thread that called it; several threads may load and compute at once."""
 
 
 @llama.llama_log_callback
 def collect_errors(level: int, text: bytes, _: Any) -> None:
-    """llama.cpp's log callback: keeps error messages, drops everything else."""
-    if level == _ERROR_LEVEL:
-        _errors.append(text.decode("utf-8", "replace").strip())
+    """llama.cpp's log callback: keeps this thread's first error message, drops everything else."""
+    if level == _ERROR_LEVEL and not getattr(_messages, "first", ""):
+        _messages.first = text.decode("utf-8", "replace").strip()
 
 
 def init_llama() -> None:
@@ -28,12 +30,13 @@ def init_llama() -> None:
 
 def clear_errors() -> None:
     """To be called before a llama.cpp function whose error messages are wanted."""
-    _errors.clear()
+    _messages.first = ""
 
 
 def error_clause() -> str:
-    """llama.cpp's first error message since `clear_errors`, as a clause: later messages repeat it in general words."""
-    return f": {_errors[0]}" if _errors else ""
+    """This thread's first error message since `clear_errors`, as a clause: later ones repeat it in general words."""
+    first = getattr(_messages, "first", "")
+    return f": {first}" if first else ""
 
 
 def open_vocabulary(path: Path) -> "Vocabulary":

@@ -3,11 +3,18 @@
 Native code can crash in ways that Python cannot catch. So it runs in a child, and the parent reports what happened.
 """
 
+import atexit
+import contextlib
 import importlib
+import io
 import os
 import signal
+import stat
+import subprocess
 import sys
-from typing import IO
+import threading
+import weakref
+from typing import IO, Any
 
 from ...errors import BorealisError
 
@@ -33,6 +40,9 @@ CHILDREN = tuple(
     )
 )
 """The modules that run as children."""
+API_KEY_VARIABLE = "BOREALIS_GGUF_API_KEY"
+SECRET_VARIABLES = {API_KEY_VARIABLE, "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"}
+"""Environment variables that no child needs: a hostile model file may take it over."""
 
 _run_if_child_called = False
 
@@ -51,6 +61,26 @@ def child_command(module: str, *args: str) -> list[str]:
             "script (PyInstaller does so by the hook that comes with the package)"
         )
     return [sys.executable, FROZEN, module, *args]
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every child: this process's, without its secrets."""
+    return {name: value for name, value in os.environ.items() if name.upper() not in SECRET_VARIABLES}
+
+
+_running: "weakref.WeakSet[subprocess.Popen[bytes]]" = weakref.WeakSet()
+
+
+def kill_at_exit(process: "subprocess.Popen[bytes]") -> None:
+    """Have `process` end with this one at the latest, also where a thread still waits for it."""
+    _running.add(process)
+
+
+@atexit.register
+def _kill_running() -> None:
+    for process in list(_running):
+        with contextlib.suppress(OSError):
+            process.kill()
 
 
 def run_if_child() -> None:
@@ -94,8 +124,30 @@ def die_quietly() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def end_with_parent() -> None:
+    """For a child that reads nothing: end when the parent does, if that holds a pipe to standard input open."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="borealis-gguf parent", daemon=True).start()
+
+
+class _Pipe(io.FileIO):
+    """A pipe whose `write` writes all, also where the process is stopped and resumed (Ctrl-Z) in the middle."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+
 def private_stdout() -> IO[bytes]:
     """For a child: its pipe to the parent. From now on standard output goes to standard error, for native code too."""
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    pipe = _Pipe(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe

@@ -207,8 +207,8 @@ class InProcessModel:
         return model_identity(self.engine.path, self.loras)
 
     def stats(self) -> dict[str, float]:
-        """Answers running and waiting, tokens in the KV cache, and totals since the start."""
-        return {**self._scheduler.stats(), "restarts_total": 0}
+        """Answers running and waiting, tokens in the KV cache, totals since the start, and whether the model is up."""
+        return {**self._scheduler.stats(), "up": float(self._scheduler.unusable is None), "restarts_total": 0}
 
 
 def with_images(

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import BorealisError, Busy
-from ..events import Event
+from ...errors import BorealisError, Busy, EngineDied
+from ..events import Event, Text
 from .child_process import die_quietly, private_stdout
 from .in_process_model import InProcessModel
 from .model_loading import LoadOptions, load_in_process
 from .wire_format import pack, pack_event, unpack, unpack_request
+
+OUT_OF_MEMORY = "out of memory; use a smaller model or a smaller context"
 
 
 class ModelWorker:
@@ -24,7 +26,7 @@ class ModelWorker:
     def __init__(self, pipe: IO[bytes]) -> None:
         self.pipe = pipe
         self.lock = threading.Lock()
-        self.running: dict[int, Callable[[], None] | None] = {}
+        self.answers: dict[int, RunningAnswer] = {}
         self.model: InProcessModel | None = None
 
     def send(self, **message: Any) -> None:
@@ -42,28 +44,31 @@ class ModelWorker:
         self.send(ready={name: getattr(info, name) for name in type(info).__slots__})  # type: ignore[attr-defined]
 
     def handle(self, request: dict[str, Any]) -> None:
-        """Carry out one request and send its result or its error."""
+        """Carry out one request and send its result or its error; every request gets one of them."""
         try:
             self.send(id=request["id"], value=self.do(request))
-        except BorealisError as error:
-            self.send(id=request["id"], **error_message(error))
-        except MemoryError:
-            self.send(id=request["id"], error="out of memory; use a smaller model or a smaller context", code=1)
-        except Exception as error:
-            self.send(id=request["id"], error=f"the model's process failed: {error!r}", code=1)
+        except BaseException as error:
+            self.answers.pop(request["id"], None)
+            self.send_error(request["id"], error)
+
+    def send_error(self, number: int, error: BaseException) -> None:
+        """Send the error that ended request or answer `number`; where it ended the engine, end the process instead."""
+        if isinstance(error, EngineDied):
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            os._exit(1)  # the parent tells all that wait, and starts another process
+        self.send(id=number, **error_message(error))
 
     def do(self, request: dict[str, Any]) -> Any:
         model, number, what = self.model, request["id"], request["do"]
         if model is None:
             raise BorealisError("the model is not loaded")
         if what == "start":
-            self.running[number] = None
-            stop = model.start(unpack_request(request["request"]), lambda event: self.event(number, event))
-            if number in self.running:  # it may have ended already
-                self.running[number] = stop
+            answer = self.answers[number]
+            answer.started(model.start(unpack_request(request["request"]), lambda event: self.event(number, event)))
             return None
         if what == "embed":
-            vectors, count = model.embed(request["texts"])
+            vectors, count = model.embed(*request["with"])
             return [vectors.shape, vectors.astype("<f4").tobytes(), count]
         if what in ("tokenize", "detokenize", "save", "restore", "stats"):
             return getattr(model, what)(*request["with"])
@@ -71,22 +76,49 @@ class ModelWorker:
 
     def event(self, number: int, event: Event | BaseException) -> None:
         """Send an event of answer `number`."""
+        if not isinstance(event, Text):
+            self.answers.pop(number, None)
         if isinstance(event, BaseException):
-            self.send(id=number, **error_message(event))
+            self.send_error(number, event)
         else:
             self.send(id=number, event=pack_event(event))
-        if not hasattr(event, "text"):
-            self.running.pop(number, None)
 
     def cancel(self, number: int) -> None:
-        if (stop := self.running.get(number)) is not None:
+        """Cancel an answer, which may not have started yet, or have ended already."""
+        if (answer := self.answers.get(number)) is not None:
+            answer.cancel()
+
+
+class RunningAnswer:
+    """How to cancel an answer that is being started or generated."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self._cancelled = False
+
+    def started(self, stop: Callable[[], None]) -> None:
+        """`stop` cancels the answer; called at once where it was cancelled before."""
+        with self._lock:
+            self._stop, cancelled = stop, self._cancelled
+        if cancelled:
+            stop()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled, stop = True, self._stop
+        if stop is not None:
             stop()
 
 
 def error_message(error: BaseException) -> dict[str, Any]:
     """An error as the fields of a message."""
-    code = error.exit_code if isinstance(error, BorealisError) else 1
-    return {"error": str(error), "code": code, "retry_after": error.retry_after if isinstance(error, Busy) else None}
+    if isinstance(error, MemoryError):
+        return {"error": OUT_OF_MEMORY, "code": 1}
+    if not isinstance(error, BorealisError):
+        return {"error": f"the model's process failed: {error!r}", "code": 1}
+    retry_after = error.retry_after if isinstance(error, Busy) else None
+    return {"error": str(error), "code": error.exit_code, "retry_after": retry_after}
 
 
 def main() -> None:
@@ -97,11 +129,8 @@ def main() -> None:
     try:
         first = unpack(sys.stdin.buffer.readline())
         worker.load(first["path"], first["load"])
-    except BorealisError as error:
+    except (BorealisError, MemoryError) as error:
         worker.send(**error_message(error))
-        return
-    except MemoryError:
-        worker.send(error="out of memory; use a smaller model or a smaller context", code=1)
         return
     except (ValueError, json.JSONDecodeError):
         return  # the parent died while writing
@@ -110,6 +139,9 @@ def main() -> None:
             request = unpack(line)
             if request["do"] == "cancel":
                 worker.cancel(request["id"])
-            else:  # statistics are answered at once, even when all other threads are busy
-                (stats_thread if request["do"] == "stats" else threads).submit(worker.handle, request)
+                continue
+            if request["do"] == "start":
+                worker.answers[request["id"]] = RunningAnswer()
+            # statistics are answered at once, even when all other threads are busy
+            (stats_thread if request["do"] == "stats" else threads).submit(worker.handle, request)
         os._exit(0)  # nobody waits for what still runs

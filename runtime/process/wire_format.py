@@ -7,19 +7,55 @@ data, field by field. Bytes are sent as {"$bytes": base64}.
 import base64
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
-from ..events import Candidate, Chosen, Event, Finished, GenerationRequest, Options, Text, Tool, ToolCall, Usage
+import numpy as np
+
+from ...errors import InvalidInput
+from ..events import (
+    Candidate,
+    Chosen,
+    Event,
+    Finished,
+    GenerationRequest,
+    ModelInfo,
+    Options,
+    Reason,
+    Text,
+    Tool,
+    ToolCall,
+    Usage,
+)
+
+FIGURES = (
+    "active", "waiting", "kv_tokens", "requests_total", "cancelled_total", "prompt_tokens_total",
+    "completion_tokens_total", "prompt_seconds_total", "completion_seconds_total",
+)  # fmt: skip
+"""The statistics that a model's process reports."""
 
 
 def pack(value: Any) -> bytes:
-    """`value` as one line of JSON."""
-    return json.dumps(value, default=_plain).encode("ascii") + b"\n"
+    """`value` as one line of JSON. Raises InvalidInput for lists in lists in lists, beyond what JSON readers take."""
+    try:
+        return json.dumps(value, default=_plain).encode("ascii") + b"\n"
+    except RecursionError:
+        raise InvalidInput("the request is nested too deep") from None
 
 
 def unpack(line: bytes) -> Any:
     """The value that `pack` was given. Raises ValueError for any other line."""
-    return json.loads(line, object_hook=_bytes)
+    try:
+        return json.loads(line, object_hook=_bytes)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
+
+
+def unpack_message(line: bytes) -> dict[str, Any]:
+    """A message of the model's process. Raises ValueError for any other line."""
+    found = unpack(line)
+    if not isinstance(found, dict):
+        raise ValueError(f"no message but a {type(found).__name__}")
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -57,14 +93,45 @@ def pack_event(event: Event) -> list[Any]:
 
 
 def unpack_event(found: list[Any]) -> Event:
-    """The event that `pack_event` packed. Raises ValueError for anything else."""
+    """The event that `pack_event` packed. Raises ValueError, TypeError and so on for anything else."""
     kind, *rest = found
     if kind == "text":
         text, logprobs = rest
         chosen = [Chosen(i, data, p, tuple(Candidate(*each) for each in top)) for i, data, p, top in logprobs]
         return Text(str(text), tuple(chosen))
     if kind == "call":
-        return ToolCall(*map(str, rest))
-    if kind == "end":
-        return Finished(rest[0], Usage(**rest[1]))
+        id, name, arguments = map(str, rest)
+        return ToolCall(id, name, arguments)
+    if kind == "end" and rest[0] in get_args(Reason):
+        reason, usage = rest
+        prompt, cached, completion = (int(usage[f"{what}_tokens"]) for what in ("prompt", "cached", "completion"))
+        seconds = (float(usage[f"{what}_seconds"]) for what in ("prompt", "completion"))
+        return Finished(reason, Usage(prompt, cached, completion, *seconds))
     raise ValueError(f"no event: {kind!r}")
+
+
+def unpack_info(found: dict[str, Any]) -> ModelInfo:
+    """What a loaded model offers. Raises ValueError, TypeError and so on for anything else."""
+    return ModelInfo(
+        int(found["context"]),
+        int(found["parallel"]),
+        bool(found["vision"]),
+        bool(found["chat"]),
+        str(found["placement"]),
+    )
+
+
+def unpack_reply(what: str, value: Any) -> Any:
+    """The value of the reply to the request `what`. Raises ValueError, TypeError and so on for anything else."""
+    if what == "embed":
+        shape, data, count = value
+        return np.frombuffer(data, "<f4").reshape(shape), int(count)
+    if what == "tokenize":
+        return [int(id) for id in value]
+    if what == "detokenize":
+        return str(value)
+    if what == "restore":
+        return {**value, "messages": [dict(each) for each in value["messages"]], "overflow": str(value["overflow"])}
+    if what == "stats":
+        return {name: float(value[name]) for name in FIGURES}
+    return None

@@ -9,7 +9,7 @@ from dataclasses import astuple
 from typing import Any
 
 from ...errors import BorealisError, InvalidInput
-from ..process.child_process import child_command, crash_name
+from ..process.child_process import child_command, child_environment, crash_name
 from .chat_template import ChatTemplate, Message, Rendering, Segment
 from .template_worker import OUT_OF_MEMORY, pack, unpack
 
@@ -102,7 +102,9 @@ class _TemplateProcess:
         pipe = subprocess.PIPE
         command = child_command(WORKER, str(MAX_MEMORY), str(MAX_SECONDS))
         try:
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=child_environment()
+            )
         except OSError as error:
             raise BorealisError(
                 f"the process that renders chat templates cannot be started ({error.strerror or error})"

@@ -1,6 +1,5 @@
 """Encodes images in a thread of its own, so that answers to texts go on meanwhile."""
 
-import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -64,8 +63,10 @@ class ImageEncoder:
                 known = isinstance(error, BorealisError)
                 on_error(error if known else BorealisError(f"looking at an image failed: {error!r}"))
 
-        with contextlib.suppress(RuntimeError):  # closed meanwhile
+        try:
             self._thread.submit(work)
+        except RuntimeError as error:  # closed meanwhile, or the system has no more threads
+            on_error(BorealisError(f"looking at an image failed: {error}"))
 
     def features(self, image: ImageFile) -> np.ndarray:
         """The embeddings of `image`, float32 [tokens, n_embd]. For one thread at a time."""

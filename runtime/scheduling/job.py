@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..events import Chosen, Event, EventSink, Finished, Reason, Text, Usage
+from ...errors import BorealisError
+from ..events import Chosen, Event, EventSink, Finished, Reason, Text, Usage, send_event
 from ..llama.sampler import Sampler
 from .output_text import OutputText
 from .slots import Slot
@@ -61,20 +62,25 @@ class Job:
         return Usage(len(self.tokens), self.cached, self.generated, prefilled - started, now - prefilled)
 
     def emit(self, text: str) -> None:
-        """Send text, with the logprobs of its tokens."""
-        self.sink(Text(text, tuple(self.pending_logprobs)))
+        """Send text, with the logprobs of its tokens. Raises BorealisError when the sink raises."""
+        error = send_event(self.sink, Text(text, tuple(self.pending_logprobs)))
         self.pending_logprobs.clear()
+        if error is not None:
+            raise BorealisError(f"the receiver of the answer's events failed: {error!r}")
 
     def end(self, event: Event | BaseException) -> None:
         """Send the last event, unless one was sent."""
         with self.lock:
             if not self.ended:
                 self.ended = True
-                self.sink(event)
+                send_event(self.sink, event)
 
-    def finish(self, reason: Reason) -> Finished:
+    def finish(self, reason: Reason) -> Finished | BorealisError:
         """Emit the text that was held back; returns the last event, which the caller sends with `end`."""
         with self.lock:
-            if not self.ended and reason != "stop" and (rest := self.output.push(b"", last=True)):
-                self.emit(rest)
+            try:
+                if not self.ended and reason != "stop" and (rest := self.output.push(b"", last=True)):
+                    self.emit(rest)
+            except BorealisError as error:
+                return error
             return Finished(reason, self.usage())

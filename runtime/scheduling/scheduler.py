@@ -4,16 +4,18 @@ Every step computes one token of each answer being decoded and fills the batch u
 between steps.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from ...errors import BorealisError, Busy
-from ..events import Reason
+from ...errors import BorealisError, Busy, EngineDied
+from ..events import Finished, Reason
 from ..llama.engine import Engine
 from ..llama.sampler import with_logprobs
 from .batch import next_batch
@@ -22,7 +24,11 @@ from .slots import MIN_SHARED_TOKENS, SlotPool, common_prefix
 
 
 class Scheduler:
-    """The engine's thread. All public methods may be called from any other thread."""
+    """The engine's thread. All public methods may be called from any other thread.
+
+    What a job or a call raises ends that one alone, with that error; what a step of llama.cpp raises ends the running
+    jobs. Where even that fails, the engine is unusable: everything that waits, and everything later, gets EngineDied.
+    """
 
     def __init__(self, engine: Engine, max_queue: int | None = None) -> None:
         self.engine, self.max_queue = engine, max_queue
@@ -32,18 +38,18 @@ class Scheduler:
         )
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._computing: list[Job] = []
         self._closed = False
+        self.unusable: EngineDied | None = None
         self._thread = threading.Thread(target=self._run, name="borealis-gguf engine", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises Busy when too many wait already, BorealisError when closed."""
+        """Queue a job. Raises Busy when too many wait already, BorealisError when closed or unusable."""
         with self._changed:
-            if self._closed:
-                raise BorealisError("the model is closed")
+            self._check_usable()
             room = sum(not slot.busy for slot in self.slots.all) + sum(job.cancelled for job in self._running)
             waiting = sum(not job.cancelled for job in self._waiting)
             if self.max_queue is not None and waiting >= self.max_queue + room:
@@ -83,30 +89,22 @@ class Scheduler:
             if job not in self._waiting:
                 return
             self._waiting.remove(job)
-        self._fail(job, error)
+        self._end(job, error)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the engine's thread between two steps; returns or raises what it does."""
-        done = threading.Event()
-        results: list[Any] = []
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except BaseException as error:
-                errors.append(error)
-            done.set()
-
+        future: Future[Any] = Future()
         with self._changed:
-            if self._closed:
-                raise BorealisError("the model is closed")
-            self._calls.append(run)
+            self._check_usable()
+            self._calls.append((future, function))
             self._changed.notify()
-        done.wait()
-        if errors:
-            raise errors[0]
-        return results[0]
+        return future.result()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise BorealisError("the model is closed")
+        if self.unusable is not None:
+            raise self.unusable
 
     def stats(self) -> dict[str, float]:
         """Jobs running and waiting, tokens in the cache, and totals since the start."""
@@ -126,14 +124,35 @@ class Scheduler:
     # The methods below run in the engine's thread.
 
     def _run(self) -> None:
-        going = True
-        while going:
-            try:
-                going = self._prepare()
-                self._step()
-            except Exception as error:
-                for job in list(self._running):
-                    self._fail(job, error, clear=True)
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            self._give_up(error)
+
+    def _turn(self) -> bool:
+        """One step, and what happens before it. False: the scheduler is closed."""
+        try:
+            going = self._prepare()
+            self._step()
+            return going
+        except BaseException as error:
+            for job in list(self._running):
+                self._fail(job, error, clear=True)
+            return True
+
+    def _give_up(self, error: BaseException) -> None:
+        """End everything that waits with `error`, which left the engine unusable."""
+        logging.getLogger(__name__).error("the engine's thread ended", exc_info=error)
+        with self._changed:
+            self.unusable = EngineDied(f"the engine failed and cannot go on: {error!r}; load the model again")
+            jobs, calls = [*self._running, *self._waiting], list(self._calls)
+            for queue in (self._running, self._waiting, self._calls):
+                queue.clear()
+        for future, _ in calls:
+            future.set_exception(self.unusable)
+        for job in jobs:
+            job.end(self.unusable)
 
     def _prepare(self) -> bool:
         """Wait for work; then end cancelled jobs, run calls and start jobs. False: the scheduler is closed."""
@@ -141,34 +160,47 @@ class Scheduler:
             while not (self._closed or self._running or self._calls or any(job.actionable for job in self._waiting)):
                 self._changed.wait()
             self.engine.abort(False)
-            calls, closed = list(self._calls), self._closed
-            self._calls.clear()
-            dropped = [job for job in self._waiting if job.cancelled or closed]
-            for job in dropped:
-                self._waiting.remove(job)
-        for job in [job for job in dropped if job.awaiting_images and not job.cancelled]:
-            dropped.remove(job)
-            self._fail(job, BorealisError("the model is closed"))
-        for job in [*dropped, *(job for job in self._running if job.cancelled or closed)]:
-            job.cancelled = True
-            self._finish(job, "cancelled")
-        for call in calls:
-            call()
+            closed = self._closed
+            unwanted = [job for job in (*self._waiting, *self._running) if job.cancelled or closed]
+        for job in unwanted:
+            if job.awaiting_images and not job.cancelled:
+                self._fail(job, BorealisError("the model is closed"))
+            else:
+                job.cancelled = True
+                self._finish(job, "cancelled")
+        self._run_calls()
         self._start_jobs()
         return not closed
 
+    def _run_calls(self) -> None:
+        for _ in range(len(self._calls)):  # those queued meanwhile wait for the next step
+            future, function = self._calls.popleft()
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
     def _start_jobs(self) -> None:
-        while self.slots.has_idle():
-            with self._changed:
-                ready = (job for job in self._waiting if not (job.awaiting_images or self._should_wait(job)))
-                job = next(ready, None)
-                if job is None:
+        with self._changed:
+            ready = [job for job in self._waiting if not job.awaiting_images]
+        for job in ready:
+            try:
+                if not self.slots.has_idle():
                     return
-                self._waiting.remove(job)
-                self._running.append(job)
-            job.started = time.monotonic()
-            job.slot, job.cached = self.slots.acquire(job.tokens)
-            job.sampler.accept_prompt([id for id in job.tokens if id >= 0])
+                if not self._should_wait(job):
+                    self._start(job)
+            except BaseException as error:
+                self._fail(job, error)
+
+    def _start(self, job: Job) -> None:
+        with self._changed:
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+            self._running.append(job)
+        job.started = time.monotonic()
+        job.slot, job.cached = self.slots.acquire(job.tokens)
+        job.sampler.accept_prompt([id for id in job.tokens if id >= 0])
 
     def _should_wait(self, job: Job) -> bool:
         """Whether a running job is prefilling a prefix of this one that is worth waiting for."""
@@ -191,7 +223,7 @@ class Scheduler:
             if token.logits:
                 try:
                     self._advance(job, n)
-                except Exception as error:
+                except BaseException as error:
                     self._fail(job, error)
 
     def _compute(self, owners: Sequence[Job], work: Callable[[], bool]) -> bool:
@@ -244,26 +276,50 @@ class Scheduler:
 
     def _finish(self, job: Job, reason: Reason) -> None:
         event = job.finish(reason)
-        self._release(job)
-        job.end(event)
+        if self._take_out(job):
+            self._end(job, event)
 
-    def _fail(self, job: Job, error: Exception, clear: bool = False) -> None:
-        self._release(job, clear)
-        job.end(error if isinstance(error, BorealisError) else BorealisError(f"the engine failed: {error!r}"))
+    def _fail(self, job: Job, error: BaseException, clear: bool = False) -> None:
+        """End a job with an error; `clear`: its slot's cache cannot be trusted."""
+        if self._take_out(job):
+            self._end(job, error if isinstance(error, BorealisError) else _engine_error(error), clear)
 
-    def _release(self, job: Job, clear: bool = False) -> None:
-        """Give up the job's slot and count it; `clear`: the slot's cache cannot be trusted."""
+    def _take_out(self, job: Job) -> bool:
+        """Take the job out of its queue. False: another thread did, and ends it."""
+        with self._changed:
+            queue = next((queue for queue in (self._running, self._waiting) if job in queue), None)
+            if queue is not None:
+                queue.remove(job)
+            return queue is not None
+
+    def _end(self, job: Job, event: Finished | BorealisError, clear: bool = False) -> None:
+        """Count a job that was taken out, free what it holds, and send its last event."""
+        self._count(job)
+        slot, job.slot = job.slot, None
+        try:
+            if slot is not None and clear:
+                self.slots.clear(slot)
+        finally:
+            if slot is not None:
+                self.slots.release(slot)
+            _close_sampler(job)
+            job.end(event)
+
+    def _count(self, job: Job) -> None:
         usage = job.usage()
         with self._changed:
-            if job in self._running:
-                self._running.remove(job)
             for name in ("prompt_tokens", "completion_tokens", "prompt_seconds", "completion_seconds"):
                 self.totals[name] += getattr(usage, name)
             self.totals["requests"] += 1
             self.totals["cancelled"] += job.cancelled
+
+
+def _close_sampler(job: Job) -> None:
+    try:
         job.sampler.close()
-        if job.slot is not None:
-            if clear:
-                self.slots.clear(job.slot)
-            self.slots.release(job.slot)
-            job.slot = None
+    except Exception:  # its memory is lost, and nothing else
+        logging.getLogger(__name__).exception("a sampler could not be closed")
+
+
+def _engine_error(error: BaseException) -> BorealisError:
+    return BorealisError(f"the engine failed: {error!r}")

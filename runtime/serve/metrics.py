@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 PREFIX = "borealis_gguf"
 GAUGES = {
+    "up": "1 while the model replies, 0 while it is loaded or does not.",
     "active": "Answers being made.",
     "waiting": "Requests waiting for a place.",
     "kv_tokens": "Tokens held in memory, of all conversations.",

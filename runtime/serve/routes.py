@@ -1,5 +1,6 @@
 """The HTTP routes: OpenAI's API, health, metrics, and the files of the chat page."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -74,10 +75,8 @@ async def health(service: Service, request: Request) -> Response:
 
 async def metrics(service: Service, request: Request) -> Response:
     """GET /metrics."""
-    stats: dict[str, float] = {}
+    stats: dict[str, float] = {"up": 0}
     if service.model is not None:
-        try:
+        with contextlib.suppress(BorealisError):  # closed, or its process cannot be started
             stats = await service.run_in_thread(service.model.stats)
-        except BorealisError:  # the model's process is being restarted
-            stats = {}
     return Response(service.metrics.text(stats), media_type="text/plain; version=0.0.4; charset=utf-8")

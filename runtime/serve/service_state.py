@@ -90,8 +90,9 @@ class Service:
         if self._health_check is None or self._health_check.done():
             self._health_check = asyncio.ensure_future(self.run_in_thread(self.model.stats))
         await asyncio.wait({self._health_check}, timeout=HEALTH_TIMEOUT)
-        alive = self._health_check.done() and self._health_check.exception() is None
-        return "ok" if alive else "restarting"
+        check = self._health_check
+        replied = check.done() and check.exception() is None and bool(check.result()["up"])
+        return "ok" if replied else "restarting"
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """The chat in a terminal: reads lines, runs commands, sends messages and streams the answers."""
 
+import _thread
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from .terminal_io import InputReader, Screen, UserInput, read_input
 if TYPE_CHECKING:
     from ..model import Model
 
+CANCEL_SECONDS = 0.5
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
 
 
@@ -185,12 +187,18 @@ def stats_line(usage: Usage, first: float | None, reason: str) -> str:
 
 
 class Interrupts:
-    """A context manager: within it, Ctrl-C cancels the answer instead of raising KeyboardInterrupt."""
+    """A context manager: within it, Ctrl-C cancels the answer instead of raising KeyboardInterrupt.
+
+    That is raised after all when the answer does not start within CANCEL_SECONDS, because the model is loaded again,
+    and by another Ctrl-C later than that, when the answer goes on because the model's process hangs.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._answer: Answer | None = None
-        self._pressed = False
+        self._pressed: float | None = None
+        self._too_late = threading.Timer(CANCEL_SECONDS, _thread.interrupt_main)
+        self._too_late.daemon = True
         self._previous_handler: Any = None
 
     def __enter__(self) -> "Interrupts":
@@ -200,17 +208,24 @@ class Interrupts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._enabled:
+            self._too_late.cancel()
             signal.signal(signal.SIGINT, self._previous_handler)
 
     def cancel_on_interrupt(self, answer: Answer) -> Answer:
         """Let Ctrl-C cancel `answer`, at once if Ctrl-C was pressed before."""
         self._answer = answer
-        if self._pressed:
+        self._too_late.cancel()
+        if self._pressed is not None:
             answer.cancel()
         return answer
 
     def _press(self, signum: int, frame: FrameType | None) -> None:
         """Cancel from another thread, since this one may hold any lock when the signal comes."""
-        self._pressed = True
+        now, first = time.monotonic(), self._pressed
+        self._pressed = now if first is None else first
+        if now - self._pressed >= CANCEL_SECONDS:
+            raise KeyboardInterrupt
         if self._answer is not None:
             threading.Thread(target=self._answer.cancel, daemon=True).start()
+        elif first is None:
+            self._too_late.start()

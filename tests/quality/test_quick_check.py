@@ -1,5 +1,7 @@
 """The quick check before files get their names: it passes good ones and leaves none of a wrong encoder or header."""
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from borealis_gguf import BorealisError, Report, api
 from borealis_gguf.checkpoint.types import KV
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
-from borealis_gguf.pipeline.execute import execute
+from borealis_gguf.errors import Cancelled
+from borealis_gguf.pipeline.execute import Progress, execute
 from borealis_gguf.pipeline.layout import lay_out
 from borealis_gguf.pipeline.plan import Codec, FilePlan
 from borealis_gguf.quality.quick_check import QuickCheck
@@ -62,3 +65,25 @@ def test_files_of_one_pass_are_reported_one_by_one(tmp_path: Path, nano: Path) -
     assert [report.path for report in reports] == [plan.path for plan in plans]
     assert all(report.ok and report.quick for report in reports)
     assert [[section.title for section in report.sections] for report in reports] == [QUICK_TITLES] * 3
+
+
+def test_stop_during_the_check_ends_within_a_second(
+    tmp_path: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check waits for a tokenizer that never answers, after the last weight is written."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "tokenizers.py").write_text("while True: pass", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(modules))
+    stop, stopped = threading.Event(), []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.done == progress.total and not stopped:
+            stopped.append(time.monotonic() + 1.0)
+            threading.Timer(1.0, stop.set).start()
+
+    (plan,) = api.plan_quantize(nano, ["Q8_0"], tmp_path / "out")
+    with pytest.raises(Cancelled):
+        api.execute([plan], on_progress=on_progress, stop=stop)
+    assert time.monotonic() - stopped[0] < 1.0
+    assert not (tmp_path / "out").exists()

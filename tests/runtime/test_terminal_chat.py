@@ -20,14 +20,15 @@ from borealis_gguf.runtime.events import Options, Usage
 from borealis_gguf.runtime.model import Model, load
 from borealis_gguf.runtime.process.isolated_model import IsolatedModel
 from borealis_gguf.runtime.terminal.chat_commands import COMMANDS, typed_path
-from borealis_gguf.runtime.terminal.chat_loop import ChatLoop, greeting, stats_line
+from borealis_gguf.runtime.terminal.chat_loop import HOW_TO_LEAVE, ChatLoop, UserMessage, greeting, stats_line
 from borealis_gguf.runtime.terminal.terminal_escape import escape_terminal
 from borealis_gguf.runtime.terminal.terminal_io import PipeReader, Screen, UserInput, read_input
 
 from ..cli.test_cli import BOOT, run
 from ..helpers.paths import DATA
+from ..helpers.serving import until
 from ..helpers.vision_models import SEEING
-from .test_isolated_model import LOADING, dying
+from .test_isolated_model import LOADING, child, dying
 from .test_vision import made
 
 IMAGES = DATA / "images"
@@ -330,6 +331,59 @@ def test_no_control_character_of_a_model_reaches_a_terminal(attacker: Path) -> N
             assert "\x1b[2J" in said
             assert out.getvalue().rstrip("\n") == (escape_terminal(said) if out.isatty() else said).rstrip("\n")
     assert "\x1b" not in escape_terminal(said)
+
+
+def test_ctrl_c_does_not_wait_for_a_model_that_is_loaded_again(nano_q8: Path, tmp_path: Path) -> None:
+    """Its process is killed, and the next one takes a minute; the prompt comes back at once."""
+    code = f"""
+import os
+try: os.close(os.open({str(tmp_path / "mark")!a}, os.O_CREAT | os.O_EXCL))
+except FileExistsError: time.sleep(60)
+ready()
+time.sleep(60)
+"""
+    model = Model(nano_q8, IsolatedModel(nano_q8, LOADING, command=child(code)))
+    assert isinstance(model.backend, IsolatedModel)
+    model.backend._worker._process.kill()
+    until(lambda: model.backend._worker.ended is not None)  # type: ignore[attr-defined]
+    err = io.StringIO()
+    chat = ChatLoop(model, Typed("Hei", "/quit"), Screen(io.StringIO(), err))
+    press = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    press.start()
+    begun = time.monotonic()
+    chat.run()
+    model.close()
+    assert time.monotonic() - begun < 2
+    assert err.getvalue() == f"{HOW_TO_LEAVE}\n" and chat.unanswered == UserMessage("Hei")
+
+
+def test_a_later_ctrl_c_leaves_an_answer_that_does_not_stop(nano_q8: Path) -> None:
+    """Its process sends a text, and then nothing more."""
+    code = """
+ready()
+number = json.loads(sys.stdin.readline())["id"]
+send(id=number, value=None)
+send(id=number, event=["text", "Hei", []])
+time.sleep(60)
+"""
+    model = Model(nano_q8, IsolatedModel(nano_q8, LOADING, command=child(code)))
+    out, err = io.StringIO(), io.StringIO()
+    chat = ChatLoop(model, Typed("Hei", "/quit"), Screen(out, err))
+
+    def press() -> None:
+        until(lambda: out.getvalue() != "")
+        for pause in (0.05, 0.2, 0.5, 0):  # only the last one comes late
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(pause)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    begun = time.monotonic()
+    chat.run()
+    seconds = time.monotonic() - begun
+    thread.join()
+    model.close()
+    assert 0.5 < seconds < 3 and HOW_TO_LEAVE in err.getvalue()
 
 
 @pytest.mark.parametrize(("setting", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from borealis_gguf.checkpoint.types import GGMLQuantizationType
@@ -196,6 +197,77 @@ def test_asking_for_health_starts_a_dead_model_again(server: Serving) -> None:
 
     until(healthy, 20)
     assert seen <= {"ok", "restarting"}
+
+
+def figures(server: Serving) -> dict[str, float]:
+    """The metrics without labels; they must come soon."""
+    begun = time.monotonic()
+    status, _, body = server.ask("GET", "/metrics")
+    assert status == 200 and time.monotonic() - begun < 2
+    lines = [line.split() for line in body.decode().splitlines() if line[0] != "#" and "{" not in line]
+    return {name.removeprefix("borealis_gguf_"): float(value) for name, value in lines}
+
+
+def health(server: Serving) -> tuple[int, str]:
+    begun = time.monotonic()
+    status, _, body = server.ask("GET", "/health")
+    assert time.monotonic() - begun < 2
+    return status, json.loads(body)["status"]
+
+
+def test_metrics_and_health_while_the_process_is_stopped(server: Serving) -> None:
+    """More questions than there are threads; the figures are the last ones known."""
+    server.post(CHAT, SHORT)
+    before = figures(server)
+    assert before["up"] == 1 and before["completion_tokens_total"] > 0
+    child = psutil.Process(child_of(server))
+    child.suspend()
+    try:
+        begun = time.monotonic()
+        for _ in range(60):
+            assert figures(server) == {**before, "up": 0}
+        assert health(server) == (503, "restarting")
+        assert time.monotonic() - begun < 8
+    finally:
+        child.resume()
+    until(lambda: health(server) == (200, "ok") and figures(server)["up"] == 1)
+    assert server.post(CHAT, SHORT)[0] == 200
+
+
+def test_metrics_and_health_while_the_process_is_restarted(server: Serving) -> None:
+    """The new process is stopped while it loads."""
+    before, old = figures(server), child_of(server)
+    os.kill(old, getattr(signal, "SIGKILL", signal.SIGTERM))
+    until(lambda: health(server)[1] == "restarting" and child_of(server) != old)
+    child = psutil.Process(child_of(server))
+    child.suspend()
+    try:
+        begun = time.monotonic()
+        for _ in range(60):
+            now = figures(server)
+            assert (now["up"], now["restarts_total"], now["active"]) == (0, before["restarts_total"] + 1, 0)
+            assert health(server) == (503, "restarting")
+        assert time.monotonic() - begun < 8
+    finally:
+        child.resume()
+    until(lambda: health(server) == (200, "ok"), 30)
+    assert figures(server)["up"] == 1
+
+
+def test_an_end_while_the_process_is_restarted(server: Serving) -> None:
+    with serving_of(server) as running:
+        old = child_of(running)
+        os.kill(old, getattr(signal, "SIGKILL", signal.SIGTERM))
+        until(lambda: health(running)[1] == "restarting" and child_of(running) != old)
+        child = psutil.Process(child_of(running))
+        child.suspend()
+        waiting = begin(running, LONG)
+        begun = time.monotonic()
+        running.server.should_exit = True
+        status, _, body = read_reply(waiting)
+        assert time.monotonic() - begun < 2
+        assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def read_reply_after_head(wire: socket.socket) -> tuple[int, dict[str, str], bytes]:
