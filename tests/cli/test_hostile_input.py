@@ -1,5 +1,6 @@
 """Every hostile input at the command line: one line, the right exit code, little time and memory, nothing written."""
 
+import hashlib
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ..helpers.command_limits import run_commands
 from ..helpers.gguf_faults import Edit, cut_vocabulary, set_item, set_value, with_metadata
 from ..helpers.hostile_input import KINDS, Hostile
 from ..helpers.paths import DATA
+from .test_cli import run
 
 SECONDS = 2
 MEMORY = 256 << 20
@@ -121,3 +123,16 @@ def test_a_text_no_modelfile_holds(text: str, nano_q8: Path, tmp_path: Path) -> 
         return ["modelfile", Path(shutil.copy(nano_q8, folder)), "--system", f"a{text}b", "-o", folder / "Modelfile"]
 
     hold({"text": Hostile(build, "")}, tmp_path)
+
+
+def test_surroundings_do_not_change_bytes(nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither hash seed, locale and time zone nor the number of workers."""
+    digests = set()
+    for seed, language, zone, jobs in (("0", "C", "UTC", "1"), ("7", "tr_TR.UTF-8", "Pacific/Auckland", "3")):
+        for name, value in (("PYTHONHASHSEED", seed), ("LC_ALL", language), ("TZ", zone)):
+            monkeypatch.setenv(name, value)
+        out = tmp_path / f"{seed}.gguf"
+        done = run("quantize", "Q4_K_M", "-m", nano, "-o", out, "-j", jobs, "--no-check")
+        assert done.returncode == 0, done.stderr
+        digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert len(digests) == 1

@@ -270,6 +270,11 @@ TOKENIZERS = {
     "a truncated model": Hostile(checkpoint(put("tokenizer.model", b"\x0a\x05\x0a\x0ahello")), "not a SentencePiece"),
     "a lying length": Hostile(checkpoint(put("tokenizer.model", b"\x0a" + b"\xff" * 9 + b"\x01x")), "byte"),
     "an end out of range": Hostile(checkpoint(no_eos), "eos_token_id"),
+    "a padding that tokenizers cannot read": Hostile(
+        checkpoint(edit("tokenizer.json", lambda t: t.update(padding={"strategy": "x"}))),
+        "quick check of out.gguf failed: .* tokenizers cannot use it .* nothing was kept",
+        code=1,
+    ),
     "an end of turn that is text": Hostile(
         checkpoint(edit("tokenizer_config.json", lambda t: t["added_tokens_decoder"]["5"].update(special=False))),
         "not a control token",
