@@ -1,6 +1,7 @@
 """Checks that the metadata of a well-formed GGUF agrees with its tensors: block count, vocabulary, token ids."""
 
 import re
+from collections import Counter
 from typing import NoReturn
 
 from gguf.constants import GGUFValueType
@@ -62,6 +63,7 @@ def _check_tokenizer(file: GGUFFile) -> None:
         _check_array(file, kv, GGUFValueType.STRING)
     if tokens is None:
         return
+    check_tokens_differ(file)
     n_vocab = len(tokens.value)
     for name, item_type in PER_TOKEN:
         kv = file.find(f"tokenizer.ggml.{name}")
@@ -76,6 +78,17 @@ def _check_tokenizer(file: GGUFFile) -> None:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and embedding.shape[:-1] != (n_vocab,):
         _fail(file, tokens, f"has {n_vocab} items, but token_embd.weight has shape {list(embedding.shape)}")
+
+
+def check_tokens_differ(file: GGUFFile) -> None:
+    """Refuses a vocabulary with one text twice: llama.cpp would end the process that loads it."""
+    tokens = file.find("tokenizer.ggml.tokens")
+    texts = tokens.value if tokens and tokens.item_type is GGUFValueType.STRING else ()
+    if len(set(texts)) == len(texts):
+        return
+    twice = next((text for text, count in Counter(texts).items() if count > 1 and text), None)
+    if tokens and twice is not None:  # llama.cpp gives empty texts names of their own
+        _fail(file, tokens, f"has {quote(twice)} twice")
 
 
 def _check_array(file: GGUFFile, kv: KV, item_type: GGUFValueType) -> None:

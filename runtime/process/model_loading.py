@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...checkpoint.gguf import GGUFFile, read_gguf
 from ...checkpoint.gguf_naming import mmproj_beside
+from ...checkpoint.gguf_validation import check_tokens_differ
 from ...errors import BorealisError, InvalidInput
 from ..fitting.cpu_probe import extra_buffers_work
 from ..fitting.placement import Placement, choose_placement, model_params
@@ -46,6 +47,7 @@ def load_in_process(path: Path, options: LoadOptions, on_progress: "LoadProgress
     header = read_gguf(path)
     if header.value("general.type", "model") != "model" or header.value("general.architecture") == "clip":
         raise InvalidInput(f"{path}: not a language model but a {header.value('general.type', 'vision part')}")
+    check_tokens_differ(header)
     default_sampling = override_sampling(sampling_from_metadata(header), options.sampling)
     adapters = checked_loras(header, options.loras)
     if options.threads < 1:

@@ -396,6 +396,7 @@ def test_honest_model(tmp_path: Path) -> None:
         (model([a.kv("tokenizer.ggml.scores", a.F32, bytes(4))]), "scores is FLOAT32, not an array"),
         (model([a.array("tokenizer.ggml.merges", a.I32, 4, bytes(16))]), "merges is INT32"),
         (model([a.kv("tokenizer.ggml.eos_token_id", a.U32, a.u32(4))]), "eos_token_id is UINT32 4, not one of 4"),
+        (a.gguf([a.ARCH, a.array("tokenizer.ggml.tokens", a.STRING, 3, a.string("a") * 3)]), "tokens has 'a' twice"),
         (model([a.kv("tokenizer.ggml.bos_token_id", a.STRING, a.string("1"))]), "bos_token_id is STRING"),
         (model(tokens=3), r"tokens has 3 items, but token_embd.weight has shape \[4, 8\]"),
         (model(blocks=(0, 1, 2)), "block_count is 2, but the tensors belong to 3 blocks"),
