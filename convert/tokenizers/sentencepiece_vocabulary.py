@@ -184,7 +184,9 @@ def _check_same_pieces(
     if list(vocabulary.values()) == list(range(len(vocabulary))):  # ids in order: compares texts by position
         rows = compress(rows, map(ne, vocabulary, [*tokens, *[None] * (len(vocabulary) - n)]))
     for piece, id in rows:
-        if type(id) is not int or not 0 <= id < n or tokens[id] == piece or id in added:
+        if type(id) is not int:
+            raise InvalidInput(f"{where}: {quote(piece)} has the id {quote(str(id), 30)}, which is no whole number")
+        if not 0 <= id < n or tokens[id] == piece or id in added:
             continue
         if tokens[id] == piece.replace(SPACE, " "):
             continue

@@ -272,8 +272,11 @@ TOKENIZERS = {
     "an end out of range": Hostile(checkpoint(no_eos), "eos_token_id"),
     "a padding that tokenizers cannot read": Hostile(
         checkpoint(edit("tokenizer.json", lambda t: t.update(padding={"strategy": "x"}))),
-        "quick check of out.gguf failed: .* tokenizers cannot use it .* nothing was kept",
-        code=1,
+        "padding.strategy is 'x'; it must be BatchLongest or Fixed",
+    ),
+    "lists in the place of ids": Hostile(
+        checkpoint(edit("tokenizer.json", lambda t: t["model"]["vocab"].update({"Hei": [1]}))),
+        "Hei",
     ),
     "an end of turn that is text": Hostile(
         checkpoint(edit("tokenizer_config.json", lambda t: t["added_tokens_decoder"]["5"].update(special=False))),
