@@ -175,7 +175,8 @@ def test_the_modelfile_of_the_readme(desk: Callable[[], Desk]) -> None:
     here = desk()
     (line,) = [line for line in commands(README) if "modelfile" in line]
     run_line(here, line)
-    assert (here.folder / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./borealis-4b-Q4_K_M.gguf\n")
+    text = (here.folder / "Modelfile").read_text(encoding="utf-8")
+    assert "\nFROM ./borealis-4b-Q4_K_M.gguf\nFROM ./mmproj-borealis-4b-F16.gguf\n" in text
 
 
 def test_the_python_example_tells_its_progress(desk: Callable[[], Desk]) -> None:

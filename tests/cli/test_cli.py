@@ -109,7 +109,7 @@ def test_run_tells_where_the_model_is(nano_q8: Path) -> None:
 def test_modelfile_lies_beside_its_model(nano_q8: Path, tmp_path: Path) -> None:
     model = Path(shutil.copy(nano_q8, tmp_path / "nano-Q8_0.gguf"))
     done = run("modelfile", model)
-    assert done.stdout.splitlines()[0] == "FROM ./nano-Q8_0.gguf"
+    assert done.stdout.splitlines()[1] == "FROM ./nano-Q8_0.gguf"
     assert run("modelfile", model, "-o", tmp_path / "Modelfile").returncode == 0
     assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == done.stdout
     elsewhere = run("modelfile", model, "-o", tmp_path.parent / "Modelfile")
@@ -124,7 +124,7 @@ def test_modelfile_lies_beside_a_link_to_its_model(nano_q8: Path, tmp_path: Path
     model.symlink_to(nano_q8)
     done = run("modelfile", model, "-o", tmp_path / "Modelfile")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./nano-Q8_0.gguf\n")
+    assert (tmp_path / "Modelfile").read_text(encoding="utf-8").count("FROM ./nano-Q8_0.gguf\n") == 1
     assert run("modelfile", model, "-o", nano_q8.parent / "Modelfile").returncode == 2
 
 
