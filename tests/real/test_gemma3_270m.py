@@ -228,6 +228,7 @@ def test_modelfile(gemma_270m_q8: Path, tmp_path: Path) -> None:
         "top_p": "0.95",
         "min_p": "0",
         "repeat_penalty": "1",
+        "repeat_last_n": "64",
         "stop": "<end_of_turn>",
     }
     assert "<start_of_turn>model\n" in values["TEMPLATE"] and "<end_of_turn>\n" in values["TEMPLATE"]

@@ -36,7 +36,8 @@ class Late:
         def wait(*_: Any) -> Any:
             assert self.gone_on.wait(10), f"{name} holds up the event loop"
             self.asked.append(name)
-            return {"restore": {"messages": ASKED, "overflow": "roll"}, "tokenize": [7], "detokenize": "x"}.get(name)
+            restored = {"messages": ASKED, "overflow": "roll", "notice": ""}
+            return {"restore": restored, "tokenize": [7], "detokenize": "x"}.get(name)
 
         return wait
 
