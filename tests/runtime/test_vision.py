@@ -33,6 +33,7 @@ from ..cli.test_cli import run as command
 from ..generate.vision_goldens import GOLDEN, IMAGES
 from ..helpers.asking import alone, encode, generate, local
 from ..helpers.checkpoints import N_NANO, Miniature
+from ..helpers.gguf_faults import set_value, with_metadata
 from ..helpers.vision_models import SEEING
 
 PROMPT = "Hva ser du på bildet?"
@@ -205,6 +206,28 @@ def test_no_mmproj(nano_q8: Path) -> None:
 def test_an_mmproj_of_another_model(nano_q8: Path, small: Path) -> None:
     wrong = "belongs to a model with embeddings of 64, not 256"
     with load(nano_q8, context=128, mmproj=mmproj_beside(small)) as model, pytest.raises(InvalidInput, match=wrong):
+        generate(model, asked(IMAGES / "exact.png"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("clip.vision.image_size", 0),
+        ("clip.vision.image_size", 2**32 - 1),
+        ("clip.vision.patch_size", 0),
+        ("clip.vision.patch_size", 2**31),
+        ("clip.vision.projection_dim", 2**31),
+        ("clip.vision.block_count", 2**31),
+        ("clip.projector_type", "other"),
+    ],
+)
+def test_an_mmproj_that_lies_is_refused_before_it_is_loaded(
+    small: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    mmproj = mmproj_beside(small)
+    assert mmproj is not None
+    bad = with_metadata(mmproj, tmp_path / "mmproj.gguf", set_value(key, value))
+    with pytest.raises(InvalidInput, match=r"mmproj\.gguf: "), load(small, context=128, mmproj=bad) as model:
         generate(model, asked(IMAGES / "exact.png"))
 
 
