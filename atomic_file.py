@@ -52,7 +52,7 @@ def _written_beside(path: Path, parts: Iterable[bytes], mode: int) -> Iterator[P
 
     It is locked until then. What has no lock was left behind by a killed run, and is removed first.
     """
-    for left in _hidden_files(path):
+    for left in hidden_files(path):
         _remove_unlocked(left)
     partial, file = _locked_new_file(path, mode)
     with ExitStack() as undo:
@@ -75,8 +75,8 @@ def _locked_new_file(path: Path, mode: int) -> tuple[Path, BufferedIOBase]:
         file.close()  # another run took it, in this moment, for one that was left behind
 
 
-def _hidden_files(path: Path) -> list[Path]:
-    """Hidden files beside `path` that runs are writing, or that killed runs have left."""
+def hidden_files(path: Path) -> list[Path]:
+    """Hidden partial files beside `path` that runs are writing, or that killed runs have left."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     with os.scandir(path.parent) as entries:
         return [Path(e) for e in entries if pattern.fullmatch(e.name) and e.is_file(follow_symlinks=False)]

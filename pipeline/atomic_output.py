@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -16,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from ..atomic_file import hidden_files
 from ..checkpoint.input_files import refuse_input_as_output
 from ..errors import BorealisError, InvalidInput, os_errors_as_ours
 from ..file_lock import is_still_named, lock
@@ -43,7 +43,7 @@ class PartialFile:
             undo.callback(self._unlock)
             self.path = folder / f".{name}.{secrets.token_hex(4)}.partial"
             with _os_errors_about(plan.path):
-                for path in _left_behind(plan.path):
+                for path in hidden_files(plan.path):
                     path.unlink(missing_ok=True)
                 self.file = self.path.open("x+b", buffering=0)
             undo.pop_all()
@@ -183,14 +183,7 @@ def _check_space(plans: Sequence[FilePlan]) -> None:
 
 def _left_behind_nbytes(final: Path) -> int:
     """Bytes on the disk of the partial files that killed runs have left at `final`; the next run removes them."""
-    return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in _left_behind(final))
-
-
-def _left_behind(final: Path) -> list[Path]:
-    """Partial files that killed runs have left at `final`. Only the holder of its lock can know that they are."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}\.partial")
-    with os.scandir(final.parent) as entries:
-        return [Path(entry) for entry in entries if pattern.fullmatch(entry.name) and not entry.is_dir()]
+    return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in hidden_files(final))
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from borealis_gguf.atomic_file import hidden_files
 from borealis_gguf.checkpoint.types import GGMLQuantizationType as T
 from borealis_gguf.errors import BorealisError, InvalidInput
-from borealis_gguf.pipeline import atomic_output
 from borealis_gguf.pipeline.atomic_output import PartialFile, check_outputs
 from borealis_gguf.pipeline.execute import execute
 from borealis_gguf.pipeline.layout import lay_out
@@ -146,4 +146,4 @@ def test_a_file_that_another_program_replaces_meanwhile_gets_no_name(plan: FileP
         file.sync()
     file.discard()
     assert names(plan) == []
-    assert atomic_output._left_behind(plan.path) == []
+    assert hidden_files(plan.path) == []
